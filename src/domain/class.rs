@@ -117,7 +117,7 @@ impl Class {
 
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
@@ -208,7 +208,9 @@ pub enum MappingError {
     #[error("`{0}` is known already: only codes absent from the built-in table can be mapped")]
     Known(String),
     /// No verdict of an unknown code may be of this class.
-    #[error("`{code}` can't be of class `{class}`: only classes of a verdict other than access and conflict can be mapped")]
+    #[error(
+        "`{code}` can't be of class `{class}`: only classes of a verdict other than access and conflict can be mapped"
+    )]
     NotMappable {
         /// The code to be mapped.
         code: String,
@@ -258,6 +260,40 @@ mod tests {
         let table: String =
             FINAL_CODES.iter().map(|(code, class)| format!("{class:<14} {code}\n")).collect();
         insta::assert_snapshot!(table, @r"
+        authorization  AUTH_CANCELLED
+        authorization  AUTH_EXPIRED
+        authorization  AUTH_NOT_FOUND
+        order          ORDER_IS_CANCELED
+        order          ORDER_STATUS_INVALID
+        order          ORDER_NOT_EXIST
+        order          ORDER_IS_CLOSED
+        limit          CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT
+        limit          USER_AMOUNT_EXCEED_LIMIT
+        limit          PAYMENT_COUNT_EXCEED_LIMIT
+        contract       CURRENCY_NOT_SUPPORT
+        contract       MULTI_CAPTURE_NOT_SUPPORTED
+        contract       INVALID_CONTRACT
+        contract       NO_PAY_OPTIONS
+        contract       INVALID_MERCHANT_STATUS
+        contract       PAYMENT_NOT_QUALIFIED
+        access         ACCESS_DENIED
+        access         INVALID_SIGNATURE
+        access         SIGNATURE_INVALID
+        access         KEY_NOT_FOUND
+        access         CLIENT_INVALID
+        access         INVALID_CLIENT
+        access         INVALID_API
+        access         NO_INTERFACE_DEF
+        access         METHOD_NOT_SUPPORTED
+        access         MEDIA_TYPE_NOT_ACCEPTABLE
+        request        PARAM_ILLEGAL
+        conflict       REPEAT_REQ_INCONSISTENT
+        risk           RISK_REJECT
+        payer          USER_BALANCE_NOT_ENOUGH
+        payer          USER_NOT_EXIST
+        payer          USER_STATUS_ABNORMAL
+        provider       PROCESS_FAIL
+        provider       SYSTEM_ERROR
         ");
     }
 

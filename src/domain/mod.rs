@@ -1,3 +1,15 @@
-//! The pure core: what a job is, what a reply means, and what is done about it. No clock, no I/O, no client.
+//! The pure core: what a job is, what a reply proves, and what is done about it. No clock, no I/O, no client; nothing
+//! here can fail but by saying so in a value.
+//!
+//! In reading order: a [`job`] and its [`money`]; its [`history`]; the gateway's [`reply`], which [`judge`] turns into
+//! an [`outcome`]; and [`settle`], which turns that into what the broker does.
 
 pub mod class;
+mod fields;
+pub mod history;
+pub mod job;
+pub mod judge;
+pub mod money;
+pub mod outcome;
+pub mod reply;
+pub mod settle;

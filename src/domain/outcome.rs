@@ -1,0 +1,271 @@
+//! What an attempt came to, and what that means for the lease.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    class::Class,
+    history::LastWord,
+    job::{JobError, Subject},
+    money::Money,
+};
+
+/// What an attempt came to. Exactly one of these, whatever happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The money is captured, by the gateway's signed word.
+    Captured(Capture),
+    /// It failed for good, by the gateway's signed word.
+    Failed(Verdict),
+    /// A capture request may have been received, and nobody can say yet whether it captured.
+    InDoubt(Doubt),
+    /// The gateway took too many calls: in doubt for safety, but no attempt.
+    Throttled(Throttle),
+    /// Nothing has happened at the gateway.
+    NotSent(String),
+    /// The gateway does not know who calls, and says so unsigned: no verdict on a capture.
+    Account(Verdict),
+    /// Nothing was tried; later.
+    Deferred(Deferral),
+    /// The body breaks the message contract.
+    Malformed(JobError),
+    /// Its time was over before it was sent.
+    Expired {
+        /// Whether that it was not captured had to be inquired.
+        inquired: bool,
+    },
+    /// It came back from the broker too often: something in it may kill workers.
+    Poison,
+    /// The worker stops before it began: back to the queue.
+    HandBack,
+}
+
+/// A capture that stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// `resultCode`.
+    pub code: String,
+    /// `resultMessage`.
+    pub message: Option<String>,
+    /// The gateway's id of the capture.
+    pub capture_id: Option<String>,
+    /// When, as the gateway wrote it.
+    pub capture_time: Option<String>,
+    /// The acquirer's id.
+    pub acquirer_reference_no: Option<String>,
+}
+
+/// A final failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Its class.
+    pub class: Class,
+    /// `resultCode`, if there is one.
+    pub code: Option<String>,
+    /// `resultMessage`, or the reason in our words.
+    pub message: Option<String>,
+    /// Whether the gateway signed it.
+    pub signed: bool,
+}
+
+/// Why nobody can say yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// What happened, for people.
+    pub reason: String,
+    /// The kind, for counters.
+    pub kind: DoubtKind,
+    /// The gateway's word, where it gave one that counts.
+    pub word: Option<LastWord>,
+}
+
+/// The kinds of doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DoubtKind {
+    /// `U`.
+    Unknown,
+    /// No answer at all.
+    NoAnswer,
+    /// An answer that is not the gateway's word.
+    Untrusted,
+    /// A signed `S` about something else.
+    Contradiction,
+    /// An `F` that need not be about the capture.
+    Unproven,
+    /// An inquiry that tells nothing.
+    NoEvidence,
+    /// The lease was lost while the call was under way.
+    LeaseLost,
+    /// A bug of ours.
+    Panic,
+}
+
+impl DoubtKind {
+    /// The name in counters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NoAnswer => "no_answer",
+            Self::Untrusted => "untrusted",
+            Self::Contradiction => "contradiction",
+            Self::Unproven => "unproven",
+            Self::NoEvidence => "no_evidence",
+            Self::LeaseLost => "lease_lost",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// Too many calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    /// How long the gateway asks to wait.
+    pub retry_after: Option<Duration>,
+    /// The gateway's word on this id, where it gave one that counts.
+    pub word: Option<LastWord>,
+}
+
+/// Why nothing was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Deferral {
+    /// Another capture of this payment is under way.
+    LeaseHeld,
+    /// Another capture of this payment is in doubt.
+    HoldOfAnother,
+    /// Too many jobs of this payment wait in this worker.
+    LineFull,
+    /// Redis is away: nothing is captured without a lease.
+    LeaseUnavailable,
+    /// Our own rate limit.
+    RateLimit,
+}
+
+impl Deferral {
+    /// The name in logs and counters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LeaseHeld => "lease_held",
+            Self::HoldOfAnother => "hold_of_another",
+            Self::LineFull => "line_full",
+            Self::LeaseUnavailable => "lease_unavailable",
+            Self::RateLimit => "rate_limit",
+        }
+    }
+}
+
+/// An attempt that is over: whose it was, what it came to, and what is known besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The job, as far as it could be read.
+    pub subject: Subject,
+    /// What it came to.
+    pub outcome: Outcome,
+    /// Whether a capture request for this id had left before, by the marks that were looked at.
+    pub sent: Sent,
+    /// Whether the outcome was known already: no attempt was spent on it.
+    pub remembered: bool,
+}
+
+/// Whether a capture request for an id may have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Its mark was looked for, and there is none.
+    No,
+    /// Nobody could look: no ground to say that nothing was sent, and none to say that something was.
+    Unknown,
+    /// It may have left.
+    Yes,
+}
+
+/// A final outcome of an id, remembered so that a copy of its job needs no call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// The amount that it was about.
+    pub amount: Money,
+    /// What it came to.
+    #[serde(flatten)]
+    pub fate: Fate,
+}
+
+/// The two ends of a capture that the gateway signs for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Captured.
+    Captured(Capture),
+    /// Failed.
+    Failed(Verdict),
+}
+
+impl From<Fate> for Outcome {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::Captured(capture) => Self::Captured(capture),
+            Fate::Failed(verdict) => Self::Failed(verdict),
+        }
+    }
+}
+
+/// What becomes of the lease, the hold and the mark of an id when its attempt is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// A final verdict: remember it, end the hold.
+    Final(Fate),
+    /// It is over, but not by a verdict that may be remembered: end the hold, leave the mark.
+    EndHold,
+    /// In doubt: hold and mark stay.
+    KeepHold,
+    /// Nothing was sent: take back what this acquisition wrote.
+    TakeBack,
+}
+
+impl Outcome {
+    /// What becomes of the lease.
+    #[must_use]
+    pub fn release(&self) -> Release {
+        match self {
+            Self::Captured(capture) => Release::Final(Fate::Captured(capture.clone())),
+            Self::Failed(verdict) => match verdict.class {
+                Class::Conflict => Release::TakeBack,
+                Class::Access => Release::EndHold,
+                _ => Release::Final(Fate::Failed(verdict.clone())),
+            },
+            Self::Expired { inquired: true } => Release::EndHold,
+            Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold,
+            Self::NotSent(_)
+            | Self::Account(_)
+            | Self::Deferred(_)
+            | Self::Malformed(_)
+            | Self::Expired { inquired: false }
+            | Self::Poison
+            | Self::HandBack => Release::TakeBack,
+        }
+    }
+
+    /// Whether the gateway's signed word ended it: true whoever holds the lease by now.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Captured(_) | Self::Failed(_))
+    }
+
+    /// The name in logs and counters.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Captured(_) => "captured",
+            Self::Failed(_) => "failed",
+            Self::InDoubt(_) => "in_doubt",
+            Self::Throttled(_) => "throttled",
+            Self::NotSent(_) => "not_sent",
+            Self::Account(_) => "account",
+            Self::Deferred(_) => "deferred",
+            Self::Malformed(_) => "malformed",
+            Self::Expired { .. } => "expired",
+            Self::Poison => "poison",
+            Self::HandBack => "handed_back",
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What came back from the gateway: an answer, nothing, or the certainty that nothing was sent.
+
+use std::time::Duration;
+
+use super::money::Money;
+
+/// The reply to a call. Whatever may have reached the gateway is never [`Reply::NotSent`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply<B> {
+    /// HTTP 200 with a body that could be read.
+    Answered(Answer<B>),
+    /// Connecting failed: nothing of the request has left.
+    NotSent(String),
+    /// The request may have been received, and there is no answer to go by.
+    NoAnswer(NoAnswer),
+}
+
+/// An answer's result and body, and whether the gateway signed them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer<B> {
+    /// Whose word it is.
+    pub signature: Signature,
+    /// `result` of the body.
+    pub result: GatewayResult,
+    /// `Retry-After`, where it was given.
+    pub retry_after: Option<Duration>,
+    /// The rest of the body.
+    pub body: B,
+}
+
+/// Whether an answer is the gateway's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// Signed by the gateway.
+    Good,
+    /// Not signed at all: the gateway does this when it can't tell who calls.
+    Missing,
+    /// Signed by somebody else, or changed on the way: never trusted.
+    Bad,
+}
+
+/// `result` of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayResult {
+    /// `resultStatus`.
+    pub status: Status,
+    /// `resultCode`.
+    pub code: String,
+    /// `resultMessage`.
+    pub message: Option<String>,
+}
+
+/// `resultStatus`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// `S`: it succeeded.
+    S,
+    /// `F`: it failed for good.
+    F,
+    /// `U`: unknown, not final.
+    U,
+    /// Anything else: ambiguous.
+    Other(String),
+}
+
+impl Status {
+    /// The status with this text.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        match text {
+            "S" => Self::S,
+            "F" => Self::F,
+            "U" => Self::U,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// The time-out passed.
+    #[error("no answer within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+    /// The connection broke after the request may have left.
+    #[error("the connection was lost: {0}")]
+    ConnectionLost(String),
+    /// Only HTTP 200 carries a verdict.
+    #[error("HTTP status {status}")]
+    HttpStatus {
+        /// The status.
+        status: u16,
+        /// `Retry-After`, where it was given.
+        retry_after: Option<Duration>,
+    },
+    /// No JSON of the gateway's form.
+    #[error("the body can't be read: {0}")]
+    Unreadable(String),
+    /// More than any answer of the gateway.
+    #[error("the body is longer than {0} bytes")]
+    TooLong(usize),
+}
+
+/// What an answer to a capture says besides its result.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaptureBody {
+    /// Our id.
+    pub capture_request_id: Option<String>,
+    /// The payment.
+    pub payment_id: Option<String>,
+    /// The amount; `Some(Err)` if it can't be read.
+    pub amount: Option<Result<Money, String>>,
+    /// The gateway's id of the capture.
+    pub capture_id: Option<String>,
+    /// When it captured, as the gateway wrote it.
+    pub capture_time: Option<String>,
+    /// The acquirer's id.
+    pub acquirer_reference_no: Option<String>,
+}
+
+/// What an answer to an inquiry says besides its result.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InquiryBody {
+    /// The payment, if it is named.
+    pub payment_id: Option<String>,
+    /// The transactions of the payment; `None` if the field is absent or can't be read.
+    pub transactions: Option<Vec<Transaction>>,
+}
+
+/// One transaction of an inquired payment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    /// `CAPTURE` for ours.
+    pub kind: Option<String>,
+    /// `captureRequestId` for ours.
+    pub request_id: Option<String>,
+    /// `captureId` for ours.
+    pub id: Option<String>,
+    /// SUCCESS, FAIL, PROCESSING, CANCELLED, PENDING.
+    pub status: Option<String>,
+    /// Why.
+    pub result: Option<GatewayResult>,
+    /// How much; `Some(Err)` if it can't be read.
+    pub amount: Option<Result<Money, String>>,
+    /// When, as the gateway wrote it.
+    pub time: Option<String>,
+}
+
+/// The reply to a capture.
+pub type CaptureReply = Reply<CaptureBody>;
+/// The reply to an inquiry.
+pub type InquiryReply = Reply<InquiryBody>;

@@ -1,0 +1,332 @@
+//! The one choice between captured, retry and dead letter. Pure: it decides, the broker acts.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    class::Class,
+    history::{History, LastWord},
+    job::Subject,
+    outcome::{Attempt, Capture, Outcome, Sent, Verdict},
+};
+
+/// When a job is tried again, and when it is given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The waits between attempts: n of them are n + 1 attempts.
+    pub schedule: Vec<Duration>,
+    /// The waits of deferrals; the last repeats.
+    pub defer_schedule: Vec<Duration>,
+    /// No retry or deferral begins past this age.
+    pub max_age: Duration,
+}
+
+/// What is done with a delivery. Every one of them is publish, confirm, ack, save the last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Settlement {
+    /// Publish the result.
+    Captured(Box<ResultMessage>),
+    /// Publish the job to the wait queue of this delay.
+    Retry {
+        /// How long it waits.
+        delay: Duration,
+        /// Its headers.
+        carry: History,
+    },
+    /// Publish a dead letter, and the result if there is somebody to tell.
+    Dead {
+        /// Why, for operators.
+        letter: Box<Letter>,
+        /// Its headers.
+        carry: History,
+        /// For the publisher.
+        result: Option<Box<ResultMessage>>,
+    },
+    /// Back to the queue as it is.
+    HandBack,
+}
+
+/// Why a job was given up: the headers of its dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// Its class: its queue.
+    pub class: Class,
+    /// The gateway's code, if there is one.
+    pub code: Option<String>,
+    /// The gateway's status, if there is one.
+    pub status: Option<String>,
+    /// Why, for people.
+    pub message: String,
+    /// When, in epoch milliseconds.
+    pub dead_at_ms: i64,
+    /// Whether the gateway signed the verdict.
+    pub signed: bool,
+}
+
+/// What a publisher is told.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultMessage {
+    /// Whose result it is.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// What it came to.
+    pub status: ResultStatus,
+    /// The class of the dead letter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// The gateway's code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result_code: Option<String>,
+    /// The gateway's status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result_status: Option<String>,
+    /// The gateway's message, or ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result_message: Option<String>,
+    /// The gateway's id of the capture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture_id: Option<String>,
+    /// When it captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture_time: Option<String>,
+    /// The acquirer's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acquirer_reference_no: Option<String>,
+    /// The id that a fresh id replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_capture_request_id: Option<String>,
+    /// The id that the publisher wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin_capture_request_id: Option<String>,
+    /// Attempts spent.
+    pub attempts: u32,
+    /// When this was decided, RFC 3339.
+    pub settled_at: String,
+}
+
+/// What a publisher may conclude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ResultStatus {
+    /// The money is captured.
+    Captured,
+    /// It is not, and will not be under this id unless an operator acts.
+    Failed,
+    /// Nobody knows: no permission to send again under another id.
+    InDoubt,
+}
+
+impl ResultMessage {
+    /// The routing key: `captured`, `failed.<class>` or `in_doubt`.
+    #[must_use]
+    pub fn routing_key(&self) -> String {
+        match (self.status, self.class) {
+            (ResultStatus::Captured, _) => "captured".into(),
+            (ResultStatus::InDoubt, _) => "in_doubt".into(),
+            (ResultStatus::Failed, Some(class)) => format!("failed.{class}"),
+            (ResultStatus::Failed, None) => "failed".into(),
+        }
+    }
+}
+
+/// Decides what is done with a delivery whose attempt is over.
+#[must_use]
+pub fn settle(
+    attempt: &Attempt,
+    history: &History,
+    policy: &Policy,
+    now: OffsetDateTime,
+) -> Settlement {
+    let at = At { attempt, history, policy, now };
+    match &attempt.outcome {
+        Outcome::Captured(capture) => at.captured(capture),
+        Outcome::Failed(verdict) => at.dead(verdict, at.spent_unless_remembered()),
+        Outcome::InDoubt(doubt) => at.retry(doubt.word.as_ref(), Class::InDoubt, &doubt.reason),
+        Outcome::NotSent(reason) => at.retry(None, Class::Unreachable, reason),
+        Outcome::Throttled(throttle) => {
+            let reason = "too many calls for the gateway";
+            at.defer(throttle.retry_after, throttle.word.as_ref(), &ours(Class::InDoubt, reason))
+        }
+        Outcome::Account(verdict) => at.defer(None, None, verdict),
+        Outcome::Deferred(deferral) => {
+            let reason = format!("deferred past its age, last for {}", deferral.name());
+            at.defer(None, None, &ours(Class::Expired, &reason))
+        }
+        Outcome::Malformed(error) => {
+            at.dead(&ours(Class::Malformed, &error.to_string()), history.attempts)
+        }
+        Outcome::Expired { inquired } => {
+            let verdict = ours(Class::Expired, "expiresAt passed, and nothing was captured");
+            let spent = history.attempts.saturating_add(u32::from(*inquired));
+            at.dead(&verdict, spent)
+        }
+        Outcome::Poison => {
+            let reason = format!("the broker had to take this job back {} times", history.returns);
+            at.dead(&ours(Class::Poison, &reason), history.attempts)
+        }
+        Outcome::HandBack => Settlement::HandBack,
+    }
+}
+
+/// A verdict of our own: unsigned, without a code.
+fn ours(class: Class, message: &str) -> Verdict {
+    Verdict { class, code: None, message: Some(message.to_owned()), signed: false }
+}
+
+/// One decision's facts.
+struct At<'a> {
+    attempt: &'a Attempt,
+    history: &'a History,
+    policy: &'a Policy,
+    now: OffsetDateTime,
+}
+
+impl At<'_> {
+    fn spent_unless_remembered(&self) -> u32 {
+        self.history.attempts.saturating_add(u32::from(!self.attempt.remembered))
+    }
+
+    fn captured(&self, capture: &Capture) -> Settlement {
+        Settlement::Captured(Box::new(ResultMessage {
+            result_code: Some(capture.code.clone()),
+            result_status: Some("S".into()),
+            result_message: capture.message.clone(),
+            capture_id: capture.capture_id.clone(),
+            capture_time: capture.capture_time.clone(),
+            acquirer_reference_no: capture.acquirer_reference_no.clone(),
+            ..self.result(ResultStatus::Captured, None, self.spent_unless_remembered())
+        }))
+    }
+
+    /// One attempt is spent: again after the schedule's next delay, unless schedule or age is spent.
+    fn retry(&self, word: Option<&LastWord>, class: Class, reason: &str) -> Settlement {
+        let spent = self.history.attempts.saturating_add(1);
+        let carry = History { attempts: spent, deferrals: 0, ..self.carry(word) };
+        let next = usize::try_from(spent).ok().and_then(|n| self.policy.schedule.get(n - 1));
+        match next {
+            Some(delay) if !self.is_too_old() => Settlement::Retry { delay: *delay, carry },
+            _ => self.dead_with(&ours(class, reason), carry),
+        }
+    }
+
+    /// No attempt is spent: again after the next delay of the deferrals, unless age is spent.
+    fn defer(
+        &self,
+        retry_after: Option<Duration>,
+        word: Option<&LastWord>,
+        at_the_end: &Verdict,
+    ) -> Settlement {
+        let deferrals = self.history.deferrals.saturating_add(1);
+        let carry = History { deferrals, ..self.carry(word) };
+        if self.is_too_old() {
+            return self.dead_with(at_the_end, carry);
+        }
+        let delays = &self.policy.defer_schedule;
+        let nth = usize::try_from(deferrals - 1).ok().and_then(|n| delays.get(n));
+        let asked = retry_after.and_then(|asked| delays.iter().find(|delay| **delay >= asked));
+        let delay = if retry_after.is_some() { asked } else { nth };
+        let delay = delay.or_else(|| delays.last()).copied().unwrap_or(Duration::from_secs(1));
+        Settlement::Retry { delay, carry }
+    }
+
+    fn dead(&self, verdict: &Verdict, attempts: u32) -> Settlement {
+        let word =
+            verdict.code.as_ref().filter(|_| verdict.signed).map(|code| LastWord::new(code, "F"));
+        let carry = History { attempts, ..self.carry(word.as_ref()) };
+        self.dead_with(verdict, carry)
+    }
+
+    /// A sent id never ends as unreachable, expired or unsigned access for want of time: it is in doubt.
+    fn dead_with(&self, verdict: &Verdict, carry: History) -> Settlement {
+        let for_want_of_time = matches!(
+            self.attempt.outcome,
+            Outcome::NotSent(_) | Outcome::Account(_) | Outcome::Deferred(_)
+        );
+        if for_want_of_time && (carry.sent || self.attempt.sent != Sent::No) {
+            let verdict = ours(Class::InDoubt, verdict.message.as_deref().unwrap_or("out of time"));
+            return self.bury(&verdict, carry);
+        }
+        self.bury(verdict, carry)
+    }
+
+    fn bury(&self, verdict: &Verdict, carry: History) -> Settlement {
+        let class = verdict.class;
+        let (code, status) = match (&verdict.code, class, &carry.last_word) {
+            (Some(code), _, _) => (Some(code.clone()), Some("F".to_owned())),
+            (None, Class::InDoubt, Some(word)) => {
+                (Some(word.code.clone()), Some(word.status.clone()))
+            }
+            (None, _, _) => (None, verdict.signed.then(|| "F".to_owned())),
+        };
+        let letter = Letter {
+            class,
+            code: code.clone(),
+            status: status.clone(),
+            message: verdict.message.clone().unwrap_or_else(|| class.name().to_owned()),
+            dead_at_ms: epoch_ms(self.now),
+            signed: verdict.signed,
+        };
+        let standing = match class {
+            Class::InDoubt | Class::Conflict | Class::Poison => ResultStatus::InDoubt,
+            _ => ResultStatus::Failed,
+        };
+        let result = self.attempt.subject.capture_request_id.is_some().then(|| {
+            Box::new(ResultMessage {
+                result_code: code,
+                result_status: status,
+                result_message: Some(letter.message.clone()),
+                ..self.result(standing, Some(class), carry.attempts)
+            })
+        });
+        Settlement::Dead { letter: Box::new(letter), carry, result }
+    }
+
+    /// The headers that go on: whatever was said before, what this attempt adds, and that the id may have been sent.
+    fn carry(&self, word: Option<&LastWord>) -> History {
+        let may_have_left = matches!(
+            self.attempt.outcome,
+            Outcome::Captured(_) | Outcome::Failed(_) | Outcome::InDoubt(_) | Outcome::Throttled(_)
+        );
+        History {
+            sent: self.attempt.sent == Sent::Yes
+                || self.history.sent
+                || self.history.redelivered
+                || may_have_left,
+            redelivered: false,
+            last_word: word.or(self.history.last_word.as_ref()).cloned(),
+            ..self.history.clone()
+        }
+    }
+
+    fn result(&self, status: ResultStatus, class: Option<Class>, attempts: u32) -> ResultMessage {
+        ResultMessage {
+            subject: self.attempt.subject.clone(),
+            status,
+            class,
+            result_code: None,
+            result_status: None,
+            result_message: None,
+            capture_id: None,
+            capture_time: None,
+            acquirer_reference_no: None,
+            parent_capture_request_id: self.history.parent.clone(),
+            origin_capture_request_id: self.history.origin.clone(),
+            attempts,
+            settled_at: self.now.format(&Rfc3339).unwrap_or_default(),
+        }
+    }
+
+    fn is_too_old(&self) -> bool {
+        let max_age_ms = i64::try_from(self.policy.max_age.as_millis()).unwrap_or(i64::MAX);
+        self.history.age_ms(epoch_ms(self.now)) >= max_age_ms
+    }
+}
+
+/// A time as epoch milliseconds.
+#[must_use]
+pub fn epoch_ms(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
