@@ -2,3 +2,4 @@
 //! operator can act on.
 
 pub mod domain;
+pub mod lease;

@@ -1,0 +1,29 @@
+-- Takes the lease of a payment for one acquisition, or says why not. Safe to repeat with the same token.
+-- KEYS: lease, hold, mark of this id, known outcome of this id.
+-- ARGV: token, captureRequestId, amount, lease ms, hold ms, remember ms, 1 if a capture will be posted at once.
+-- Returns {verb, detail, 1 if an earlier acquisition marked the id as sent, ms the hold had left (-2: none)}.
+local token, id, amount = ARGV[1], ARGV[2], ARGV[3]
+local known = redis.call('GET', KEYS[4])
+if known and string.sub(known, 1, #amount + 1) == amount .. '\n' then
+  return {'known', string.sub(known, #amount + 2), 1, -2}
+end
+local mark = redis.call('GET', KEYS[3])
+local marked = (mark and mark ~= token or known) and 1 or 0
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= token then
+  return {'held', '', marked, -2}
+end
+local hold = redis.call('GET', KEYS[2])
+if hold and string.sub(hold, #token + 1) ~= id then
+  return {'hold', '', marked, -2}
+end
+local hold_left = -2
+if hold and string.sub(hold, 1, #token) ~= token then
+  hold_left = redis.call('PTTL', KEYS[2])
+end
+redis.call('SET', KEYS[1], token, 'PX', ARGV[4])
+if ARGV[7] == '1' then
+  redis.call('SET', KEYS[2], hold or (token .. id), 'PX', ARGV[5])
+  redis.call('SET', KEYS[3], mark or token, 'PX', ARGV[6])
+end
+return {'taken', '', marked, hold_left}
