@@ -12,4 +12,5 @@ pub mod judge;
 pub mod money;
 pub mod outcome;
 pub mod reply;
+pub mod schedule;
 pub mod settle;

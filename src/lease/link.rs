@@ -50,7 +50,7 @@ pub(super) enum Wire {
 }
 
 enum Target {
-    Single(redis::Client),
+    Single(Box<redis::Client>),
     Cluster(Box<ClusterClient>),
     Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
@@ -172,7 +172,7 @@ impl Target {
                 } else {
                     redis::Client::open(info)
                 }
-                .map(Self::Single)
+                .map(|client| Self::Single(Box::new(client)))
                 .map_err(bad)
             }
             nodes => {

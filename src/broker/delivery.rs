@@ -1,0 +1,167 @@
+//! A job as the broker handed it over, with its history and the duty to settle it. Only here a job is acked.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{
+    BasicProperties,
+    options::{BasicAckOptions, BasicNackOptions},
+};
+use time::OffsetDateTime;
+
+use super::{
+    headers,
+    publisher::{Message, PublishError},
+    session::Session,
+};
+use crate::domain::{
+    history::History,
+    schedule::delay_name,
+    settle::{Letter, ResultMessage, Settlement, epoch_ms},
+};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// The session ended before the delivery was settled: the broker hands the job out again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the broker's session is lost: the job comes again")]
+pub struct SessionLost;
+
+/// A job in hand.
+pub struct Delivery {
+    session: Arc<Session>,
+    tag: u64,
+    body: Arc<[u8]>,
+    properties: BasicProperties,
+    history: History,
+}
+
+impl Delivery {
+    pub(super) fn new(session: Arc<Session>, delivery: lapin::message::Delivery) -> Self {
+        let now_ms = epoch_ms(OffsetDateTime::now_utc());
+        let history = headers::read(&delivery.properties, delivery.redelivered, now_ms);
+        Self {
+            session,
+            tag: delivery.delivery_tag,
+            body: delivery.data.into(),
+            properties: delivery.properties,
+            history,
+        }
+    }
+
+    /// The job, byte for byte.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// What it carries with it.
+    #[must_use]
+    pub const fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Whether it can still be settled. If not, the broker has given the job to somebody else by now.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.session.is_alive()
+    }
+
+    /// Publishes what is to be published, waits for the broker's confirm, then acks. A publish that the broker refuses
+    /// is tried again for as long as the session lives; the job stays unacked meanwhile.
+    ///
+    /// # Errors
+    /// The session is lost; nothing was acked.
+    pub async fn settle(self, settlement: Settlement) -> Result<(), SessionLost> {
+        match settlement {
+            Settlement::Captured(result) => self.publish(self.result(&result)).await?,
+            Settlement::Retry { delay, carry } => {
+                let names = &self.session.names;
+                let message = self.republish(names.wait(), delay_name(delay), &carry, None);
+                self.publish(message).await?;
+            }
+            Settlement::Dead { letter, carry, result } => {
+                let (dead, class) = (self.session.names.dead(), letter.class.name().to_owned());
+                let letter = self.publish(self.republish(dead, class, &carry, Some(&letter)));
+                let result = async {
+                    match &result {
+                        Some(result) => self.publish(self.result(result)).await,
+                        None => Ok(()),
+                    }
+                };
+                tokio::try_join!(letter, result)?;
+            }
+            Settlement::HandBack => return self.hand_back().await,
+        }
+        self.ack().await
+    }
+
+    async fn ack(&self) -> Result<(), SessionLost> {
+        let acked = self.session.channel.basic_ack(self.tag, BasicAckOptions::default()).await;
+        self.or_lost(acked)
+    }
+
+    async fn hand_back(&self) -> Result<(), SessionLost> {
+        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        let nacked = self.session.channel.basic_nack(self.tag, options).await;
+        self.or_lost(nacked)
+    }
+
+    fn or_lost(&self, done: lapin::Result<()>) -> Result<(), SessionLost> {
+        if !self.session.is_alive() {
+            return Err(SessionLost);
+        }
+        done.map_err(|error| {
+            self.session.end(&format!("acking failed: {error}"));
+            SessionLost
+        })
+    }
+
+    async fn publish(&self, message: Message) -> Result<(), SessionLost> {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let error = match self.session.publisher.publish(message.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(PublishError::Lost) => return Err(SessionLost),
+                Err(error) => error,
+            };
+            let (exchange, routing_key) = (&*message.exchange, &*message.routing_key);
+            tracing::error!(exchange, routing_key, %error, "a publish failed; the job stays unacked");
+            tokio::select! {
+                () = self.session.lost() => return Err(SessionLost),
+                () = tokio::time::sleep(backoff) => {}
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            if error == PublishError::Returned {
+                self.session.mend_topology().await;
+            }
+        }
+    }
+
+    fn republish(
+        &self,
+        exchange: String,
+        routing_key: String,
+        carry: &History,
+        letter: Option<&Letter>,
+    ) -> Message {
+        Message {
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            mandatory: true,
+            properties: headers::carry(&self.properties, carry, letter),
+            body: Arc::clone(&self.body),
+        }
+    }
+
+    fn result(&self, result: &ResultMessage) -> Message {
+        let now_ms = epoch_ms(OffsetDateTime::now_utc());
+        Message {
+            exchange: self.session.names.results().into(),
+            routing_key: result.routing_key().into(),
+            mandatory: false,
+            properties: headers::of_result(&self.properties, now_ms),
+            body: serde_json::to_vec(result).unwrap_or_default().into(),
+        }
+    }
+}

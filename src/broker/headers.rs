@@ -1,0 +1,395 @@
+//! What travels with a job: read strictly, carried on without what the broker would act on.
+
+use std::collections::BTreeMap;
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use crate::domain::{
+    class::Class,
+    history::{History, LastWord},
+    settle::Letter,
+};
+
+const ATTEMPT: &str = "x-capture-attempt";
+const DEFERRALS: &str = "x-capture-deferrals";
+const FIRST_SEEN: &str = "x-capture-first-seen";
+const LAST_CODE: &str = "x-capture-last-code";
+const LAST_STATUS: &str = "x-capture-last-status";
+const SENT: &str = "x-capture-sent";
+const REPLAYS: &str = "x-capture-replays";
+const RETURNS: &str = "x-capture-returns";
+const PARENT: &str = "x-capture-parent";
+const ORIGIN: &str = "x-capture-origin";
+const CLASS: &str = "x-capture-class";
+const CODE: &str = "x-capture-code";
+const STATUS: &str = "x-capture-status";
+const MESSAGE: &str = "x-capture-message";
+const DEAD_AT: &str = "x-capture-dead-at";
+const SIGNED: &str = "x-capture-signed";
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// Ours: written anew, or left out, on every republish.
+const OURS: [&str; 16] = [
+    ATTEMPT,
+    DEFERRALS,
+    FIRST_SEEN,
+    LAST_CODE,
+    LAST_STATUS,
+    SENT,
+    REPLAYS,
+    RETURNS,
+    PARENT,
+    ORIGIN,
+    CLASS,
+    CODE,
+    STATUS,
+    MESSAGE,
+    DEAD_AT,
+    SIGNED,
+];
+/// Those by which the broker acts: never republished.
+const ACTED_ON: [&str; 4] = ["CC", "BCC", "x-death", DELIVERY_COUNT];
+const ACTED_ON_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+
+const YEAR_2020_MS: i64 = 1_577_836_800_000;
+const DAY_MS: i64 = 86_400_000;
+/// The longest message on a dead letter, in characters.
+const MESSAGE_CHARS_MAX: usize = 500;
+/// The longest text of ours that is taken from another's header, in characters.
+const TEXT_CHARS_MAX: usize = 128;
+/// The broker's default `frame_max` is 128 KiB, and a message's properties travel in one frame.
+const HEADERS_BYTES_MAX: usize = 120 * 1024;
+const PERSISTENT: u8 = 2;
+
+/// Reads what a delivery carries with it. What somebody else wrote there and makes no sense counts as absent.
+pub(super) fn read(properties: &BasicProperties, redelivered: bool, now_ms: i64) -> History {
+    let empty = FieldTable::default();
+    let table = properties.headers().as_ref().unwrap_or(&empty);
+    let is_poison_letter = text(table, CLASS).is_some_and(|class| class == Class::Poison.name());
+    let last_word = text(table, LAST_CODE)
+        .zip(text(table, LAST_STATUS))
+        .map(|(code, status)| LastWord { code, status });
+    // Only the broker counts deliveries, and only on what it hands out again.
+    let count = if redelivered { number(table, DELIVERY_COUNT).unwrap_or(1) } else { 0 };
+    History {
+        attempts: number(table, ATTEMPT).unwrap_or(0),
+        deferrals: number(table, DEFERRALS).unwrap_or(0),
+        first_seen_ms: integer(table, FIRST_SEEN)
+            .filter(|ms| *ms >= YEAR_2020_MS && *ms <= now_ms.saturating_add(DAY_MS))
+            .unwrap_or(now_ms),
+        last_word,
+        sent: is_poison_letter || flag(table, SENT),
+        redelivered,
+        replays: number(table, REPLAYS).unwrap_or(0),
+        returns: number(table, RETURNS).unwrap_or(0).saturating_add(count),
+        parent: text(table, PARENT),
+        origin: text(table, ORIGIN),
+    }
+}
+
+/// The properties of a republished job: the publisher's, without those by which the broker acts, with our headers.
+pub(super) fn carry(
+    original: &BasicProperties,
+    history: &History,
+    letter: Option<&Letter>,
+) -> BasicProperties {
+    let mut ours = BTreeMap::new();
+    let mut put = |name: &str, value: AMQPValue| ours.insert(ShortString::from(name), value);
+    put(ATTEMPT, int(history.attempts));
+    put(DEFERRALS, int(history.deferrals));
+    put(FIRST_SEEN, AMQPValue::LongLongInt(history.first_seen_ms));
+    if let Some(word) = &history.last_word {
+        put(LAST_CODE, long(&bounded(&word.code, TEXT_CHARS_MAX)));
+        put(LAST_STATUS, long(&bounded(&word.status, TEXT_CHARS_MAX)));
+    }
+    if history.sent {
+        put(SENT, AMQPValue::Boolean(true));
+    }
+    for (name, count) in [(REPLAYS, history.replays), (RETURNS, history.returns)] {
+        if count > 0 {
+            put(name, int(count));
+        }
+    }
+    for (name, id) in [(PARENT, &history.parent), (ORIGIN, &history.origin)] {
+        if let Some(id) = id {
+            put(name, long(id));
+        }
+    }
+    if let Some(letter) = letter {
+        put(CLASS, long(letter.class.name()));
+        for (name, value) in [(CODE, &letter.code), (STATUS, &letter.status)] {
+            if let Some(value) = value {
+                put(name, long(&bounded(value, TEXT_CHARS_MAX)));
+            }
+        }
+        put(MESSAGE, long(&bounded(&letter.message, MESSAGE_CHARS_MAX)));
+        put(DEAD_AT, AMQPValue::LongLongInt(letter.dead_at_ms));
+        put(SIGNED, AMQPValue::Boolean(letter.signed));
+    }
+    without_what_acts(original).with_headers(fit(original.headers().as_ref(), ours).into())
+}
+
+/// The properties of a result.
+pub(super) fn of_result(original: &BasicProperties, now_ms: i64) -> BasicProperties {
+    let mut headers = BTreeMap::new();
+    for name in ["traceparent", "tracestate"] {
+        let value = original.headers().as_ref().and_then(|table| table.inner().get(name));
+        if let Some(value) = value {
+            headers.insert(ShortString::from(name), value.clone());
+        }
+    }
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_type("capture.result".into())
+        .with_app_id("capture-worker".into())
+        .with_timestamp(u64::try_from(now_ms / 1000).unwrap_or(0))
+        .with_headers(headers.into());
+    match original.correlation_id() {
+        Some(id) => properties.with_correlation_id(id.clone()),
+        None => properties,
+    }
+}
+
+/// The properties of a job that `submit` publishes.
+pub(super) fn of_job(now_ms: i64) -> BasicProperties {
+    BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_type("capture.job".into())
+        .with_app_id("capture-worker".into())
+        .with_timestamp(u64::try_from(now_ms / 1000).unwrap_or(0))
+}
+
+/// Everything but `expiration`, `user_id` and the headers; always persistent.
+fn without_what_acts(original: &BasicProperties) -> BasicProperties {
+    type With = fn(BasicProperties, ShortString) -> BasicProperties;
+    let texts: [(&Option<ShortString>, With); 8] = [
+        (original.content_type(), BasicProperties::with_content_type),
+        (original.content_encoding(), BasicProperties::with_content_encoding),
+        (original.correlation_id(), BasicProperties::with_correlation_id),
+        (original.reply_to(), BasicProperties::with_reply_to),
+        (original.message_id(), BasicProperties::with_message_id),
+        (original.kind(), BasicProperties::with_type),
+        (original.app_id(), BasicProperties::with_app_id),
+        (original.cluster_id(), BasicProperties::with_cluster_id),
+    ];
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    for (value, with) in texts {
+        if let Some(value) = value {
+            properties = with(properties, value.clone());
+        }
+    }
+    if let Some(priority) = original.priority() {
+        properties = properties.with_priority(*priority);
+    }
+    if let Some(timestamp) = original.timestamp() {
+        properties = properties.with_timestamp(*timestamp);
+    }
+    properties
+}
+
+/// The publisher's headers and ours. Where a publisher filled its frame to the brim, its largest headers give way: a
+/// frame that is too long would close the connection for ever again.
+fn fit(
+    original: Option<&FieldTable>,
+    ours: BTreeMap<ShortString, AMQPValue>,
+) -> BTreeMap<ShortString, AMQPValue> {
+    let mut theirs: Vec<_> = original
+        .into_iter()
+        .flat_map(|table| table.inner())
+        .filter(|(name, _)| is_kept(&name.to_string()))
+        .map(|(name, value)| (entry_size(name, value), name.clone(), value.clone()))
+        .collect();
+    theirs.sort_by_key(|(size, _, _)| *size);
+    let mut size: usize = ours.iter().map(|(name, value)| entry_size(name, value)).sum();
+    let mut fitted = ours;
+    for (bytes, name, value) in theirs {
+        size += bytes;
+        if size > HEADERS_BYTES_MAX {
+            let header = name.to_string();
+            tracing::warn!(header, bytes, "a header too large to be carried on was left out");
+        } else {
+            fitted.insert(name, value);
+        }
+    }
+    fitted
+}
+
+fn is_kept(name: &str) -> bool {
+    !OURS.contains(&name)
+        && !ACTED_ON.contains(&name)
+        && !ACTED_ON_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn entry_size(name: &ShortString, value: &AMQPValue) -> usize {
+    name.to_string().len() + 2 + value_size(value)
+}
+
+/// The bytes of a value in a frame, not less than they are.
+fn value_size(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::LongString(text) => 4 + text.len(),
+        AMQPValue::ShortString(text) => 1 + text.to_string().len(),
+        AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
+        AMQPValue::FieldArray(array) => {
+            4 + array.as_slice().iter().map(|value| 1 + value_size(value)).sum::<usize>()
+        }
+        AMQPValue::FieldTable(table) => {
+            4 + table.inner().iter().map(|(name, value)| entry_size(name, value)).sum::<usize>()
+        }
+        _ => 9,
+    }
+}
+
+fn int(number: u32) -> AMQPValue {
+    AMQPValue::LongInt(i32::try_from(number).unwrap_or(i32::MAX))
+}
+
+fn long(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+fn bounded(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).collect()
+}
+
+fn integer(table: &FieldTable, name: &str) -> Option<i64> {
+    match table.inner().get(name)? {
+        AMQPValue::ShortShortInt(number) => Some(i64::from(*number)),
+        AMQPValue::ShortShortUInt(number) => Some(i64::from(*number)),
+        AMQPValue::ShortInt(number) => Some(i64::from(*number)),
+        AMQPValue::ShortUInt(number) => Some(i64::from(*number)),
+        AMQPValue::LongInt(number) => Some(i64::from(*number)),
+        AMQPValue::LongUInt(number) => Some(i64::from(*number)),
+        AMQPValue::LongLongInt(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn number(table: &FieldTable, name: &str) -> Option<u32> {
+    integer(table, name).filter(|number| *number >= 0).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+fn text(table: &FieldTable, name: &str) -> Option<String> {
+    let text = match table.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
+        AMQPValue::ShortString(text) => text.to_string(),
+        _ => return None,
+    };
+    (!text.is_empty() && text.chars().count() <= TEXT_CHARS_MAX).then_some(text)
+}
+
+/// Present and not `false`.
+fn flag(table: &FieldTable, name: &str) -> bool {
+    table.inner().get(name).is_some_and(|value| *value != AMQPValue::Boolean(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: i64 = 1_800_000_000_000;
+
+    fn properties(headers: &[(&str, AMQPValue)]) -> BasicProperties {
+        let table: BTreeMap<_, _> =
+            headers.iter().map(|(name, value)| (ShortString::from(*name), value.clone())).collect();
+        BasicProperties::default().with_headers(table.into())
+    }
+
+    fn names(properties: &BasicProperties) -> Vec<String> {
+        let table = properties.headers().as_ref().unwrap();
+        table.inner().keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_carried_is_read_back() {
+        let history = History {
+            attempts: 3,
+            deferrals: 2,
+            first_seen_ms: NOW_MS - 5,
+            last_word: Some(LastWord::new("UNKNOWN_EXCEPTION", "U")),
+            sent: true,
+            redelivered: false,
+            replays: 1,
+            returns: 4,
+            parent: Some("p".into()),
+            origin: Some("o".into()),
+        };
+        let carried = carry(&BasicProperties::default(), &history, None);
+        assert_eq!(read(&carried, false, NOW_MS), history);
+    }
+
+    #[test]
+    fn nonsense_counts_as_absent() {
+        let hostile = properties(&[
+            (ATTEMPT, long("7")),
+            (DEFERRALS, AMQPValue::LongInt(-1)),
+            (FIRST_SEEN, AMQPValue::LongLongInt(NOW_MS + 2 * DAY_MS)),
+            (LAST_CODE, AMQPValue::LongInt(1)),
+            (LAST_STATUS, AMQPValue::LongString(vec![0xff].into())),
+            (REPLAYS, AMQPValue::Void),
+            (RETURNS, AMQPValue::Double(1.0)),
+            (DELIVERY_COUNT, AMQPValue::LongLongInt(500)),
+            (SENT, AMQPValue::Boolean(false)),
+        ]);
+        let fresh = History { first_seen_ms: NOW_MS, ..History::default() };
+        assert_eq!(read(&hostile, false, NOW_MS), fresh);
+        let old = properties(&[(FIRST_SEEN, AMQPValue::LongLongInt(YEAR_2020_MS - 1))]);
+        assert_eq!(read(&old, false, NOW_MS).first_seen_ms, NOW_MS);
+    }
+
+    #[test]
+    fn whatever_stands_in_sent_but_false_is_true() {
+        for value in
+            [AMQPValue::Void, long("false"), AMQPValue::LongInt(0), AMQPValue::Boolean(true)]
+        {
+            assert!(read(&properties(&[(SENT, value)]), false, NOW_MS).sent);
+        }
+        assert!(read(&properties(&[(CLASS, long("poison"))]), false, NOW_MS).sent);
+    }
+
+    #[test]
+    fn returns_add_up_the_brokers_count() {
+        let returned = properties(&[
+            (RETURNS, AMQPValue::LongInt(3)),
+            (DELIVERY_COUNT, AMQPValue::LongLongInt(2)),
+        ]);
+        assert_eq!(read(&returned, true, NOW_MS).returns, 5);
+        assert_eq!(read(&BasicProperties::default(), true, NOW_MS).returns, 1);
+    }
+
+    #[test]
+    fn what_the_broker_would_act_on_is_not_republished() {
+        let original = properties(&[
+            ("CC", long("x")),
+            ("BCC", long("x")),
+            ("x-death", long("x")),
+            ("x-first-death-queue", long("x")),
+            ("x-last-death-reason", long("x")),
+            ("x-delivery-count", AMQPValue::LongInt(3)),
+            ("x-capture-class", long("order")),
+            ("traceparent", long("00-1")),
+            ("theirs", AMQPValue::Boolean(true)),
+        ])
+        .with_expiration("1000".into())
+        .with_user_id("guest".into())
+        .with_message_id("m".into());
+        let carried = carry(&original, &History::default(), None);
+        assert_eq!(carried.expiration(), &None);
+        assert_eq!(carried.user_id(), &None);
+        assert_eq!(carried.message_id(), &Some("m".into()));
+        assert_eq!(names(&carried), ["theirs", "traceparent", ATTEMPT, DEFERRALS, FIRST_SEEN]);
+    }
+
+    #[test]
+    fn headers_that_fill_the_frame_give_way() {
+        let original =
+            properties(&[("huge", long(&"x".repeat(HEADERS_BYTES_MAX))), ("small", long("x"))]);
+        let names = names(&carry(&original, &History::default(), None));
+        assert!(names.contains(&"small".to_owned()) && !names.contains(&"huge".to_owned()));
+    }
+}

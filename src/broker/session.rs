@@ -1,0 +1,245 @@
+//! A session: two connections (the broker may block the one that publishes, and must not block acks with it), their
+//! channels, and the one fact that it lives. Any error ends the session as a whole; the caller opens the next one.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::{
+    Channel, Connection, ConnectionBuilder, ConnectionProperties, Consumer,
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
+    tcp::{OwnedIdentity, OwnedTLSConfig},
+    types::FieldTable,
+    uri::AMQPUri,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    publisher::Publisher,
+    topology::{self, Names, Topology, TopologyError},
+};
+
+/// Connecting takes at most this long; the URL's own time-out is ignored by the client.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Opening a session, with some thirty queues to declare, takes at most this long.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Closing is a courtesy.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A dead broker is noticed after twice this, if the URL says nothing else.
+const HEARTBEAT_S: u16 = 10;
+/// How often the connections are looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(200);
+
+/// Where the broker is, and how it is used.
+#[derive(Clone)]
+pub struct BrokerOptions {
+    /// `amqp://` or `amqps://`.
+    pub url: String,
+    /// The prefix of all names.
+    pub prefix: String,
+    /// How many deliveries may be unacked.
+    pub prefetch: u16,
+    /// What is done about the topology.
+    pub topology: Topology,
+    /// The delays that have a queue.
+    pub delays: Vec<Duration>,
+    /// The PEM text of a private certificate authority.
+    pub ca: Option<String>,
+    /// The PEM files of our certificate and its key.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is none of the broker's.
+    #[error("broker.url is no AMQP URL")]
+    Url,
+    /// The broker can't be reached, or refuses.
+    #[error("{0}")]
+    Connection(#[from] lapin::Error),
+    /// It takes too long.
+    #[error("the broker did not answer in time")]
+    TimedOut,
+    /// No later try would end otherwise.
+    #[error(transparent)]
+    Topology(TopologyError),
+}
+
+/// Whether the session lives, and whether its broker takes messages.
+#[derive(Clone, Default)]
+pub(super) struct Life {
+    lost: CancellationToken,
+    blocked: Arc<AtomicBool>,
+}
+
+impl Life {
+    pub(super) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Ends the session.
+    pub(super) fn end(&self, reason: &str) {
+        if !self.is_lost() {
+            tracing::warn!(reason, "the broker's session is lost; what is unacked comes again");
+            self.lost.cancel();
+        }
+    }
+}
+
+/// An open session.
+pub struct Session {
+    pub(super) names: Names,
+    pub(super) publisher: Publisher,
+    pub(super) channel: Channel,
+    pub(super) life: Life,
+    consuming: Connection,
+    publishing: Connection,
+    options: BrokerOptions,
+}
+
+impl Session {
+    /// Connects, declares the topology, and readies the channels.
+    ///
+    /// # Errors
+    /// The broker can't be reached (try again), or the topology is not as it must be (don't).
+    pub async fn open(options: &BrokerOptions) -> Result<Self, OpenError> {
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, Self::open_untimed(options)).await;
+        opened.map_err(|_| OpenError::TimedOut)?
+    }
+
+    async fn open_untimed(options: &BrokerOptions) -> Result<Self, OpenError> {
+        let publishing = connect(options, "publish").await?;
+        let names = Names::new(&options.prefix);
+        topology::ensure(&publishing, &names, &options.delays, options.topology).await.map_err(
+            |error| match error {
+                TopologyError::Connection(error) => OpenError::Connection(error),
+                other => OpenError::Topology(other),
+            },
+        )?;
+        let consuming = connect(options, "consume").await?;
+        let channel = consuming.create_channel().await?;
+        let confirmed = publishing.create_channel().await?;
+        confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
+        let life = Life::default();
+        let publisher = Publisher::start(confirmed, life.clone());
+        let options = options.clone();
+        Ok(Self { names, publisher, channel, life, consuming, publishing, options })
+    }
+
+    /// Watches the connections until the session is lost.
+    pub async fn watch(&self) {
+        while !self.life.is_lost() {
+            let connected = self.consuming.status().connected()
+                && self.publishing.status().connected()
+                && self.channel.status().connected();
+            if !connected {
+                return self.life.end("a connection or channel was closed");
+            }
+            let blocked = self.publishing.status().blocked();
+            if self.life.blocked.swap(blocked, Ordering::Relaxed) != blocked {
+                tracing::warn!(blocked, "the broker's word on publishing changed");
+            }
+            tokio::select! {
+                () = self.life.lost() => {}
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+            }
+        }
+    }
+
+    /// Whether deliveries of this session are still worth a start.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.life.is_lost()
+    }
+
+    /// Whether the broker has stopped taking messages.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.life.is_blocked()
+    }
+
+    /// Returns when the session is lost.
+    pub async fn lost(&self) {
+        self.life.lost().await;
+    }
+
+    /// Ends the session: what is unacked comes again.
+    pub fn end(&self, reason: &str) {
+        self.life.end(reason);
+    }
+
+    /// Begins to consume jobs.
+    pub(super) async fn start_consumer(&self, tag: &str) -> lapin::Result<Consumer> {
+        let qos = BasicQosOptions { global: false };
+        self.channel.basic_qos(self.options.prefetch, qos).await?;
+        let queue = self.names.jobs();
+        self.channel
+            .basic_consume(
+                queue.as_str().into(),
+                tag.into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+    }
+
+    /// Ceases to consume; what was handed out already stays with us.
+    pub(super) async fn cancel_consumer(&self, tag: &str) -> lapin::Result<()> {
+        self.channel.basic_cancel(tag.into(), BasicCancelOptions::default()).await
+    }
+
+    /// Makes the topology whole again after a message found no queue.
+    pub(super) async fn mend_topology(&self) {
+        if self.options.topology == Topology::Declare {
+            let delays = &self.options.delays;
+            let mended =
+                topology::ensure(&self.publishing, &self.names, delays, Topology::Declare).await;
+            if let Err(error) = mended {
+                tracing::error!(%error, "the topology can't be made whole");
+            }
+        }
+    }
+
+    /// Closes both connections, if they still are.
+    pub async fn close(&self) {
+        self.life.lost.cancel();
+        for connection in [&self.consuming, &self.publishing] {
+            let closing = connection.close(200, "done".into());
+            match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a connection was closed already"),
+                Err(_) => tracing::debug!("a connection did not close in time"),
+            }
+        }
+    }
+}
+
+async fn connect(options: &BrokerOptions, purpose: &str) -> Result<Connection, OpenError> {
+    let mut uri: AMQPUri = options.url.parse().map_err(|_| OpenError::Url)?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    let name = format!("capture-worker {} {purpose}", env!("CARGO_PKG_VERSION"));
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let tls = OwnedTLSConfig {
+        identity: options.client.clone().map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key }),
+        cert_chain: options.ca.clone(),
+    };
+    let builder = ConnectionBuilder::new_with_runtime(lapin::runtime::default_runtime()?)
+        .with_uri(uri)
+        .with_properties(properties)
+        .with_tls_config(tls);
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, builder.connect()).await;
+    Ok(connected.map_err(|_| OpenError::TimedOut)??)
+}

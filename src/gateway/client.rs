@@ -1,0 +1,259 @@
+//! The gateway's client: signs, posts, verifies, and says what came back. One call is one request: nothing is retried
+//! here, and no redirect is followed.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use reqwest::{
+    Response, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect,
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+
+use super::{
+    signing::{SigningKey, VerifyingKeys, signature_header},
+    wire::{self, Body},
+};
+use crate::domain::{
+    job::Job,
+    reply::{CaptureReply, InquiryReply, NoAnswer, Reply, Signature},
+};
+
+/// The largest body that is read of an answer.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Connecting takes at most this long, and at most half of the call's time: what fails here was certainly not sent.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(3);
+
+const CLIENT_ID: HeaderName = HeaderName::from_static("client-id");
+const REQUEST_TIME: HeaderName = HeaderName::from_static("request-time");
+const RESPONSE_TIME: HeaderName = HeaderName::from_static("response-time");
+const SIGNATURE: HeaderName = HeaderName::from_static("signature");
+const AGENT_TOKEN: HeaderName = HeaderName::from_static("agent-token");
+
+/// Where the gateway is, and who calls.
+pub struct GatewayOptions {
+    /// Scheme, host, and a path before the others if there is one.
+    pub base_url: String,
+    /// The path of captures.
+    pub capture_path: String,
+    /// The path of inquiries.
+    pub inquiry_path: String,
+    /// The merchant's client id.
+    pub client_id: String,
+    /// Which of the merchant's keys signs.
+    pub key_version: u32,
+    /// The merchant's private key.
+    pub signing_key: SigningKey,
+    /// The gateway's public keys.
+    pub verifying_keys: VerifyingKeys,
+    /// Only for integrators.
+    pub agent_token: Option<String>,
+    /// The time of a capture, connecting included.
+    pub timeout: Duration,
+    /// The time of an inquiry, connecting included.
+    pub inquiry_timeout: Duration,
+}
+
+/// What can't be made a client of.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Not a URL of the gateway.
+    #[error("gateway.base_url with {0} is no URL that can be called")]
+    Url(&'static str),
+    /// Not a header's value.
+    #[error("gateway.{0} holds characters that no HTTP header can carry")]
+    Header(&'static str),
+    /// No TLS, or no roots.
+    #[error("the HTTP client can't be made: {0}")]
+    Http(String),
+}
+
+/// The gateway's client: one pool of connections.
+pub struct Gateway {
+    http: reqwest::Client,
+    capture: Endpoint,
+    inquiry: Endpoint,
+    client_id: String,
+    key_version: u32,
+    headers: HeaderMap,
+    signing_key: SigningKey,
+    verifying_keys: VerifyingKeys,
+}
+
+struct Endpoint {
+    url: Url,
+    path: String,
+    timeout: Duration,
+}
+
+impl Gateway {
+    /// A client; connects when it is first used.
+    ///
+    /// # Errors
+    /// A setting that can't be used.
+    pub fn new(options: GatewayOptions) -> Result<Self, ClientError> {
+        let GatewayOptions { base_url, client_id, agent_token, .. } = &options;
+        let endpoint = |name, path: &str, timeout| {
+            let url = Url::parse(&format!("{}{path}", base_url.trim_end_matches('/')))
+                .ok()
+                .filter(|url| url.has_host())
+                .ok_or(ClientError::Url(name))?;
+            Ok(Endpoint { path: url.path().to_owned(), url, timeout })
+        };
+        let capture = endpoint("gateway.capture_path", &options.capture_path, options.timeout)?;
+        let inquiry =
+            endpoint("gateway.inquiry_path", &options.inquiry_path, options.inquiry_timeout)?;
+        let value =
+            |name, text: &str| HeaderValue::from_str(text).map_err(|_| ClientError::Header(name));
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
+        headers.insert(CLIENT_ID, value("client_id", client_id)?);
+        if let Some(token) = agent_token {
+            let mut token = value("agent_token", token)?;
+            token.set_sensitive(true);
+            headers.insert(AGENT_TOKEN, token);
+        }
+        let http = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT_MAX.min(options.timeout / 2))
+            .tcp_nodelay(true)
+            .pool_idle_timeout(Duration::from_secs(20))
+            .user_agent(concat!("capture-worker/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| ClientError::Http(error.to_string()))?;
+        Ok(Self {
+            http,
+            capture,
+            inquiry,
+            client_id: client_id.clone(),
+            key_version: options.key_version,
+            headers,
+            signing_key: options.signing_key,
+            verifying_keys: options.verifying_keys,
+        })
+    }
+
+    /// Posts a capture, once.
+    pub async fn capture(&self, job: &Job) -> CaptureReply {
+        self.call(&self.capture, wire::capture_body(job)).await
+    }
+
+    /// Asks what became of a payment's captures.
+    pub async fn inquire(&self, payment_id: &str) -> InquiryReply {
+        self.call(&self.inquiry, wire::inquiry_body(payment_id)).await
+    }
+
+    /// How long a capture may take.
+    #[must_use]
+    pub const fn capture_timeout(&self) -> Duration {
+        self.capture.timeout
+    }
+
+    /// How long an inquiry may take.
+    #[must_use]
+    pub const fn inquiry_timeout(&self) -> Duration {
+        self.inquiry.timeout
+    }
+
+    async fn call<B: Body>(&self, endpoint: &Endpoint, body: Vec<u8>) -> Reply<B> {
+        let time = epoch_ms().to_string();
+        let signature = self.signing_key.sign(&endpoint.path, &self.client_id, &time, &body);
+        let request = self
+            .http
+            .post(endpoint.url.clone())
+            .headers(self.headers.clone())
+            .header(REQUEST_TIME, time)
+            .header(SIGNATURE, signature_header(self.key_version, &signature))
+            .body(body);
+        let exchange = async {
+            let response = request.send().await.map_err(|error| of_send(&error))?;
+            self.read(endpoint, response).await
+        };
+        match tokio::time::timeout(endpoint.timeout, exchange).await {
+            Ok(Ok(reply) | Err(reply)) => reply,
+            Err(_) => Reply::NoAnswer(NoAnswer::TimedOut(endpoint.timeout)),
+        }
+    }
+
+    async fn read<B: Body>(
+        &self,
+        endpoint: &Endpoint,
+        mut response: Response,
+    ) -> Result<Reply<B>, Reply<B>> {
+        let retry_after = retry_after(response.headers());
+        if response.status() != StatusCode::OK {
+            let status = response.status().as_u16();
+            return Err(Reply::NoAnswer(NoAnswer::HttpStatus { status, retry_after }));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
+            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(Reply::NoAnswer(NoAnswer::TooLong(ANSWER_BYTES_MAX)));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let signature = self.verify(endpoint, response.headers(), &bytes);
+        Ok(wire::read(&bytes, signature, retry_after))
+    }
+
+    /// Whose word an answer is. It must be about a call of ours, so our client id is what is verified.
+    fn verify(&self, endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Signature {
+        let Ok(signature) = single(headers, &SIGNATURE) else { return Signature::Bad };
+        let Some(signature) = signature.filter(|text| !text.trim().is_empty()) else {
+            return Signature::Missing;
+        };
+        let (Ok(Some(time)), Ok(client_id)) =
+            (single(headers, &RESPONSE_TIME), single(headers, &CLIENT_ID))
+        else {
+            return Signature::Bad;
+        };
+        let is_ours = client_id.is_none_or(|id| id == self.client_id);
+        let good = is_ours
+            && self.verifying_keys.verify(&endpoint.path, &self.client_id, time, body, signature);
+        if good { Signature::Good } else { Signature::Bad }
+    }
+}
+
+/// The one value of a header; an error if it stands twice or is no text.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(drop),
+        (Some(_), Some(_)) => Err(()),
+    }
+}
+
+/// Only what fails while connecting (refused, DNS, TLS handshake) was certainly not sent.
+fn of_send<B>(error: &reqwest::Error) -> Reply<B> {
+    if error.is_connect() { Reply::NotSent(root_cause(error)) } else { lost(error) }
+}
+
+fn lost<B>(error: &reqwest::Error) -> Reply<B> {
+    Reply::NoAnswer(NoAnswer::ConnectionLost(root_cause(error)))
+}
+
+/// The innermost error: what happened, without the URL.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// `Retry-After`: seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = OffsetDateTime::parse(text, &Rfc2822).ok()?;
+    (date - OffsetDateTime::now_utc()).try_into().ok()
+}
+
+fn epoch_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+}

@@ -1,0 +1,8 @@
+//! The gateway's protocol: signing, bodies, and the client that turns a call into a reply. The only place that names
+//! `reqwest`; it knows what a reply says, not what it means.
+
+mod client;
+pub mod signing;
+mod wire;
+
+pub use self::client::{ClientError, Gateway, GatewayOptions};

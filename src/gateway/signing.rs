@@ -1,0 +1,309 @@
+//! Signatures as the gateway makes and checks them: RSASSA-PKCS1-v1_5 with SHA-256 over
+//! `POST <path>\n<client-id>.<time>.<body>`, as percent-encoded base64. Pure.
+
+use std::fmt;
+
+use aws_lc_rs::{
+    encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
+    rand::SystemRandom,
+    rsa::{KeyPair, KeySize},
+    signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+/// What base64 has and the gateway escapes.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'+').add(b'/').add(b'=');
+
+/// Why a key can't be used. Never says what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Nothing there.
+    #[error("it is empty")]
+    Empty,
+    /// Not base64.
+    #[error("it is neither one-line base64 nor PEM")]
+    NotBase64,
+    /// PEM of something else.
+    #[error("its PEM armour is not the one of {0}")]
+    OtherPem(&'static str),
+    /// Not RSA of a usable size, or damaged.
+    #[error("it is no {0} of RSA with 2048 to 8192 bits")]
+    NotAKey(&'static str),
+}
+
+/// The merchant's private key.
+pub struct SigningKey(KeyPair);
+
+/// One public key of the other side.
+pub struct VerifyingKey(ParsedPublicKey);
+
+/// The public keys of the other side: several while it changes them.
+#[derive(Debug)]
+pub struct VerifyingKeys(Vec<VerifyingKey>);
+
+impl SigningKey {
+    /// Reads a private key: PKCS#8 DER as base64 on one line, or PEM (`PRIVATE KEY`, `RSA PRIVATE KEY`).
+    ///
+    /// # Errors
+    /// What it is not.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let not_a_key = KeyError::NotAKey("PKCS#8 private key");
+        let blocks = der_blocks(text, "a private key (PRIVATE KEY or RSA PRIVATE KEY)", |label| {
+            label.ends_with("PRIVATE KEY") && !label.contains("ENCRYPTED")
+        })?;
+        let [der] = blocks.as_slice() else { return Err(not_a_key) };
+        KeyPair::from_pkcs8(der)
+            .or_else(|_| KeyPair::from_der(der))
+            .map(Self)
+            .map_err(|_| not_a_key)
+    }
+
+    /// A fresh key of 2048 bits.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn generate() -> Result<Self, KeyError> {
+        KeyPair::generate(KeySize::Rsa2048).map(Self).map_err(|_| KeyError::NotAKey("private key"))
+    }
+
+    /// The private key as the gateway's settings write it: PKCS#8 DER as base64 on one line. A secret.
+    #[must_use]
+    pub fn to_base64(&self) -> Option<String> {
+        let der: Pkcs8V1Der<'_> = self.0.as_der().ok()?;
+        Some(STANDARD.encode(der.as_ref()))
+    }
+
+    /// The public key that belongs to it: SubjectPublicKeyInfo DER as base64 on one line.
+    #[must_use]
+    pub fn public_key(&self) -> Option<String> {
+        let der: PublicKeyX509Der<'_> = self.0.public_key().as_der().ok()?;
+        Some(STANDARD.encode(der.as_ref()))
+    }
+
+    /// Signs a call, or an answer.
+    #[must_use]
+    pub fn sign(&self, path: &str, client_id: &str, time: &str, body: &[u8]) -> String {
+        let text = signing_text(path, client_id, time, body);
+        let mut signature = vec![0; self.0.public_modulus_len()];
+        // Fails only for a buffer of another length; an empty signature is then refused by whoever verifies it.
+        let signed = self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), &text, &mut signature);
+        if signed.is_err() {
+            return String::new();
+        }
+        utf8_percent_encode(&STANDARD.encode(signature), ESCAPED).to_string()
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningKey(secret)")
+    }
+}
+
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VerifyingKey")
+    }
+}
+
+impl VerifyingKeys {
+    /// Reads one or several public keys: SubjectPublicKeyInfo DER as base64 on one line each, separated by commas or
+    /// white space; or PEM blocks (`PUBLIC KEY`).
+    ///
+    /// # Errors
+    /// What the first bad one is not.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let blocks =
+            der_blocks(text, "a public key (PUBLIC KEY)", |label| label.ends_with("PUBLIC KEY"))?;
+        blocks
+            .iter()
+            .map(|der| {
+                ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der)
+                    .map(VerifyingKey)
+                    .map_err(|_| KeyError::NotAKey("public key"))
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Whether one of the keys signed this. `header` is the whole `signature` header.
+    #[must_use]
+    pub fn verify(
+        &self,
+        path: &str,
+        client_id: &str,
+        time: &str,
+        body: &[u8],
+        header: &str,
+    ) -> bool {
+        let Some(signature) = parse_signature_header(header) else { return false };
+        // Percent-decoding only: a `+` stays a `+`.
+        let base64: Vec<u8> = percent_decode_str(signature).collect();
+        let Ok(signature) = STANDARD.decode(base64) else { return false };
+        let text = signing_text(path, client_id, time, body);
+        self.0.iter().any(|key| key.0.verify_sig(&text, &signature).is_ok())
+    }
+}
+
+/// What is signed.
+#[must_use]
+pub fn signing_text(path: &str, client_id: &str, time: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("POST {path}\n{client_id}.{time}.");
+    [head.as_bytes(), body].concat()
+}
+
+/// The `signature` header.
+#[must_use]
+pub fn signature_header(key_version: u32, signature: &str) -> String {
+    format!("algorithm=RSA256, keyVersion={key_version}, signature={signature}")
+}
+
+/// The signature in a `signature` header, whatever the spaces and the order; `None` if it names another algorithm.
+fn parse_signature_header(header: &str) -> Option<&str> {
+    let mut signature = None;
+    for part in header.split(',') {
+        let (name, value) = part.split_once('=')?;
+        match name.trim() {
+            "signature" => signature = Some(value.trim()),
+            "algorithm" if !value.trim().eq_ignore_ascii_case("RSA256") => return None,
+            _ => {}
+        }
+    }
+    signature.filter(|signature| !signature.is_empty())
+}
+
+/// The DER of every key in a text: PEM blocks with an accepted label, or base64 words.
+fn der_blocks(
+    text: &str,
+    expected: &'static str,
+    accepts: impl Fn(&str) -> bool,
+) -> Result<Vec<Vec<u8>>, KeyError> {
+    let decode = |base64: &str| {
+        let base64: String = base64.split_whitespace().collect();
+        STANDARD.decode(base64).map_err(|_| KeyError::NotBase64)
+    };
+    let blocks: Vec<Vec<u8>> = if text.contains("-----BEGIN") {
+        let mut blocks = Vec::new();
+        for block in text.split("-----BEGIN ").skip(1) {
+            let (label, rest) = block.split_once("-----").ok_or(KeyError::NotBase64)?;
+            let (base64, _) = rest.split_once("-----END").ok_or(KeyError::NotBase64)?;
+            if !accepts(label) {
+                return Err(KeyError::OtherPem(expected));
+            }
+            blocks.push(decode(base64)?);
+        }
+        blocks
+    } else {
+        text.split(|c: char| c == ',' || c.is_whitespace())
+            .filter(|word| !word.is_empty())
+            .map(decode)
+            .collect::<Result<_, _>>()?
+    };
+    if blocks.is_empty() { Err(KeyError::Empty) } else { Ok(blocks) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn vectors() -> Value {
+        serde_json::from_str(include_str!("../../tests/vectors/signing.json")).unwrap()
+    }
+
+    fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+        value[name].as_str().unwrap()
+    }
+
+    fn keys(vectors: &Value, of: &str) -> (SigningKey, VerifyingKeys) {
+        let private = text(vectors, &format!("{of}_private_key_pkcs8"));
+        let public = text(vectors, &format!("{of}_public_key_spki"));
+        (SigningKey::parse(private).unwrap(), VerifyingKeys::parse(public).unwrap())
+    }
+
+    fn pem(label: &str, base64: &str) -> String {
+        let lines: Vec<&str> =
+            base64.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn every_vector_is_reproduced_and_verified() {
+        let vectors = vectors();
+        for vector in vectors["vectors"].as_array().unwrap() {
+            let (signing, verifying) = keys(&vectors, text(vector, "signed_by"));
+            let (path, id, time) =
+                (text(vector, "path"), text(vector, "client_id"), text(vector, "time"));
+            let (body, signature) = (text(vector, "body").as_bytes(), text(vector, "signature"));
+            assert_eq!(signing.sign(path, id, time, body), signature, "{}", vector["name"]);
+            let header = signature_header(1, signature);
+            assert!(verifying.verify(path, id, time, body, &header));
+            let tight = format!("algorithm=RSA256,keyVersion=2,signature={signature}");
+            assert!(verifying.verify(path, id, time, body, &tight));
+            assert!(!verifying.verify("/other", id, time, body, &header));
+            assert!(!verifying.verify(path, "other", time, body, &header));
+            assert!(!verifying.verify(path, id, "1", body, &header));
+            assert!(!verifying.verify(path, id, time, b"{}", &header));
+        }
+    }
+
+    #[test]
+    fn a_plus_stays_a_plus() {
+        let vectors = vectors();
+        let vector = &vectors["vectors"][2];
+        let (_, verifying) = keys(&vectors, "gateway");
+        let decoded = percent_decode_str(text(vector, "signature")).decode_utf8().unwrap();
+        assert!(decoded.contains('+'));
+        let header = format!("algorithm=RSA256, keyVersion=1, signature={decoded}");
+        let (path, id, time) =
+            (text(vector, "path"), text(vector, "client_id"), text(vector, "time"));
+        assert!(verifying.verify(path, id, time, text(vector, "body").as_bytes(), &header));
+    }
+
+    #[test]
+    fn pem_files_and_several_keys_are_read() {
+        let vectors = vectors();
+        let private = text(&vectors, "merchant_private_key_pkcs8");
+        let merchant = text(&vectors, "merchant_public_key_spki");
+        let gateway = text(&vectors, "gateway_public_key_spki");
+        let signing = SigningKey::parse(&pem("PRIVATE KEY", private)).unwrap();
+        assert_eq!(signing.public_key().as_deref(), Some(merchant));
+        assert_eq!(signing.to_base64().as_deref(), Some(private));
+        let header = signature_header(1, &signing.sign("/p", "c", "1", b"{}"));
+        let blocks = pem("PUBLIC KEY", gateway) + &pem("PUBLIC KEY", merchant);
+        for text in [format!("{gateway},{merchant}"), format!("{gateway}\n{merchant}\n"), blocks] {
+            let keys = VerifyingKeys::parse(&text).unwrap();
+            assert!(keys.verify("/p", "c", "1", b"{}", &header));
+        }
+    }
+
+    #[test]
+    fn a_bad_key_is_told_by_what_it_is_not() {
+        let vectors = vectors();
+        let public = text(&vectors, "gateway_public_key_spki");
+        assert_eq!(SigningKey::parse(" ").unwrap_err(), KeyError::Empty);
+        assert_eq!(SigningKey::parse("$$$").unwrap_err(), KeyError::NotBase64);
+        assert!(matches!(SigningKey::parse(public).unwrap_err(), KeyError::NotAKey(_)));
+        let armoured = pem("PUBLIC KEY", public);
+        assert!(matches!(SigningKey::parse(&armoured).unwrap_err(), KeyError::OtherPem(_)));
+        assert!(matches!(VerifyingKeys::parse("AAAA").unwrap_err(), KeyError::NotAKey(_)));
+    }
+
+    #[test]
+    fn a_broken_signature_header_verifies_nothing() {
+        let (signing, verifying) = keys(&vectors(), "merchant");
+        let signature = signing.sign("/p", "c", "1", b"{}");
+        for header in [
+            "",
+            "signature",
+            "signature=",
+            "algorithm=RSA256, keyVersion=1, signature=%zz",
+            &format!("algorithm=HMAC, keyVersion=1, signature={signature}"),
+        ] {
+            assert!(!verifying.verify("/p", "c", "1", b"{}", header), "{header}");
+        }
+        assert!(verifying.verify("/p", "c", "1", b"{}", &signature_header(3, &signature)));
+    }
+}

@@ -1,0 +1,252 @@
+//! The bodies of the gateway's protocol, and how they become replies.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    job::Job,
+    money::Money,
+    reply::{
+        Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature, Status,
+        Transaction,
+    },
+};
+
+/// The body of a capture.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CaptureRequest<'a> {
+    capture_request_id: &'a str,
+    payment_id: &'a str,
+    capture_amount: Money,
+}
+
+/// The body of an inquiry.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InquiryRequest<'a> {
+    payment_id: &'a str,
+}
+
+/// The bytes of a capture's body.
+pub(super) fn capture_body(job: &Job) -> Vec<u8> {
+    to_bytes(&CaptureRequest {
+        capture_request_id: &job.capture_request_id,
+        payment_id: &job.payment_id,
+        capture_amount: job.amount,
+    })
+}
+
+/// The bytes of an inquiry's body.
+pub(super) fn inquiry_body(payment_id: &str) -> Vec<u8> {
+    to_bytes(&InquiryRequest { payment_id })
+}
+
+fn to_bytes(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).unwrap_or_default()
+}
+
+/// A body that a reply is read from.
+pub(super) trait Body: Sized {
+    /// Its form on the wire.
+    type Wire: for<'de> Deserialize<'de>;
+
+    /// What it says.
+    fn of(wire: Self::Wire) -> (WireResult, Self);
+}
+
+/// Reads an answer.
+pub(super) fn read<B: Body>(
+    bytes: &[u8],
+    signature: Signature,
+    retry_after: Option<Duration>,
+) -> Reply<B> {
+    match serde_json::from_slice::<B::Wire>(bytes) {
+        Ok(wire) => {
+            let (result, body) = B::of(wire);
+            Reply::Answered(Answer { signature, result: result.into(), retry_after, body })
+        }
+        Err(error) => Reply::NoAnswer(NoAnswer::Unreadable(shape(&error))),
+    }
+}
+
+/// What is wrong with a body, without what is in it.
+fn shape(error: &serde_json::Error) -> String {
+    let kind = match error.classify() {
+        serde_json::error::Category::Io => "input",
+        serde_json::error::Category::Syntax => "no JSON",
+        serde_json::error::Category::Data => "not the gateway's form",
+        serde_json::error::Category::Eof => "cut short",
+    };
+    format!("{kind} at line {} column {}", error.line(), error.column())
+}
+
+/// `result` as it is written.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WireResult {
+    result_status: String,
+    #[serde(default)]
+    result_code: Option<String>,
+    #[serde(default)]
+    result_message: Option<String>,
+}
+
+impl From<WireResult> for GatewayResult {
+    fn from(wire: WireResult) -> Self {
+        Self {
+            status: Status::of(&wire.result_status),
+            code: wire.result_code.unwrap_or_default(),
+            message: wire.result_message,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct WireAmount {
+    currency: String,
+    value: String,
+}
+
+fn amount(wire: Option<WireAmount>) -> Option<Result<Money, String>> {
+    wire.map(|wire| {
+        Money::from_smallest(&wire.currency, &wire.value).map_err(|error| error.to_string())
+    })
+}
+
+/// The answer to a capture as it is written.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WireCapture {
+    result: WireResult,
+    #[serde(default)]
+    capture_request_id: Option<String>,
+    #[serde(default)]
+    payment_id: Option<String>,
+    #[serde(default)]
+    capture_amount: Option<WireAmount>,
+    #[serde(default)]
+    capture_id: Option<String>,
+    #[serde(default)]
+    capture_time: Option<String>,
+    #[serde(default)]
+    acquirer_reference_no: Option<String>,
+}
+
+impl Body for CaptureBody {
+    type Wire = WireCapture;
+
+    fn of(wire: WireCapture) -> (WireResult, Self) {
+        let body = Self {
+            capture_request_id: wire.capture_request_id,
+            payment_id: wire.payment_id,
+            amount: amount(wire.capture_amount),
+            capture_id: wire.capture_id,
+            capture_time: wire.capture_time,
+            acquirer_reference_no: wire.acquirer_reference_no,
+        };
+        (wire.result, body)
+    }
+}
+
+/// The answer to an inquiry as it is written. `transactions` absent is no evidence; `null` says that there are none.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WireInquiry {
+    result: WireResult,
+    #[serde(default)]
+    payment_id: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    transactions: Option<Option<Vec<WireTransaction>>>,
+}
+
+/// Tells `null` from absent.
+fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireTransaction {
+    #[serde(default)]
+    transaction_type: Option<String>,
+    #[serde(default)]
+    transaction_request_id: Option<String>,
+    #[serde(default)]
+    transaction_id: Option<String>,
+    #[serde(default)]
+    transaction_status: Option<String>,
+    #[serde(default)]
+    transaction_result: Option<WireResult>,
+    #[serde(default)]
+    transaction_amount: Option<WireAmount>,
+    #[serde(default)]
+    transaction_time: Option<String>,
+}
+
+impl Body for InquiryBody {
+    type Wire = WireInquiry;
+
+    fn of(wire: WireInquiry) -> (WireResult, Self) {
+        let transactions = wire.transactions.map(|items| {
+            let items = items.unwrap_or_default();
+            items.into_iter().map(Transaction::from).collect()
+        });
+        (wire.result, Self { payment_id: wire.payment_id, transactions })
+    }
+}
+
+impl From<WireTransaction> for Transaction {
+    fn from(wire: WireTransaction) -> Self {
+        Self {
+            kind: wire.transaction_type,
+            request_id: wire.transaction_request_id,
+            id: wire.transaction_id,
+            status: wire.transaction_status,
+            result: wire.transaction_result.map(GatewayResult::from),
+            amount: amount(wire.transaction_amount),
+            time: wire.transaction_time,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inquiry(body: &str) -> InquiryBody {
+        match read::<InquiryBody>(body.as_bytes(), Signature::Good, None) {
+            Reply::Answered(answer) => answer.body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_capture_is_written_as_the_gateway_documents_it() {
+        let text = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"10"}}"#;
+        let job = Job::parse(text.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(capture_body(&job)).unwrap(), text);
+        assert_eq!(inquiry_body("p"), br#"{"paymentId":"p"}"#);
+    }
+
+    #[test]
+    fn null_transactions_are_none_and_absent_ones_are_no_evidence() {
+        let result = r#""result":{"resultStatus":"S","resultCode":"SUCCESS"}"#;
+        assert_eq!(inquiry(&format!("{{{result}}}")).transactions, None);
+        let none = format!("{{{result},\"transactions\":null}}");
+        assert_eq!(inquiry(&none).transactions, Some(vec![]));
+        let empty = format!("{{{result},\"transactions\":[]}}");
+        assert_eq!(inquiry(&empty).transactions, Some(vec![]));
+    }
+
+    #[test]
+    fn a_body_of_another_form_is_no_answer() {
+        for body in ["", "null", "{}", "[]", "<html>", r#"{"result":"S"}"#, r#"{"result":{}}"#] {
+            let reply = read::<CaptureBody>(body.as_bytes(), Signature::Good, None);
+            assert!(matches!(reply, Reply::NoAnswer(NoAnswer::Unreadable(_))), "{body}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Probes and metrics over HTTP.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::{Health, Metrics};
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the probes look at.
+#[derive(Clone)]
+pub struct Probes {
+    /// What the worker says of itself.
+    pub health: Arc<Health>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Whether Redis answers.
+    pub redis_up: watch::Receiver<bool>,
+}
+
+/// Serves until `stop` is cancelled.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    probes: Probes,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let app = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(probes);
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
+    if probes.health.is_live() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the loop stands still\n")
+    }
+}
+
+async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
+    let redis_away = (!*probes.redis_up.borrow()).then_some("Redis is away");
+    match probes.health.unready().or(redis_away) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn metrics(State(probes): State<Probes>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, OPEN_METRICS)], probes.metrics.render())
+}

@@ -1,0 +1,265 @@
+//! The worker: one session after the other, one pipeline for every job, and the drain.
+
+mod line;
+mod process;
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use governor::{DefaultDirectRateLimiter, Quota};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    line::Line,
+    process::{Context, process},
+};
+use crate::{
+    broker::{BrokerOptions, Delivery, Intake, OpenError, Session, Taken},
+    domain::{
+        class::Codes,
+        settle::{Policy, Settlement},
+    },
+    gateway::Gateway,
+    lease::Leases,
+    telemetry::{Health, Metrics},
+};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// How often it is looked whether jobs may be taken.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// All that a worker is made of.
+pub struct Worker {
+    /// The broker.
+    pub broker: BrokerOptions,
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The leases.
+    pub leases: Leases,
+    /// The table of codes.
+    pub codes: Codes,
+    /// When a job is tried again.
+    pub policy: Policy,
+    /// The most calls, as (how many, in how long).
+    pub rate_limit: Option<(NonZeroU32, Duration)>,
+    /// How long the jobs in flight may take at the end.
+    pub drain_timeout: Duration,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// What the probes say.
+    pub health: Arc<Health>,
+}
+
+/// How a worker stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Everything in flight was settled.
+    Whole,
+    /// The time was over before; what is unacked comes again.
+    Overrun,
+}
+
+impl Worker {
+    /// Works until `stop` is cancelled, then drains. A broker, Redis or gateway that is away is waited for.
+    ///
+    /// # Errors
+    /// The broker's topology is not as it must be, or its URL can't be used: no later try would end otherwise.
+    pub async fn run(self, stop: CancellationToken) -> Result<Drained, OpenError> {
+        let links = CancellationToken::new();
+        let leases = self.leases.clone();
+        let keeper = tokio::spawn({
+            let links = links.clone();
+            async move { leases.keep_connected(links).await }
+        });
+        let crew = Crew::new(self, stop);
+        let ended = crew.work().await;
+        links.cancel();
+        keeper.await.unwrap_or_default();
+        ended
+    }
+}
+
+/// A worker at work.
+struct Crew {
+    ctx: Arc<Context>,
+    broker: BrokerOptions,
+    tasks: TaskTracker,
+    /// One permit for each job in flight, whichever session it came with.
+    permits: Arc<Semaphore>,
+    redis_up: watch::Receiver<bool>,
+    health: Arc<Health>,
+    drain_timeout: Duration,
+    stop: CancellationToken,
+}
+
+/// Why a session's work ended.
+enum Ended {
+    Stopped,
+    Lost,
+}
+
+impl Crew {
+    fn new(worker: Worker, stop: CancellationToken) -> Self {
+        let redis_up = worker.leases.up();
+        let rate_limit = worker.rate_limit.and_then(|(calls, period)| {
+            let quota = Quota::with_period(period / calls.get())?;
+            // No burst: a limit of 100 calls a second is one call every 10 ms.
+            Some(DefaultDirectRateLimiter::direct(quota.allow_burst(NonZeroU32::MIN)))
+        });
+        let ctx = Context {
+            gateway: worker.gateway,
+            leases: worker.leases,
+            line: Line::new(worker.broker.prefetch),
+            codes: worker.codes,
+            policy: worker.policy,
+            rate_limit,
+            metrics: worker.metrics,
+            draining: CancellationToken::new(),
+        };
+        Self {
+            ctx: Arc::new(ctx),
+            permits: Arc::new(Semaphore::new(worker.broker.prefetch.into())),
+            broker: worker.broker,
+            tasks: TaskTracker::new(),
+            redis_up,
+            health: worker.health,
+            drain_timeout: worker.drain_timeout,
+            stop,
+        }
+    }
+
+    async fn work(mut self) -> Result<Drained, OpenError> {
+        loop {
+            let Some(session) = self.open().await? else { return Ok(self.drain(None).await) };
+            let session = Arc::new(session);
+            let watching = tokio::spawn({
+                let session = Arc::clone(&session);
+                async move { session.watch().await }
+            });
+            self.health.session(true);
+            let ended = self.consume(&session).await;
+            self.health.session(false);
+            if matches!(ended, Ended::Stopped) {
+                return Ok(self.drain(Some(&session)).await);
+            }
+            watching.await.unwrap_or_default();
+            // A broker that is gone may let the closing wait: the next session does not.
+            tokio::spawn(async move { session.close().await });
+        }
+    }
+
+    /// Opens a session, for ever, with growing pauses. `None`: told to stop.
+    async fn open(&self) -> Result<Option<Session>, OpenError> {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            self.health.turned();
+            let opened = tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                opened = Session::open(&self.broker) => opened,
+            };
+            let error = match opened {
+                Ok(session) => {
+                    tracing::info!("the broker's session is open");
+                    return Ok(Some(session));
+                }
+                Err(error @ (OpenError::Url | OpenError::Topology(_))) => return Err(error),
+                Err(error) => error,
+            };
+            let pause = backoff.mul_f32(rand::random_range(0.75..1.25));
+            tracing::warn!(%error, retry_ms = %pause.as_millis(), "no session with the broker");
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(pause) => {}
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Takes jobs while they may be taken.
+    async fn consume(&mut self, session: &Arc<Session>) -> Ended {
+        let mut intake = Intake::new(Arc::clone(session));
+        loop {
+            let may_take = *self.redis_up.borrow_and_update() && !session.is_blocked();
+            if may_take && intake.is_stopped() {
+                intake.open().await;
+            } else if !may_take && intake.is_open() {
+                tracing::warn!("consumption pauses");
+                intake.stop().await;
+            }
+            self.health.turned();
+            let taken = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {
+                    self.hand_back(&mut intake).await;
+                    return Ended::Stopped;
+                }
+                () = session.lost() => return Ended::Lost,
+                _ = self.redis_up.changed() => continue,
+                taken = take(&self.permits, &mut intake) => taken,
+                () = tokio::time::sleep(LOOK_EVERY) => continue,
+            };
+            match taken {
+                (Taken::Delivery(delivery), permit) => {
+                    let ctx = Arc::clone(&self.ctx);
+                    self.tasks.spawn(async move {
+                        let _in_flight = ctx.metrics.in_flight();
+                        process(ctx, *delivery).await;
+                        drop(permit);
+                    });
+                }
+                (Taken::Stopped, _) => {}
+                (Taken::Lost, _) => return Ended::Lost,
+            }
+        }
+    }
+
+    /// Ceases to consume, and gives back what was handed out and has not begun.
+    async fn hand_back(&self, intake: &mut Intake) {
+        self.health.draining();
+        self.ctx.draining.cancel();
+        intake.stop().await;
+        while !intake.is_stopped() {
+            match intake.next().await {
+                Taken::Delivery(delivery) => give_back(*delivery).await,
+                Taken::Stopped | Taken::Lost => return,
+            }
+        }
+    }
+
+    /// Lets the jobs in flight end.
+    async fn drain(self, session: Option<&Session>) -> Drained {
+        self.health.draining();
+        self.ctx.draining.cancel();
+        self.tasks.close();
+        let in_flight = self.tasks.len();
+        tracing::info!(in_flight, "draining");
+        let drained = match tokio::time::timeout(self.drain_timeout, self.tasks.wait()).await {
+            Ok(()) => Drained::Whole,
+            Err(_) => {
+                let in_flight = self.tasks.len();
+                tracing::error!(in_flight, "the drain overran; what is unacked comes again");
+                Drained::Overrun
+            }
+        };
+        if let Some(session) = session {
+            session.close().await;
+        }
+        drained
+    }
+}
+
+/// The next delivery, once there is room for it.
+async fn take(
+    permits: &Arc<Semaphore>,
+    intake: &mut Intake,
+) -> (Taken, Option<tokio::sync::OwnedSemaphorePermit>) {
+    let permit = Arc::clone(permits).acquire_owned().await.ok();
+    (intake.next().await, permit)
+}
+
+async fn give_back(delivery: Delivery) {
+    if let Err(lost) = delivery.settle(Settlement::HandBack).await {
+        tracing::debug!(%lost, "not handed back");
+    }
+}
