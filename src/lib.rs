@@ -9,6 +9,8 @@
 //! Nothing is retried inside an attempt: a retry is a new delivery.
 
 pub mod broker;
+pub mod cli;
+pub mod config;
 
 pub mod domain;
 pub mod gateway;

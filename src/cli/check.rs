@@ -1,0 +1,147 @@
+//! `capture-worker check`.
+
+use std::{path::Path, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, complain, say, settings};
+use crate::{
+    broker::{BrokerOptions, Session},
+    config::Settings,
+    domain::reply::{InquiryReply, Reply, Signature, Status},
+    gateway::Gateway,
+    lease::Leases,
+};
+
+/// How long Redis may take to be connected to.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+/// A payment that no gateway knows: asking about it tries address, keys and signatures, and moves no money.
+const NO_PAYMENT: &str = "capture-worker-check";
+
+#[derive(clap::Args)]
+pub(super) struct Check {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one look came to.
+struct Finding {
+    what: &'static str,
+    result: Result<String, String>,
+}
+
+impl Check {
+    pub(super) async fn run(self, config: Option<&Path>) -> Exit {
+        let settings = match settings::load(config) {
+            Ok(settings) => settings,
+            Err(exit) => return exit,
+        };
+        let parts = (
+            settings::broker_options(&settings),
+            settings::leases(&settings),
+            settings::gateway(&settings),
+        );
+        let (broker, leases, gateway) = match parts {
+            (Ok(broker), Ok(leases), Ok(gateway)) => (broker, leases, gateway),
+            (broker, leases, gateway) => {
+                self.show(&settings, &[]);
+                for error in
+                    [broker.err(), leases.err(), gateway.err()].into_iter().flatten().flatten()
+                {
+                    complain(&format!("error: {error}"));
+                }
+                return Exit::Usage;
+            }
+        };
+        let (broker, redis, gateway) =
+            tokio::join!(try_broker(&broker), try_redis(&leases), try_gateway(&gateway));
+        let findings = [
+            Finding { what: "broker", result: broker },
+            Finding { what: "redis", result: redis },
+            Finding { what: "gateway", result: gateway },
+        ];
+        self.show(&settings, &findings);
+        if findings.iter().all(|finding| finding.result.is_ok()) {
+            Exit::Done
+        } else {
+            Exit::Failed
+        }
+    }
+
+    fn show(&self, settings: &Settings, findings: &[Finding]) {
+        let warnings = settings.warnings();
+        if self.json {
+            let text = |finding: &Finding| match &finding.result {
+                Ok(text) => serde_json::json!({"ok": true, "says": text}),
+                Err(text) => serde_json::json!({"ok": false, "says": text}),
+            };
+            let found: serde_json::Map<_, _> =
+                findings.iter().map(|finding| (finding.what.to_owned(), text(finding))).collect();
+            let shown: serde_json::Map<_, _> =
+                settings.describe().into_iter().map(|(key, value)| (key, value.into())).collect();
+            let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+            let document =
+                serde_json::json!({"settings": shown, "warnings": warnings, "checks": found});
+            return say(&document.to_string());
+        }
+        for (key, value) in settings.describe() {
+            say(&format!("{key} = {value}"));
+        }
+        for warning in warnings {
+            complain(&format!("warning: {warning}"));
+        }
+        for Finding { what, result } in findings {
+            match result {
+                Ok(text) => say(&format!("{what}: ok, {text}")),
+                Err(text) => say(&format!("{what}: FAILED, {text}")),
+            }
+        }
+    }
+}
+
+async fn try_broker(options: &BrokerOptions) -> Result<String, String> {
+    let session = Session::open(options).await.map_err(|error| error.to_string())?;
+    session.close().await;
+    Ok("connected, and the topology is as it must be".into())
+}
+
+async fn try_redis(leases: &Leases) -> Result<String, String> {
+    let stop = CancellationToken::new();
+    let mut up = leases.up();
+    let answers = tokio::select! {
+        () = leases.keep_connected(stop.clone()) => false,
+        answers = tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)) => {
+            matches!(answers, Ok(Ok(_)))
+        }
+    };
+    stop.cancel();
+    if answers { Ok("it answers".into()) } else { Err("it does not answer".into()) }
+}
+
+async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
+    match gateway.inquire(NO_PAYMENT).await {
+        Reply::Answered(answer) => match (answer.signature, answer.result.status) {
+            (Signature::Good, Status::S | Status::F) => {
+                Ok("it knows us, and its signature is good".into())
+            }
+            (Signature::Good, _) => Ok(format!("it answers, with {}", answer.result.code)),
+            (Signature::Bad, _) => {
+                Err("its answer is signed with another key than gateway.public_key".into())
+            }
+            (Signature::Missing, _) => Err(format!(
+                "it does not know us: {} (look at gateway.client_id, key_version and private_key)",
+                answer.result.code
+            )),
+        },
+        reply => Err(describe(&reply)),
+    }
+}
+
+fn describe(reply: &InquiryReply) -> String {
+    match reply {
+        Reply::NotSent(reason) => format!("it can't be reached: {reason}"),
+        Reply::NoAnswer(reason) => format!("it gives no answer of the gateway's: {reason}"),
+        Reply::Answered(_) => "it answers".into(),
+    }
+}

@@ -1,0 +1,111 @@
+//! The command line: the only place that prints. Logs go to stderr; output is for people on a terminal, and for programs
+//! with `--json`.
+
+mod check;
+mod run;
+mod sandbox;
+mod settings;
+mod submit;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Exit codes of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+    /// Bad usage or settings; nothing was connected to.
+    Usage,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::from(0),
+            Exit::Failed => Self::from(1),
+            Exit::Usage => Self::from(64),
+        }
+    }
+}
+
+/// Turns shipment jobs from RabbitMQ into exactly one capture each at the Alipay+/Antom gateway.
+#[derive(Parser)]
+#[command(name = "capture-worker", version, max_term_width = 100)]
+struct Cli {
+    /// Settings file (TOML). Its keys override the built-in defaults; variables `CAPTURE__SECTION__KEY` override both.
+    #[arg(long, global = true, value_name = "FILE", env = "CAPTURE_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Consume jobs until SIGTERM or SIGINT; then finish those in flight and hand the rest back
+    ///
+    /// Exit codes: 0 drained; 1 the drain overran, a second signal came, or the broker's topology is not as it must be; 64
+    /// bad settings.
+    Run,
+    /// Publish jobs, confirmed; nothing if one of them is invalid
+    ///
+    /// Exit codes: 0 all are in the queue; 1 something was invalid or not confirmed; 64 bad settings.
+    Submit(submit::Submit),
+    /// The gateway's double, to play with and to test against: signatures, ledger, idempotency, faults
+    Sandbox(sandbox::SandboxArgs),
+    /// Show the settings, and try the keys, the broker, Redis and the gateway; all errors at once
+    ///
+    /// Exit codes: 0 all is well; 1 something does not answer as it must; 64 bad settings.
+    Check(check::Check),
+}
+
+/// Parses the arguments, does what they say, and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    crate::install_crypto();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Nothing is left to be done if the terminal is gone.
+            error.print().unwrap_or_default();
+            return exit.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("the runtime can't start: {error}"), Exit::Failed),
+    };
+    let config = cli.config.as_deref();
+    let exit = runtime.block_on(async {
+        match cli.command {
+            Command::Run => run::run(config).await,
+            Command::Submit(submit) => submit.run(config).await,
+            Command::Sandbox(sandbox) => sandbox.run().await,
+            Command::Check(check) => check.run(config).await,
+        }
+    });
+    // Blocking readers of stdin and threads of half-open connections must not hold up the end.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+/// Prints a line of output.
+#[expect(clippy::print_stdout, reason = "the command line is where output is printed")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+/// Prints an error, for the person who called.
+#[expect(clippy::print_stderr, reason = "the command line is where errors are printed")]
+fn complain(line: &str) {
+    eprintln!("{line}");
+}
+
+fn fail(line: &str, exit: Exit) -> ExitCode {
+    complain(&format!("error: {line}"));
+    exit.into()
+}

@@ -1,0 +1,130 @@
+//! `capture-worker run`.
+
+use std::{path::Path, sync::Arc};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, complain, settings};
+use crate::{
+    config::Settings,
+    http::{self, Probes},
+    telemetry::{Health, Metrics},
+    worker::{Drained, Worker},
+};
+
+/// Runs a worker until it is told to stop.
+pub(super) async fn run(config: Option<&Path>) -> Exit {
+    let settings = match settings::load(config) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    if let Err(error) = settings::start_logging(&settings) {
+        complain(&format!("error: {error}"));
+        return Exit::Usage;
+    }
+    for warning in settings.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(Health::default()));
+    let worker = match build(&settings, &metrics, &health) {
+        Ok(worker) => worker,
+        Err(errors) => {
+            for error in errors {
+                complain(&format!("error: {error}"));
+            }
+            return Exit::Usage;
+        }
+    };
+    let listener = match TcpListener::bind(settings.http.listen).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            complain(&format!("error: http.listen {}: {error}", settings.http.listen));
+            return Exit::Failed;
+        }
+    };
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "probes and metrics are served");
+    }
+    let probes = Probes { health, metrics, redis_up: worker.leases.up() };
+    work(worker, listener, probes).await
+}
+
+fn build(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+) -> Result<Worker, Vec<String>> {
+    let broker = settings::broker_options(settings);
+    let gateway = settings::gateway(settings);
+    let leases = settings::leases(settings);
+    match (broker, gateway, leases) {
+        (Ok(broker), Ok(gateway), Ok(leases)) => Ok(Worker {
+            broker,
+            gateway,
+            leases,
+            codes: settings.classes.clone(),
+            policy: settings::policy(settings),
+            rate_limit: settings::rate_limit(settings),
+            drain_timeout: settings.drain.timeout,
+            metrics: Arc::clone(metrics),
+            health: Arc::clone(health),
+        }),
+        (broker, gateway, leases) => Err([broker.err(), gateway.err(), leases.err()]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect()),
+    }
+}
+
+async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
+    let stop = CancellationToken::new();
+    let served = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, probes, served.clone()));
+    let second = match on_signals(stop.clone()) {
+        Ok(second) => second,
+        Err(error) => {
+            complain(&format!("error: signals can't be handled: {error}"));
+            return Exit::Failed;
+        }
+    };
+    let exit = tokio::select! {
+        ended = worker.run(stop) => match ended {
+            Ok(Drained::Whole) => Exit::Done,
+            Ok(Drained::Overrun) => Exit::Failed,
+            Err(error) => {
+                complain(&format!("error: {error}"));
+                Exit::Failed
+            }
+        },
+        () = second.cancelled() => {
+            tracing::error!("a second signal: the drain is cut short; what is unacked comes again");
+            Exit::Failed
+        }
+    };
+    served.cancel();
+    server.abort();
+    exit
+}
+
+/// The first SIGTERM or SIGINT drains; the second is the token that is returned.
+fn on_signals(stop: CancellationToken) -> std::io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let second = CancellationToken::new();
+    let cut_short = second.clone();
+    tokio::spawn(async move {
+        for told in [stop, cut_short] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
+        }
+    });
+    Ok(second)
+}

@@ -1,0 +1,166 @@
+//! `capture-worker submit`.
+
+use std::{
+    fmt::Write,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use futures_util::{StreamExt, stream};
+use serde_json::value::RawValue;
+
+use super::{Exit, complain, say, settings};
+use crate::{
+    broker::{BrokerOptions, Session},
+    domain::job::Job,
+};
+
+/// The most input that is read at once, in bytes.
+const INPUT_BYTES_MAX: u64 = 1 << 30;
+/// Publishes under way at once.
+const CONCURRENT: usize = 128;
+
+#[derive(clap::Args)]
+pub(super) struct Submit {
+    /// Jobs: one JSON object, a JSON array of them, or one object after the other (JSON lines). Standard input if absent or `-`
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Submit {
+    pub(super) async fn run(self, config: Option<&Path>) -> Exit {
+        let settings = match settings::load(config) {
+            Ok(settings) => settings,
+            Err(exit) => return exit,
+        };
+        let broker = match settings::broker_options(&settings) {
+            Ok(broker) => broker,
+            Err(errors) => {
+                errors.iter().for_each(|error| complain(&format!("error: {error}")));
+                return Exit::Usage;
+            }
+        };
+        let jobs = match self.read().and_then(|text| jobs(&text)) {
+            Ok(jobs) => jobs,
+            Err(error) => {
+                complain(&format!("error: {error}"));
+                return Exit::Failed;
+            }
+        };
+        self.publish(&broker, jobs).await
+    }
+
+    fn read(&self) -> Result<String, String> {
+        let mut text = String::new();
+        let read = match &self.file {
+            Some(file) if file.as_os_str() != "-" => std::fs::File::open(file)
+                .and_then(|file| file.take(INPUT_BYTES_MAX).read_to_string(&mut text))
+                .map_err(|error| format!("{}: {error}", file.display())),
+            _ => std::io::stdin()
+                .take(INPUT_BYTES_MAX)
+                .read_to_string(&mut text)
+                .map_err(|error| format!("standard input: {error}")),
+        };
+        let bytes = read.map(|bytes| u64::try_from(bytes).unwrap_or(u64::MAX))?;
+        if bytes == INPUT_BYTES_MAX {
+            return Err("the input is 1 GiB or more: split it".into());
+        }
+        Ok(text)
+    }
+
+    async fn publish(&self, broker: &BrokerOptions, jobs: Vec<String>) -> Exit {
+        let session = match Session::open(broker).await {
+            Ok(session) => session,
+            Err(error) => {
+                complain(&format!("error: nothing was published: {error}"));
+                return Exit::Failed;
+            }
+        };
+        let total = jobs.len();
+        let published: Vec<_> = stream::iter(&jobs)
+            .map(|job| session.submit(job.as_bytes()))
+            .buffered(CONCURRENT)
+            .collect()
+            .await;
+        session.close().await;
+        let failed: Vec<_> = published.iter().flat_map(|done| done.as_ref().err()).collect();
+        let confirmed = total - failed.len();
+        if self.json {
+            say(&serde_json::json!({"jobs": total, "confirmed": confirmed}).to_string());
+        } else {
+            say(&format!("{confirmed} of {total} jobs are in the queue"));
+        }
+        match failed.first() {
+            None => Exit::Done,
+            Some(error) => {
+                complain(&format!(
+                    "error: {} jobs were not confirmed: {error}. Submitting them all again is safe: a \
+                     captureRequestId is captured once.",
+                    failed.len()
+                ));
+                Exit::Failed
+            }
+        }
+    }
+}
+
+/// Every job of the input, or everything that is wrong with it.
+fn jobs(text: &str) -> Result<Vec<String>, String> {
+    let mut bodies: Vec<String> = Vec::new();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    loop {
+        let at = values.byte_offset();
+        match values.next() {
+            None => break,
+            Some(Err(error)) => return Err(format!("nothing was published: {error}")),
+            Some(Ok(value)) if value.get().starts_with('[') => {
+                let list: Vec<&RawValue> = serde_json::from_str(value.get())
+                    .map_err(|error| format!("nothing was published: byte {at}: {error}"))?;
+                bodies.extend(list.into_iter().map(|job| job.get().to_owned()));
+            }
+            Some(Ok(value)) => bodies.push(value.get().to_owned()),
+        }
+    }
+    if bodies.is_empty() {
+        return Err("nothing was published: the input holds no job".into());
+    }
+    let mut wrong = String::new();
+    for (n, body) in bodies.iter().enumerate() {
+        if let Err(malformed) = Job::parse(body.as_bytes()) {
+            let id = malformed.subject.capture_request_id.unwrap_or_else(|| "?".into());
+            // Writing to a string can't fail.
+            write!(wrong, "\n  job {} ({id}): {}", n + 1, malformed.reason).unwrap_or_default();
+        }
+    }
+    if wrong.is_empty() {
+        Ok(bodies)
+    } else {
+        Err(format!("nothing was published: these jobs are invalid:{wrong}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
+
+    #[test]
+    fn one_job_a_list_and_lines_are_read_byte_for_byte() {
+        assert_eq!(jobs(JOB).unwrap(), [JOB]);
+        assert_eq!(jobs(&format!("[{JOB}, {JOB}]")).unwrap(), [JOB, JOB]);
+        assert_eq!(jobs(&format!("{JOB}\n{JOB}\n\n")).unwrap(), [JOB, JOB]);
+    }
+
+    #[test]
+    fn one_bad_job_keeps_all_back_and_every_bad_one_is_named() {
+        let error = jobs(&format!("{JOB}\n{{}}\n{{\"captureRequestId\":\"x\"}}")).unwrap_err();
+        assert!(error.contains("job 2 (?): `captureRequestId` is missing"), "{error}");
+        assert!(error.contains("job 3 (x): `paymentId` is missing"), "{error}");
+        assert!(jobs("").is_err());
+        assert!(jobs("{").is_err());
+    }
+}

@@ -1,0 +1,353 @@
+//! Settings: `config/default.toml` is the defaults and documents every key; a file overrides it; the environment
+//! overrides both. What can't be safe together is refused at the start, all at once.
+
+mod load;
+mod relations;
+mod values;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+pub use self::values::RateLimit;
+use self::values::{duration, durations, optional, secret, texts};
+use crate::{broker::Topology, domain::class::Codes};
+
+/// The defaults, with the documentation of every key.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
+
+/// All settings.
+#[derive(Debug, Deserialize)]
+pub struct Settings {
+    /// RabbitMQ.
+    pub broker: Broker,
+    /// Redis.
+    pub redis: Redis,
+    /// The gateway and who calls it.
+    pub gateway: GatewaySettings,
+    /// Times of the lease.
+    pub lease: Lease,
+    /// When jobs are tried again.
+    pub retry: Retry,
+    /// When the gateway is given a pause.
+    pub breaker: Breaker,
+    #[serde(rename = "classes", default)]
+    class_names: BTreeMap<String, String>,
+    /// The table of result codes, with the additions of `[classes]`.
+    #[serde(skip)]
+    pub classes: Codes,
+    /// Probes and metrics.
+    pub http: Http,
+    /// The end of the process.
+    pub drain: Drain,
+    /// Logs.
+    pub log: Log,
+}
+
+/// `[broker]`.
+#[derive(Debug, Deserialize)]
+pub struct Broker {
+    /// Where it is.
+    #[serde(deserialize_with = "secret")]
+    pub url: SecretString,
+    #[serde(default, deserialize_with = "optional")]
+    url_file: Option<PathBuf>,
+    /// The prefix of all names.
+    pub prefix: String,
+    /// Jobs in flight.
+    pub prefetch: u16,
+    /// What is done about exchanges and queues at the start.
+    #[serde(deserialize_with = "values::topology")]
+    pub topology: Topology,
+    /// Private certificates.
+    #[serde(flatten)]
+    pub tls: Tls,
+}
+
+/// `[redis]`.
+#[derive(Debug, Deserialize)]
+pub struct Redis {
+    /// Where it is.
+    #[serde(deserialize_with = "secret")]
+    pub url: SecretString,
+    #[serde(default, deserialize_with = "optional")]
+    url_file: Option<PathBuf>,
+    /// Private certificates.
+    #[serde(flatten)]
+    pub tls: Tls,
+}
+
+/// Private certificates of a connection.
+#[derive(Debug, Default, Deserialize)]
+pub struct Tls {
+    /// A private certificate authority.
+    #[serde(default, deserialize_with = "optional")]
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate.
+    #[serde(default, deserialize_with = "optional")]
+    pub client_cert_file: Option<PathBuf>,
+    /// Its key.
+    #[serde(default, deserialize_with = "optional")]
+    pub client_key_file: Option<PathBuf>,
+}
+
+/// `[gateway]`.
+#[derive(Debug, Deserialize)]
+pub struct GatewaySettings {
+    /// Its address.
+    #[serde(default, deserialize_with = "optional")]
+    pub base_url: Option<String>,
+    /// The path of captures.
+    pub capture_path: String,
+    /// The path of inquiries.
+    pub inquiry_path: String,
+    /// The merchant's client id.
+    #[serde(default, deserialize_with = "optional")]
+    pub client_id: Option<String>,
+    /// Which of the merchant's keys signs.
+    pub key_version: u32,
+    /// The merchant's private key.
+    #[serde(default, deserialize_with = "values::optional_secret")]
+    pub private_key: Option<SecretString>,
+    #[serde(default, deserialize_with = "optional")]
+    private_key_file: Option<PathBuf>,
+    /// The gateway's public keys.
+    #[serde(default, deserialize_with = "texts")]
+    pub public_key: Vec<String>,
+    #[serde(default, deserialize_with = "optional")]
+    public_key_file: Option<PathBuf>,
+    /// Only for integrators.
+    #[serde(default, deserialize_with = "values::optional_secret")]
+    pub agent_token: Option<SecretString>,
+    /// The time of a capture.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+    /// The time of an inquiry.
+    #[serde(deserialize_with = "duration")]
+    pub inquiry_timeout: Duration,
+    /// The most jobs that begin.
+    #[serde(default, deserialize_with = "optional")]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// `[lease]`.
+#[derive(Debug, Deserialize)]
+pub struct Lease {
+    /// A lease whose worker died.
+    #[serde(deserialize_with = "duration")]
+    pub ttl: Duration,
+    /// The hold of an id in doubt.
+    #[serde(deserialize_with = "duration")]
+    pub hold_in_doubt: Duration,
+    /// Final outcomes and marks.
+    #[serde(deserialize_with = "duration")]
+    pub remember: Duration,
+}
+
+/// `[retry]`.
+#[derive(Debug, Deserialize)]
+pub struct Retry {
+    /// The waits between attempts.
+    #[serde(deserialize_with = "durations")]
+    pub schedule: Vec<Duration>,
+    /// The waits of deferrals.
+    #[serde(deserialize_with = "durations")]
+    pub defer_schedule: Vec<Duration>,
+    /// Past this nothing is retried or deferred.
+    #[serde(deserialize_with = "duration")]
+    pub max_age: Duration,
+}
+
+/// `[breaker]`.
+#[derive(Debug, Deserialize)]
+pub struct Breaker {
+    /// Consecutive failures that open it.
+    pub failures: u32,
+    /// The first pause.
+    #[serde(deserialize_with = "duration")]
+    pub pause: Duration,
+    /// The longest.
+    #[serde(deserialize_with = "duration")]
+    pub max_pause: Duration,
+}
+
+/// `[http]`.
+#[derive(Debug, Deserialize)]
+pub struct Http {
+    /// Where probes and metrics are served.
+    pub listen: SocketAddr,
+}
+
+/// `[drain]`.
+#[derive(Debug, Deserialize)]
+pub struct Drain {
+    /// How long jobs in flight may take.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Deserialize)]
+pub struct Log {
+    /// Absent: text on a terminal, else JSON.
+    #[serde(default, deserialize_with = "optional")]
+    pub format: Option<LogFormat>,
+    /// Levels.
+    pub filter: String,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For programs.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What a caller of the gateway must have.
+#[derive(Debug)]
+pub struct GatewayAccess {
+    /// Its address.
+    pub base_url: String,
+    /// The merchant's client id.
+    pub client_id: String,
+    /// The merchant's private key.
+    pub private_key: SecretString,
+    /// The gateway's public keys, one a line.
+    pub public_key: String,
+}
+
+/// Everything that is wrong with the settings, one a line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SettingsErrors(pub(crate) Vec<String>);
+
+impl std::error::Error for SettingsErrors {}
+
+impl fmt::Display for SettingsErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  {}", self.0.join("\n  "))
+    }
+}
+
+impl Settings {
+    /// What a call to the gateway needs.
+    ///
+    /// # Errors
+    /// Every key that is missing.
+    pub fn require_gateway(&self) -> Result<GatewayAccess, SettingsErrors> {
+        let gateway = &self.gateway;
+        let missing: Vec<_> = [
+            ("base_url", gateway.base_url.is_none(), ""),
+            ("client_id", gateway.client_id.is_none(), ""),
+            ("private_key", gateway.private_key.is_none(), " or gateway.private_key_file"),
+            ("public_key", gateway.public_key.is_empty(), " or gateway.public_key_file"),
+        ]
+        .into_iter()
+        .filter(|(_, missing, _)| *missing)
+        .map(|(key, _, or)| {
+            let variable = format!("CAPTURE__GATEWAY__{}", key.to_uppercase());
+            format!("gateway.{key} is missing: set it{or} in the settings file, or {variable}")
+        })
+        .collect();
+        match (&gateway.base_url, &gateway.client_id, &gateway.private_key) {
+            (Some(base_url), Some(client_id), Some(private_key)) if missing.is_empty() => {
+                Ok(GatewayAccess {
+                    base_url: base_url.clone(),
+                    client_id: client_id.clone(),
+                    private_key: private_key.clone(),
+                    public_key: gateway.public_key.join("\n"),
+                })
+            }
+            _ => Err(SettingsErrors(missing)),
+        }
+    }
+
+    /// Every key with its value, in the order of the defaults' file; of secrets, only that they are set.
+    #[must_use]
+    pub fn describe(&self) -> Vec<(String, String)> {
+        let Self { broker, redis, gateway, lease, retry, breaker, http, drain, log, .. } = self;
+        let mut lines = Vec::new();
+        let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
+        line("broker.url", without_credentials(broker.url.expose_secret()));
+        line("broker.prefix", broker.prefix.clone());
+        line("broker.prefetch", broker.prefetch.to_string());
+        line("broker.topology", format!("{:?}", broker.topology).to_lowercase());
+        for (key, value) in broker.tls.describe() {
+            line(&format!("broker.{key}"), value);
+        }
+        line("redis.url", without_credentials(redis.url.expose_secret()));
+        for (key, value) in redis.tls.describe() {
+            line(&format!("redis.{key}"), value);
+        }
+        line("gateway.base_url", or_none(gateway.base_url.as_ref()));
+        line("gateway.capture_path", gateway.capture_path.clone());
+        line("gateway.inquiry_path", gateway.inquiry_path.clone());
+        line("gateway.client_id", or_none(gateway.client_id.as_ref()));
+        line("gateway.key_version", gateway.key_version.to_string());
+        line("gateway.private_key", is_set(gateway.private_key.is_some()));
+        line("gateway.public_key", format!("{} of them", gateway.public_key.len()));
+        line("gateway.agent_token", is_set(gateway.agent_token.is_some()));
+        line("gateway.timeout", time(gateway.timeout));
+        line("gateway.inquiry_timeout", time(gateway.inquiry_timeout));
+        line("gateway.rate_limit", or_none(gateway.rate_limit.as_ref()));
+        line("lease.ttl", time(lease.ttl));
+        line("lease.hold_in_doubt", time(lease.hold_in_doubt));
+        line("lease.remember", time(lease.remember));
+        line("retry.schedule", times(&retry.schedule));
+        line("retry.defer_schedule", times(&retry.defer_schedule));
+        line("retry.max_age", time(retry.max_age));
+        line("breaker.failures", breaker.failures.to_string());
+        line("breaker.pause", time(breaker.pause));
+        line("breaker.max_pause", time(breaker.max_pause));
+        for (code, class) in &self.class_names {
+            line(&format!("classes.{code}"), class.clone());
+        }
+        line("http.listen", http.listen.to_string());
+        line("drain.timeout", time(drain.timeout));
+        let format = log.format.map(|format| format!("{format:?}").to_lowercase());
+        line("log.format", or_none(format.as_ref()));
+        line("log.filter", log.filter.clone());
+        lines
+    }
+}
+
+impl Tls {
+    fn describe(&self) -> [(&'static str, String); 3] {
+        let file =
+            |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| file.display()).as_ref());
+        [
+            ("ca_file", file(&self.ca_file)),
+            ("client_cert_file", file(&self.client_cert_file)),
+            ("client_key_file", file(&self.client_key_file)),
+        ]
+    }
+}
+
+/// A URL, or several, without who calls.
+fn without_credentials(urls: &str) -> String {
+    match (urls.split_once("://"), urls.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
+        _ => urls.to_owned(),
+    }
+}
+
+fn or_none(value: Option<&impl fmt::Display>) -> String {
+    value.map_or_else(|| "none".into(), ToString::to_string)
+}
+
+fn is_set(set: bool) -> String {
+    if set { "set".into() } else { "none".into() }
+}
+
+fn time(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn times(durations: &[Duration]) -> String {
+    durations.iter().map(|duration| time(*duration)).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+use super::{load::known_keys, *};
+
+fn load(env: &[(&str, &str)]) -> Result<Settings, SettingsErrors> {
+    Settings::load(None, env.iter().map(|(name, value)| ((*name).into(), (*value).into())))
+}
+
+fn load_file(text: &str) -> Result<Settings, SettingsErrors> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, text).unwrap();
+    Settings::load(Some(&file), [])
+}
+
+#[track_caller]
+fn check_errors(env: &[(&str, &str)], expected: &[&str]) {
+    let errors = load(env).unwrap_err().to_string();
+    for text in expected {
+        assert!(errors.contains(text), "no `{text}` in:\n{errors}");
+    }
+}
+
+#[test]
+fn the_defaults_are_the_contracts() {
+    let described: Vec<_> = load(&[])
+        .unwrap()
+        .describe()
+        .into_iter()
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect();
+    insta::assert_snapshot!(described.join("\n"), @r"
+    broker.url = amqp://127.0.0.1:5672/%2f
+    broker.prefix = capture
+    broker.prefetch = 64
+    broker.topology = declare
+    broker.ca_file = none
+    broker.client_cert_file = none
+    broker.client_key_file = none
+    redis.url = redis://127.0.0.1:6379
+    redis.ca_file = none
+    redis.client_cert_file = none
+    redis.client_key_file = none
+    gateway.base_url = none
+    gateway.capture_path = /ams/api/v1/payments/capture
+    gateway.inquiry_path = /ams/api/v1/payments/inquiryPayment
+    gateway.client_id = none
+    gateway.key_version = 1
+    gateway.private_key = none
+    gateway.public_key = 0 of them
+    gateway.agent_token = none
+    gateway.timeout = 8s
+    gateway.inquiry_timeout = 5s
+    gateway.rate_limit = none
+    lease.ttl = 30s
+    lease.hold_in_doubt = 10m
+    lease.remember = 7days
+    retry.schedule = 5s, 15s, 1m, 5m, 15m, 1h, 3h, 6h
+    retry.defer_schedule = 250ms, 1s, 4s, 15s
+    retry.max_age = 1day
+    breaker.failures = 5
+    breaker.pause = 1s
+    breaker.max_pause = 1m
+    http.listen = 127.0.0.1:9090
+    drain.timeout = 20s
+    log.format = none
+    log.filter = info
+    ");
+}
+
+#[test]
+fn every_key_is_documented() {
+    let known = known_keys();
+    for (key, _) in load(&[]).unwrap().describe() {
+        assert!(known.contains(&key), "{key} is not in config/default.toml");
+    }
+}
+
+#[test]
+fn string_keys_stay_strings() {
+    for text in ["0123", "true", "1e5", "123456789012345678901234567890"] {
+        let settings = load(&[("CAPTURE__GATEWAY__CLIENT_ID", text)]).unwrap();
+        assert_eq!(settings.gateway.client_id.as_deref(), Some(text));
+    }
+}
+
+#[test]
+fn lists_in_the_environment_are_split_at_commas() {
+    let settings =
+        load(&[("CAPTURE__RETRY__SCHEDULE", "1s, 2s,3m"), ("CAPTURE__GATEWAY__PUBLIC_KEY", "a,b")])
+            .unwrap();
+    let seconds: Vec<_> = settings.retry.schedule.iter().map(Duration::as_secs).collect();
+    assert_eq!(seconds, [1, 2, 180]);
+    assert_eq!(settings.gateway.public_key, ["a", "b"]);
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_the_file_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "[broker]\nprefetch = 7\nprefix = \"p\"\n").unwrap();
+    let env = [("CAPTURE__BROKER__PREFETCH".to_owned(), "9".to_owned())];
+    let settings = Settings::load(Some(&file), env).unwrap();
+    assert_eq!((settings.broker.prefetch, settings.broker.prefix.as_str()), (9, "p"));
+}
+
+#[test]
+fn an_empty_variable_counts_as_absent() {
+    let env = [("CAPTURE__GATEWAY__CLIENT_ID", ""), ("CAPTURE__BROKER__PREFIX", "")];
+    assert_eq!(load(&env).unwrap().broker.prefix, "capture");
+}
+
+#[test]
+fn unknown_keys_are_errors_that_name_them_all() {
+    check_errors(
+        &[("CAPTURE__BROKER__PREFECH", "1"), ("CAPTURE__NOWHERE__X", "1")],
+        &["broker.prefech: there is no such key (CAPTURE__BROKER__PREFECH)", "nowhere.x"],
+    );
+    let errors = load_file("[lease]\nttll = \"5s\"\n[new]\nkey = 1\n").unwrap_err().to_string();
+    assert!(errors.contains("lease.ttll") && errors.contains("new.key"), "{errors}");
+}
+
+#[test]
+fn a_value_of_another_type_names_its_key() {
+    check_errors(&[("CAPTURE__BROKER__PREFETCH", "many")], &["broker.prefetch"]);
+    check_errors(&[("CAPTURE__LEASE__TTL", "soon")], &["lease.ttl", "soon"]);
+    check_errors(&[("CAPTURE__GATEWAY__RATE_LIMIT", "fast")], &["rate_limit", "100/s"]);
+}
+
+#[test]
+fn relations_that_cannot_be_safe_are_told_all_at_once() {
+    check_errors(
+        &[
+            ("CAPTURE__LEASE__TTL", "5s"),
+            ("CAPTURE__DRAIN__TIMEOUT", "8s"),
+            ("CAPTURE__RETRY__SCHEDULE", "10s,5s"),
+            ("CAPTURE__RETRY__DEFER_SCHEDULE", "0ms"),
+            ("CAPTURE__RETRY__MAX_AGE", "1s"),
+            ("CAPTURE__BROKER__PREFETCH", "0"),
+            ("CAPTURE__LEASE__REMEMBER", "500ms"),
+            ("CAPTURE__BREAKER__MAX_PAUSE", "1ms"),
+            ("CAPTURE__BROKER__CLIENT_KEY_FILE", "/k"),
+            ("CAPTURE__GATEWAY__BASE_URL", "ftp://x"),
+        ],
+        &[
+            "lease.ttl must be at least 9s (gateway.timeout + 1s), found 5s",
+            "lease.ttl must be at least 6s (gateway.inquiry_timeout + 1s), found 5s",
+            "drain.timeout must be at least 9s",
+            "retry.schedule must not grow shorter",
+            "retry.defer_schedule: a delay must be whole milliseconds",
+            "retry.max_age must be at least 10s (the first delay of retry.schedule), found 1s",
+            "broker.prefetch must be at least 1",
+            "lease.remember must be at least 1s (retry.max_age)",
+            "breaker.max_pause must be at least 1s",
+            "broker.client_cert_file and broker.client_key_file go together",
+            "gateway.base_url must be http:// or https://",
+        ],
+    );
+    check_errors(&[("CAPTURE__RETRY__SCHEDULE", ",")], &["retry.schedule must hold at least one"]);
+}
+
+#[test]
+fn classes_come_from_files_only_and_map_new_codes_only() {
+    let settings = load_file("[classes]\nCARD_FROZEN = \"payer\"\n").unwrap();
+    assert_eq!(settings.classes.class_of("CARD_FROZEN"), crate::domain::class::Class::Payer);
+    check_errors(&[("CAPTURE__CLASSES__X", "payer")], &["from a settings file only"]);
+    for text in ["RISK_REJECT = \"payer\"", "NEW = \"access\"", "NEW = \"sometimes\""] {
+        assert!(load_file(&format!("[classes]\n{text}\n")).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn secrets_are_read_from_files_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let env = [
+        ("CAPTURE__BROKER__URL_FILE", file("url", "amqps://u:hush@rabbit:5671/%2f\n")),
+        ("CAPTURE__REDIS__URL", "redis://:hush@redis:6379".to_owned()),
+        ("CAPTURE__GATEWAY__PRIVATE_KEY_FILE", file("key", "hush\n")),
+        ("CAPTURE__GATEWAY__AGENT_TOKEN", "hush".to_owned()),
+    ];
+    let settings = Settings::load(None, env.map(|(name, value)| (name.to_owned(), value))).unwrap();
+    assert_eq!(settings.broker.url.expose_secret(), "amqps://u:hush@rabbit:5671/%2f");
+    assert_eq!(settings.gateway.private_key.as_ref().unwrap().expose_secret(), "hush");
+    let shown = format!("{settings:?} {:?}", settings.describe());
+    assert!(!shown.contains("hush"), "{shown}");
+    assert!(shown.contains("amqps://rabbit:5671/%2f"), "{shown}");
+    check_errors(&[("CAPTURE__REDIS__URL_FILE", "/nowhere")], &["redis.url_file /nowhere: "]);
+    let bad_url = load(&[("CAPTURE__BROKER__URL", "http://u:hush@h")]).unwrap_err().to_string();
+    assert!(bad_url.contains("broker.url") && !bad_url.contains("hush"), "{bad_url}");
+}
+
+#[test]
+fn what_the_gateway_needs_is_asked_for_all_at_once() {
+    let errors = load(&[]).unwrap().require_gateway().unwrap_err().to_string();
+    for key in ["BASE_URL", "CLIENT_ID", "PRIVATE_KEY", "PUBLIC_KEY"] {
+        assert!(errors.contains(&format!("CAPTURE__GATEWAY__{key}")), "{errors}");
+    }
+}
+
+#[test]
+fn what_is_most_often_a_mistake_is_warned_about() {
+    let warnings = |url, id| {
+        let env = [("CAPTURE__GATEWAY__BASE_URL", url), ("CAPTURE__GATEWAY__CLIENT_ID", id)];
+        load(&env).unwrap().warnings().len()
+    };
+    assert_eq!(warnings("https://gateway.example", "5X"), 0);
+    assert_eq!(warnings("http://127.0.0.1:1", "5X"), 0);
+    assert_eq!(warnings("http://gateway.example", "5X"), 1);
+    assert_eq!(warnings("https://gateway.example", "SANDBOX_5X"), 2);
+}
