@@ -208,7 +208,9 @@ pub enum MappingError {
     #[error("`{0}` is known already: only codes absent from the built-in table can be mapped")]
     Known(String),
     /// No verdict of an unknown code may be of this class.
-    #[error("`{code}` can't be of class `{class}`: only classes of a verdict other than access and conflict can be mapped")]
+    #[error(
+        "`{code}` can't be of class `{class}`: only classes of a verdict other than access and conflict can be mapped"
+    )]
     NotMappable {
         /// The code to be mapped.
         code: String,
