@@ -133,7 +133,7 @@ impl Guarded {
             return status;
         }
         // An error means that the group is gone already.
-        drop(killpg(self.pid, Signal::SIGKILL));
+        killpg(self.pid, Signal::SIGKILL).ok();
         let status = self.child.wait().unwrap_or_else(|_| ExitStatus::from_raw(9));
         self.ended = Some(status);
         self.bury();
@@ -142,7 +142,7 @@ impl Guarded {
 
     /// What the leader left in its group ends too.
     fn bury(&self) {
-        drop(killpg(self.pid, Signal::SIGKILL));
+        killpg(self.pid, Signal::SIGKILL).ok();
         drop(tell("ended", &self.pid.to_string()));
     }
 }

@@ -63,7 +63,7 @@ impl Root {
 
     /// The program by absolute path if a candidate exists, else by name if `PATH` has it.
     fn find(&self, candidates: &[&str]) -> anyhow::Result<PathBuf> {
-        let root = self.0.as_deref().unwrap_or(Path::new("/"));
+        let root = self.0.as_deref().unwrap_or_else(|| Path::new("/"));
         let present =
             |program: &&&str| root.join(program.trim_start_matches('/')).symlink_metadata().is_ok();
         if let Some(program) = candidates.iter().find(present) {
