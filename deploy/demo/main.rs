@@ -117,6 +117,10 @@ async fn play(
     let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
     let day = Day::new(&run);
     let broker = TestBroker::connect(&addresses.broker_url).await?;
+    // Workers declare the queues; those that others start may not have come so far.
+    let jobs = format!("{PREFIX}.jobs");
+    let declared = within(LIMIT, async || matches!(broker.queue_depth(&jobs).await, Ok(Some(_))));
+    declared.await.context("no worker has declared its queues")?;
     let results = broker.subscribe_results(PREFIX).await?;
     let begun = Instant::now();
     submit(&day, addresses, &broker).await?;
