@@ -40,6 +40,8 @@ use self::{
 
 const PREFIX: &str = "capture";
 const LIMIT: Duration = Duration::from_secs(150);
+/// Of that, for the day itself: what has not ended by then is listed as a difference.
+const DAY_LIMIT: Duration = Duration::from_secs(110);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -87,6 +89,9 @@ async fn run() -> anyhow::Result<bool> {
             let mut stage = Stage::build().await?;
             let addresses = stage.addresses.clone();
             let proven = play(&addresses, || stage.check()).await?;
+            if !proven {
+                eprintln!("{}", stage.describe());
+            }
             stage.drain_workers().await?;
             println!("both workers drained and left with exit code 0");
             Ok(proven)
@@ -165,7 +170,7 @@ async fn submit(day: &Day, addresses: &Addresses, broker: &TestBroker) -> anyhow
     broker.publish_job(PREFIX, day.malformed_job().to_string().as_bytes()).await
 }
 
-/// Until every delivery has ended, with a line for people every second.
+/// Until every delivery has ended, or the day is over, with a line for people every second.
 async fn watch(
     day: &Day,
     results: &Results,
@@ -191,7 +196,8 @@ async fn watch(
             println!("{line}");
         }
         std::io::stdout().flush()?;
-        if outcomes.ended() >= jobs && outcomes.results >= day.deliveries() {
+        let all_ended = outcomes.ended() >= jobs && outcomes.results >= day.deliveries();
+        if all_ended || begun.elapsed() > DAY_LIMIT {
             return Ok(outcomes);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -77,6 +77,12 @@ impl Stage {
         Ok(())
     }
 
+    /// What the workers logged last, for whoever must find out why the books do not add up.
+    pub(crate) fn describe(&self) -> String {
+        let logs = self.workers.iter().map(Process::describe);
+        logs.collect::<Vec<_>>().join("\n")
+    }
+
     /// SIGTERM to the workers, which must drain and leave with 0.
     pub(crate) async fn drain_workers(&mut self) -> anyhow::Result<()> {
         for worker in &self.workers {
