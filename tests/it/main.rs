@@ -1,1 +1,6 @@
-//! skeleton
+//! What the worker does, seen from outside: real brokers, real Redis, the gateway's sandbox over HTTP.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod servers;

@@ -1,0 +1,194 @@
+//! A day of shipments, made up, and what must become of each.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::sandbox::Script;
+
+/// A sum in the currency's smallest unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Money {
+    pub(crate) currency: &'static str,
+    pub(crate) value: u64,
+}
+
+/// What the demo trades in: the currency, and its decimals.
+const CURRENCIES: [(&str, u32); 8] = [
+    ("HKD", 2),
+    ("JPY", 0),
+    ("EUR", 2),
+    ("IDR", 2),
+    ("USD", 2),
+    ("KRW", 0),
+    ("SGD", 2),
+    ("GBP", 2),
+];
+
+/// A refusal that the gateway is scripted to give, and the class that it must end in.
+const REFUSALS: [(&str, &str); 10] = [
+    ("AUTH_EXPIRED", "authorization"),
+    ("ORDER_IS_CANCELED", "order"),
+    ("CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT", "limit"),
+    ("CURRENCY_NOT_SUPPORT", "contract"),
+    ("PARAM_ILLEGAL", "request"),
+    ("RISK_REJECT", "risk"),
+    ("USER_BALANCE_NOT_ENOUGH", "payer"),
+    ("USER_STATUS_ABNORMAL", "payer"),
+    ("PROCESS_FAIL", "provider"),
+    ("MERCHANT_ON_HOLIDAY", "unknown_code"),
+];
+
+/// Doubts that are resolved in the end: each of these captures, once.
+const DOUBTS: [Script; 6] = [
+    Script::InProcess,
+    Script::UnknownException,
+    Script::AnswerLost,
+    Script::ServerError,
+    Script::Garbage,
+    Script::Unsigned,
+];
+
+/// What must become of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Captured,
+    Dead(&'static str),
+}
+
+/// One job to submit.
+#[derive(Clone, Debug)]
+pub(crate) struct Shipment {
+    pub(crate) id: String,
+    pub(crate) payment: String,
+    pub(crate) money: Money,
+    pub(crate) fate: Fate,
+}
+
+/// All that is submitted.
+#[derive(Clone, Debug)]
+pub(crate) struct Day {
+    pub(crate) shipments: Vec<Shipment>,
+    /// Jobs that are published once more, as publishers do after a lost confirm.
+    pub(crate) copies: Vec<Shipment>,
+    /// The id of a job that is not one.
+    pub(crate) malformed: String,
+}
+
+impl Day {
+    /// The same day every time, but for the ids: those carry the name of the run.
+    pub(crate) fn new(run: &str) -> Self {
+        let mut day = Shipments { run: run.to_owned(), shipments: Vec::new(), payments: 0 };
+        for _ in 0..220 {
+            day.pay(Script::Capture, Fate::Captured, 1);
+        }
+        for payment in 0..18 {
+            day.pay(Script::Capture, Fate::Captured, 5 + payment % 6);
+        }
+        for (code, class) in REFUSALS.into_iter().cycle().take(24) {
+            day.pay(Script::Refuse(code), Fate::Dead(class), 1);
+        }
+        for doubt in DOUBTS.into_iter().cycle().take(24) {
+            day.pay(doubt, Fate::Captured, 1);
+        }
+        let mut shipments = day.shipments;
+        shuffle(&mut shipments);
+        let copies = shipments.iter().step_by(33).cloned().collect();
+        Self { shipments, copies, malformed: format!("ship-{run}-malformed") }
+    }
+
+    /// What `capture-worker submit` reads: one JSON document a line.
+    pub(crate) fn json_lines(&self) -> String {
+        self.shipments.iter().map(|shipment| format!("{}\n", shipment.job())).collect()
+    }
+
+    /// A number where a string belongs.
+    pub(crate) fn malformed_job(&self) -> Value {
+        json!({
+            "captureRequestId": self.malformed,
+            "paymentId": "pay-malformed",
+            "captureAmount": {"currency": "HKD", "value": 12990},
+        })
+    }
+
+    /// Every delivery ends in at least one result.
+    pub(crate) fn deliveries(&self) -> usize {
+        self.shipments.len() + self.copies.len() + 1
+    }
+
+    /// What each id must end as.
+    pub(crate) fn fates(&self) -> BTreeMap<&str, Fate> {
+        let malformed = (self.malformed.as_str(), Fate::Dead("malformed"));
+        let shipments = self.shipments.iter().map(|shipment| (shipment.id.as_str(), shipment.fate));
+        shipments.chain([malformed]).collect()
+    }
+
+    pub(crate) fn payments(&self) -> usize {
+        let payments = self.shipments.iter().map(|shipment| &shipment.payment);
+        payments.collect::<std::collections::BTreeSet<_>>().len()
+    }
+}
+
+impl Shipment {
+    /// Half of the jobs give the smallest unit, half major units, as publishers differ.
+    pub(crate) fn job(&self) -> Value {
+        let Money { currency, value } = self.money;
+        let (field, value) = if value % 2 == 0 {
+            ("captureAmount", value.to_string())
+        } else {
+            ("amount", major_units(currency, u128::from(value)))
+        };
+        json!({
+            "captureRequestId": self.id,
+            "paymentId": self.payment,
+            field: {"currency": currency, "value": value},
+            "metadata": {"warehouse": "HKG-2"},
+        })
+    }
+}
+
+/// `12990` of HKD as `129.90`.
+pub(crate) fn major_units(currency: &str, value: u128) -> String {
+    let decimals = CURRENCIES.iter().find(|(name, _)| *name == currency).map_or(2, |found| found.1);
+    let unit = 10_u128.pow(decimals);
+    match usize::try_from(decimals) {
+        Ok(width) if width > 0 => format!("{}.{:0width$}", value / unit, value % unit),
+        _ => value.to_string(),
+    }
+}
+
+struct Shipments {
+    run: String,
+    shipments: Vec<Shipment>,
+    payments: usize,
+}
+
+impl Shipments {
+    /// One payment, shipped in so many parts.
+    fn pay(&mut self, script: Script, fate: Fate, parts: usize) {
+        let payment = script.payment_id(&self.run, self.payments);
+        let (currency, _) = CURRENCIES.get(self.payments % CURRENCIES.len()).unwrap_or(&("HKD", 2));
+        self.payments += 1;
+        for _ in 0..parts {
+            let number = self.shipments.len();
+            let spread = u64::try_from(number * 7919 % 90_000).unwrap_or_default() + 101;
+            // Rupiah have cents that nobody uses: the gateway takes whole ones only.
+            let value = if *currency == "IDR" { spread * 100 } else { spread };
+            self.shipments.push(Shipment {
+                id: format!("ship-{}-{number:04}", self.run),
+                payment: payment.clone(),
+                money: Money { currency, value },
+                fate,
+            });
+        }
+    }
+}
+
+/// The parts of a payment come between other jobs; in the same order every time.
+fn shuffle(shipments: &mut [Shipment]) {
+    let mut state = 42_usize;
+    for last in (1..shipments.len()).rev() {
+        state = state.wrapping_mul(1_103_515_245).wrapping_add(12_345) % (1 << 31);
+        shipments.swap(last, (state >> 8) % (last + 1));
+    }
+}

@@ -1,0 +1,233 @@
+//! A day of shipments through the whole system, and the proof that every one was captured once or given up for a reason.
+//!
+//! `demo` starts everything it needs on this machine and ends it again. `demo --external` finds a broker, the sandbox and workers
+//! running (`CAPTURE__BROKER__URL`, `CAPTURE__GATEWAY__BASE_URL`). `demo keys FOLDER` writes the sandbox's keys where workers find them.
+//! Exit code 0 says that all totals are equal; 1, that they are not, with a list of differences; 130, that it was interrupted.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+
+mod day;
+mod proof;
+mod sandbox;
+mod stage;
+#[expect(dead_code, unused_imports, reason = "the tests use more of it")]
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{IsTerminal as _, Write as _},
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use capture_worker::domain::class::Class;
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{
+    day::Day,
+    proof::{Evidence, Outcomes},
+    stage::{Addresses, Stage},
+    support::{
+        broker::{Results, TestBroker},
+        poll::within,
+        processes::{Process, command},
+    },
+};
+
+const PREFIX: &str = "capture";
+const LIMIT: Duration = Duration::from_secs(150);
+/// Of that, for the day itself: what has not ended by then is listed as a difference.
+const DAY_LIMIT: Duration = Duration::from_secs(110);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = tokio::select! {
+        done = tokio::time::timeout(LIMIT, run()) => done,
+        () = interrupted() => {
+            // The other branch is dropped by now, and with it all that it started.
+            println!("\ninterrupted");
+            return ExitCode::from(130);
+        }
+    };
+    match done {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
+        Ok(Err(err)) => {
+            eprintln!("\nthe demo failed: {err:#}");
+            ExitCode::FAILURE
+        }
+        Err(_) => {
+            eprintln!("\nthe demo failed: not done after {LIMIT:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn interrupted() {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Whether all totals are equal.
+async fn run() -> anyhow::Result<bool> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        [] => {
+            println!("starting RabbitMQ, Redis, the gateway's sandbox and two workers");
+            let mut stage = Stage::build().await?;
+            let addresses = stage.addresses.clone();
+            let proven = play(&addresses, || stage.check()).await?;
+            if !proven {
+                eprintln!("{}", stage.describe());
+            }
+            stage.drain_workers().await?;
+            println!("both workers drained and left with exit code 0");
+            Ok(proven)
+        }
+        ["--external"] => play(&Addresses::from_env()?, || Ok(())).await,
+        ["keys", folder] => write_keys(Path::new(folder)).await.map(|()| true),
+        _ => bail!("usage: demo [--external | keys FOLDER]"),
+    }
+}
+
+/// For workers that are started by others: as the settings `*_file` want them, and the client id.
+async fn write_keys(folder: &Path) -> anyhow::Result<()> {
+    let url = std::env::var("CAPTURE__GATEWAY__BASE_URL")
+        .context("CAPTURE__GATEWAY__BASE_URL is not set")?;
+    let keys = within(LIMIT, async || sandbox::keys(&url).await.ok()).await;
+    let keys = keys.context("the sandbox does not answer")?;
+    fs::write(folder.join("client_id"), keys.client_id)?;
+    fs::write(folder.join("private_key"), keys.private_key)?;
+    fs::write(folder.join("public_key"), keys.public_key)?;
+    Ok(())
+}
+
+/// Submits the day, watches it, and proves it.
+async fn play(
+    addresses: &Addresses,
+    mut check: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
+    let day = Day::new(&run);
+    let broker = TestBroker::connect(&addresses.broker_url).await?;
+    // Workers declare the queues; those that others start may not have come so far.
+    let jobs = format!("{PREFIX}.jobs");
+    let declared = within(LIMIT, async || matches!(broker.queue_depth(&jobs).await, Ok(Some(_))));
+    declared.await.context("no worker has declared its queues")?;
+    let results = broker.subscribe_results(PREFIX).await?;
+    let begun = Instant::now();
+    submit(&day, addresses, &broker).await?;
+    let outcomes = watch(&day, &results, begun, &mut check).await?;
+    let dead = dead_letters(&broker, &run).await?;
+    let ledger = sandbox::ledger(&addresses.sandbox_url).await?.of_run(&run);
+    let left_over = left_over(&broker).await?;
+    let evidence =
+        Evidence { day: &day, outcomes: &outcomes, ledger: &ledger, dead: &dead, left_over };
+    println!("\nThe day's books:\n{}", evidence.table());
+    let differences = evidence.differences();
+    if differences.is_empty() {
+        println!(
+            "Every job is accounted for, nothing was captured twice, no two calls of a payment overlapped,\n\
+             and the money in the gateway's ledger is the money in the results is the money expected."
+        );
+        return Ok(true);
+    }
+    println!("The books do not add up:");
+    for difference in differences {
+        println!("  {difference}");
+    }
+    Ok(false)
+}
+
+/// Valid jobs as an operator submits them; the copies and the malformed one as publishers with a bug would.
+async fn submit(day: &Day, addresses: &Addresses, broker: &TestBroker) -> anyhow::Result<()> {
+    let folder = support::guardian::folder()?;
+    let jobs = folder.path().join("jobs.jsonl");
+    fs::write(&jobs, day.json_lines())?;
+    let mut submit = command(&stage::worker_program()?, &["submit", "-"]);
+    submit
+        .env("CAPTURE__BROKER__URL", &addresses.broker_url)
+        .env("CAPTURE__GATEWAY__BASE_URL", &addresses.sandbox_url)
+        .stdin(fs::File::open(&jobs)?);
+    let mut submit = Process::spawn(submit)?;
+    let status = submit.wait(Duration::from_secs(60)).await?;
+    ensure!(status.success(), "submit: {status}: {}", submit.describe());
+    for copy in &day.copies {
+        broker.publish_job(PREFIX, copy.job().to_string().as_bytes()).await?;
+    }
+    broker.publish_job(PREFIX, day.malformed_job().to_string().as_bytes()).await
+}
+
+/// Until every delivery has ended, or the day is over, with a line for people every second.
+async fn watch(
+    day: &Day,
+    results: &Results,
+    begun: Instant,
+    check: &mut impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<Outcomes> {
+    let jobs = day.shipments.len() + 1;
+    let on_terminal = std::io::stdout().is_terminal();
+    loop {
+        check()?;
+        let bodies: Vec<Value> =
+            results.all().iter().map(|letter| letter.json()).collect::<Result<_, _>>()?;
+        let outcomes = Outcomes::read(&bodies);
+        let (captured, failed) = (outcomes.count("CAPTURED"), outcomes.count("FAILED"));
+        let line = format!(
+            "{:>3} s   {jobs} jobs   {captured} captured   {failed} failed   {} open",
+            begun.elapsed().as_secs(),
+            jobs.saturating_sub(outcomes.ended())
+        );
+        if on_terminal {
+            print!("\r\x1b[2K{line}");
+        } else {
+            println!("{line}");
+        }
+        std::io::stdout().flush()?;
+        let all_ended = outcomes.ended() >= jobs && outcomes.results >= day.deliveries();
+        if all_ended || begun.elapsed() > DAY_LIMIT {
+            return Ok(outcomes);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Jobs that are still ready in the job queue or in a wait queue.
+async fn left_over(broker: &TestBroker) -> anyhow::Result<u32> {
+    let waits = stage::RETRY_SCHEDULE.split(',').chain(stage::DEFER_SCHEDULE.split(','));
+    let waits = waits.map(|delay| format!("{PREFIX}.wait.{delay}"));
+    let mut left_over = 0;
+    for queue in waits.chain([format!("{PREFIX}.jobs")]) {
+        left_over += broker.queue_depth(&queue).await?.unwrap_or_default();
+    }
+    Ok(left_over)
+}
+
+/// The ids of this run's dead letters, by class. They stay where they are.
+async fn dead_letters(
+    broker: &TestBroker,
+    run: &str,
+) -> anyhow::Result<BTreeMap<&'static str, Vec<String>>> {
+    let mut dead = BTreeMap::new();
+    for class in Class::ALL {
+        let letters = broker.peek_queue(&format!("{PREFIX}.dead.{}", class.name())).await?;
+        let ids = letters.iter().filter_map(|letter| {
+            let id = letter.json().ok()?.get("captureRequestId")?.as_str()?.to_owned();
+            id.contains(run).then_some(id)
+        });
+        dead.insert(class.name(), ids.collect());
+    }
+    Ok(dead)
+}

@@ -1,0 +1,208 @@
+//! The proof: what was submitted, what the results say and what the gateway's ledger says must be one and the same.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use serde_json::Value;
+
+use crate::{
+    day::{Day, Fate, major_units},
+    sandbox::Ledger,
+};
+
+/// Money by currency, in smallest units.
+pub(crate) type Sums = BTreeMap<String, u128>;
+
+/// What each id ended as, by the rules that consumers of results follow.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcomes {
+    /// By `captureRequestId`: status and class, and the money.
+    by_id: BTreeMap<String, Outcome>,
+    /// Results that were read, repeated ones too.
+    pub(crate) results: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Outcome {
+    status: String,
+    class: Option<String>,
+    currency: String,
+    value: u128,
+}
+
+impl Outcomes {
+    /// CAPTURED stands; FAILED stands against `IN_DOUBT`; else the later one stands.
+    pub(crate) fn read<'a>(results: impl IntoIterator<Item = &'a Value>) -> Self {
+        let mut outcomes = Self::default();
+        for result in results {
+            outcomes.results += 1;
+            let text = |name: &str| result.get(name)?.as_str().map(str::to_owned);
+            let Some(id) = text("captureRequestId") else { continue };
+            let amount = |name: &str| result.get("captureAmount")?.get(name)?.as_str();
+            let outcome = Outcome {
+                status: text("status").unwrap_or_default(),
+                class: text("class"),
+                currency: amount("currency").unwrap_or_default().to_owned(),
+                value: amount("value").and_then(|value| value.parse().ok()).unwrap_or_default(),
+            };
+            let stands = outcomes.by_id.get(&id).is_some_and(|standing| {
+                standing.status == "CAPTURED"
+                    || (standing.status == "FAILED" && outcome.status == "IN_DOUBT")
+            });
+            if !stands {
+                outcomes.by_id.insert(id, outcome);
+            }
+        }
+        outcomes
+    }
+
+    pub(crate) fn count(&self, status: &str) -> usize {
+        self.by_id.values().filter(|outcome| outcome.status == status).count()
+    }
+
+    /// Ids that ended, with whatever.
+    pub(crate) fn ended(&self) -> usize {
+        self.by_id.len()
+    }
+
+    fn captured_money(&self) -> Sums {
+        let captured = self.by_id.values().filter(|outcome| outcome.status == "CAPTURED");
+        sums(captured.map(|outcome| (outcome.currency.as_str(), outcome.value)))
+    }
+}
+
+/// All that is known at the end of the day.
+pub(crate) struct Evidence<'a> {
+    pub(crate) day: &'a Day,
+    pub(crate) outcomes: &'a Outcomes,
+    pub(crate) ledger: &'a Ledger,
+    /// Ids of the dead letters, by class.
+    pub(crate) dead: &'a BTreeMap<&'static str, Vec<String>>,
+    /// Jobs that are still in the queue or waiting.
+    pub(crate) left_over: u32,
+}
+
+impl Evidence<'_> {
+    /// Whatever does not add up; empty is the proof.
+    pub(crate) fn differences(&self) -> Vec<String> {
+        let mut found = self.outcome_differences();
+        found.extend(self.ledger_differences());
+        found.extend(self.dead_letter_differences());
+        let (expected, ledger) = (self.expected_money(), self.ledger_money());
+        let results = self.outcomes.captured_money();
+        if expected != ledger || expected != results {
+            found.push(format!(
+                "money: expected {expected:?}, the ledger has {ledger:?}, the results {results:?}"
+            ));
+        }
+        if self.left_over > 0 {
+            found.push(format!("{} jobs are still queued", self.left_over));
+        }
+        if self.ledger.overlaps > 0 {
+            found.push(format!("{} capture calls overlapped on a payment", self.ledger.overlaps));
+        }
+        found
+    }
+
+    fn outcome_differences(&self) -> Vec<String> {
+        let fates = self.day.fates();
+        let mut found = Vec::new();
+        for (id, fate) in &fates {
+            let outcome = self.outcomes.by_id.get(*id);
+            let is = outcome.map(|outcome| (outcome.status.as_str(), outcome.class.as_deref()));
+            let must = match fate {
+                Fate::Captured => ("CAPTURED", None),
+                Fate::Dead(class) => ("FAILED", Some(*class)),
+            };
+            if is != Some(must) {
+                found.push(format!("{id}: must be {must:?}, the results say {is:?}"));
+            }
+        }
+        let strangers = self.outcomes.by_id.keys().filter(|id| !fates.contains_key(id.as_str()));
+        found.extend(strangers.map(|id| format!("{id}: a result, but never submitted")));
+        found
+    }
+
+    fn ledger_differences(&self) -> Vec<String> {
+        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+        for capture in &self.ledger.captures {
+            *times.entry(&capture.capture_request_id).or_default() += 1;
+        }
+        let mut found = Vec::new();
+        for (id, fate) in self.day.fates() {
+            let must = usize::from(fate == Fate::Captured);
+            let is = times.remove(id).unwrap_or_default();
+            if is != must {
+                found.push(format!("{id}: must be captured {must} times, the ledger has {is}"));
+            }
+        }
+        found.extend(times.keys().map(|id| format!("{id}: captured, but never submitted")));
+        found
+    }
+
+    fn dead_letter_differences(&self) -> Vec<String> {
+        let mut must: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (id, fate) in self.day.fates() {
+            if let Fate::Dead(class) = fate {
+                must.entry(class).or_default().push(id);
+            }
+        }
+        let classes =
+            self.dead.keys().chain(must.keys()).collect::<std::collections::BTreeSet<_>>();
+        let mut found = Vec::new();
+        for class in classes {
+            let mut is: Vec<&str> =
+                self.dead.get(class).into_iter().flatten().map(String::as_str).collect();
+            is.sort_unstable();
+            // A copy of a job that is refused dies too: as many letters as copies, but no other ids.
+            is.dedup();
+            let must = must.get(class).map(Vec::as_slice).unwrap_or_default();
+            if is != must {
+                found.push(format!("dead letters of class {class}: must be {must:?}, are {is:?}"));
+            }
+        }
+        found
+    }
+
+    fn expected_money(&self) -> Sums {
+        let captured = self.day.shipments.iter().filter(|job| job.fate == Fate::Captured);
+        sums(captured.map(|job| (job.money.currency, u128::from(job.money.value))))
+    }
+
+    fn ledger_money(&self) -> Sums {
+        sums(self.ledger.captures.iter().map(|capture| {
+            let amount = &capture.capture_amount;
+            (amount.currency.as_str(), amount.value.parse().unwrap_or_default())
+        }))
+    }
+
+    /// The day in a table.
+    pub(crate) fn table(&self) -> String {
+        let mut table = String::new();
+        let mut line = |name: &str, text: &str| writeln!(table, "  {name:<26}{text:>22}").ok();
+        let day = self.day;
+        line("jobs submitted", &(day.shipments.len() + 1).to_string());
+        line("  and copies of them", &day.copies.len().to_string());
+        line("payments", &day.payments().to_string());
+        line("results", &self.outcomes.results.to_string());
+        for status in ["CAPTURED", "FAILED", "IN_DOUBT"] {
+            line(&format!("  jobs {status}"), &self.outcomes.count(status).to_string());
+        }
+        line("dead letters", &self.dead.values().map(Vec::len).sum::<usize>().to_string());
+        for (class, ids) in self.dead.iter().filter(|(_, ids)| !ids.is_empty()) {
+            line(&format!("  {class}"), &ids.len().to_string());
+        }
+        line("captures in the ledger", &self.ledger.captures.len().to_string());
+        for (currency, value) in self.ledger_money() {
+            line(&format!("  {currency}"), &major_units(&currency, value));
+        }
+        table
+    }
+}
+
+fn sums<'a>(amounts: impl Iterator<Item = (&'a str, u128)>) -> Sums {
+    let mut sums = Sums::new();
+    for (currency, value) in amounts {
+        *sums.entry(currency.to_owned()).or_default() += value;
+    }
+    sums
+}

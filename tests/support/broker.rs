@@ -1,0 +1,248 @@
+//! A client of the broker for tests: publishes anything, reads anything, cleans up.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use futures_util::StreamExt as _;
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    options::{
+        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
+    },
+    types::{AMQPValue, FieldTable},
+};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::poll::within;
+
+/// A message as it was found in a queue.
+#[derive(Clone, Debug)]
+pub(crate) struct Letter {
+    pub(crate) routing_key: String,
+    pub(crate) body: Vec<u8>,
+    pub(crate) properties: BasicProperties,
+    pub(crate) redelivered: bool,
+}
+
+impl Letter {
+    pub(crate) fn json(&self) -> anyhow::Result<Value> {
+        serde_json::from_slice(&self.body).context("a letter's body as JSON")
+    }
+
+    pub(crate) fn headers(&self) -> BTreeMap<String, AMQPValue> {
+        let headers = self.properties.headers().clone().unwrap_or_default();
+        headers.inner().iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+    }
+
+    /// A header as text, whatever its type: `3`, `true`, `SUCCESS`.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        self.headers().remove(name).map(|value| match value {
+            AMQPValue::LongString(text) => text.to_string(),
+            AMQPValue::ShortString(text) => text.to_string(),
+            AMQPValue::Boolean(flag) => flag.to_string(),
+            AMQPValue::LongLongInt(number) => number.to_string(),
+            AMQPValue::LongInt(number) => number.to_string(),
+            AMQPValue::LongUInt(number) => number.to_string(),
+            AMQPValue::ShortInt(number) => number.to_string(),
+            other => format!("{other:?}"),
+        })
+    }
+}
+
+/// A connection for publishing and for looking into queues. One publish at a time: confirms can't be mixed up.
+#[derive(Debug)]
+pub(crate) struct TestBroker {
+    connection: Connection,
+    publisher: tokio::sync::Mutex<Channel>,
+}
+
+impl TestBroker {
+    pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Self { connection, publisher: tokio::sync::Mutex::new(channel) })
+    }
+
+    /// A channel of its own, for what the other methods don't cover.
+    pub(crate) async fn channel(&self) -> anyhow::Result<Channel> {
+        Ok(self.connection.create_channel().await?)
+    }
+
+    /// Returns once the broker has it in a queue; an error if no queue took it.
+    pub(crate) async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> anyhow::Result<()> {
+        let channel = self.publisher.lock().await;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let confirm = channel
+            .basic_publish(exchange.into(), routing_key.into(), options, body, properties)
+            .await?
+            .await?;
+        match confirm {
+            Confirmation::Ack(None) => Ok(()),
+            other => bail!("publishing to {exchange} with {routing_key}: {other:?}"),
+        }
+    }
+
+    /// A persistent job to the exchange `<prefix>.jobs`.
+    pub(crate) async fn publish_job(&self, prefix: &str, body: &[u8]) -> anyhow::Result<()> {
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        self.publish(&format!("{prefix}.jobs"), "job", body, properties).await
+    }
+
+    /// Takes every ready message out of a queue.
+    pub(crate) async fn drain_queue(&self, queue: &str) -> anyhow::Result<Vec<Letter>> {
+        let channel = self.channel().await?;
+        let mut letters = Vec::new();
+        let options = BasicGetOptions { no_ack: true };
+        while let Some(message) = channel.basic_get(queue.into(), options).await? {
+            letters.push(letter(message.delivery));
+        }
+        channel.close(200, "done".into()).await?;
+        Ok(letters)
+    }
+
+    /// Reads every ready message and leaves all where they are (each look counts as a return to the broker).
+    pub(crate) async fn peek_queue(&self, queue: &str) -> anyhow::Result<Vec<Letter>> {
+        let channel = self.channel().await?;
+        let mut letters = Vec::new();
+        while let Some(message) =
+            channel.basic_get(queue.into(), BasicGetOptions::default()).await?
+        {
+            letters.push(letter(message.delivery));
+        }
+        // Closing the channel hands back what was not acked.
+        channel.close(200, "done".into()).await?;
+        Ok(letters)
+    }
+
+    /// Messages that are ready in a queue; `None` if there is no such queue.
+    pub(crate) async fn queue_depth(&self, queue: &str) -> anyhow::Result<Option<u32>> {
+        // A miss closes its channel, so each look has its own.
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+            Ok(found) => {
+                channel.close(200, "done".into()).await?;
+                Ok(Some(found.message_count()))
+            }
+            Err(err) if format!("{err:?}").contains("NOT_FOUND") => Ok(None),
+            Err(err) => Err(err).with_context(|| format!("look at queue {queue}")),
+        }
+    }
+
+    /// Collects all results of a prefix from now on. Declares the exchange as the worker does, so it may come first.
+    pub(crate) async fn subscribe_results(&self, prefix: &str) -> anyhow::Result<Results> {
+        let exchange = format!("{prefix}.results");
+        let channel = self.channel().await?;
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        channel
+            .exchange_declare(
+                exchange.as_str().into(),
+                ExchangeKind::Topic,
+                durable,
+                FieldTable::default(),
+            )
+            .await?;
+        let own = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare("".into(), own, FieldTable::default()).await?;
+        let queue = queue.name().clone();
+        let bind = QueueBindOptions::default();
+        let none = FieldTable::default();
+        channel
+            .queue_bind(queue.clone(), exchange.as_str().into(), "#".into(), bind, none.clone())
+            .await?;
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let mut consumer = channel.basic_consume(queue, "".into(), options, none).await?;
+        let collected = Arc::<Mutex<Vec<Letter>>>::default();
+        let sink = Arc::clone(&collected);
+        let task = tokio::spawn(async move {
+            while let Some(Ok(delivery)) = consumer.next().await {
+                sink.lock().unwrap_or_else(PoisonError::into_inner).push(letter(delivery));
+            }
+        });
+        Ok(Results { collected, task, _channel: channel })
+    }
+
+    /// Deletes what a worker with this prefix and these delays (`250ms`, `1s`) has declared; absent is fine.
+    pub(crate) async fn delete_prefix(&self, prefix: &str, delays: &[&str]) -> anyhow::Result<()> {
+        let channel = self.channel().await?;
+        let classes = capture_worker::domain::class::Class::ALL;
+        let queues = [format!("{prefix}.jobs"), format!("{prefix}.audit")]
+            .into_iter()
+            .chain(classes.map(|class| format!("{prefix}.dead.{}", class.name())))
+            .chain(delays.iter().map(|delay| format!("{prefix}.wait.{delay}")));
+        for queue in queues {
+            channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+        }
+        for exchange in ["jobs", "wait", "dead", "audit", "results"] {
+            let exchange = format!("{prefix}.{exchange}");
+            channel
+                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
+                .await?;
+        }
+        channel.close(200, "done".into()).await?;
+        Ok(())
+    }
+}
+
+/// The results that were published since it was made, in their order.
+#[derive(Debug)]
+pub(crate) struct Results {
+    collected: Arc<Mutex<Vec<Letter>>>,
+    task: JoinHandle<()>,
+    /// Its queue lives as long as the connection; its consumer, as long as this.
+    _channel: Channel,
+}
+
+impl Results {
+    /// All so far.
+    pub(crate) fn all(&self) -> Vec<Letter> {
+        self.collected.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for at least `count` results.
+    pub(crate) async fn wait_for(
+        &self,
+        count: usize,
+        limit: Duration,
+    ) -> anyhow::Result<Vec<Letter>> {
+        let enough = within(limit, async || self.all().len() >= count || self.task.is_finished());
+        let in_time = enough.await.is_some();
+        let all = self.all();
+        ensure!(
+            in_time && all.len() >= count,
+            "{} of {count} results after {limit:?}: {:?}",
+            all.len(),
+            all.iter().map(|result| &result.routing_key).collect::<Vec<_>>()
+        );
+        Ok(all)
+    }
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn letter(delivery: lapin::message::Delivery) -> Letter {
+    Letter {
+        routing_key: delivery.routing_key.to_string(),
+        body: delivery.data,
+        properties: delivery.properties,
+        redelivered: delivery.redelivered,
+    }
+}

@@ -1,0 +1,154 @@
+//! Ends what this process started, even if this process is killed.
+//!
+//! A small shell, the guardian, holds the read end of a pipe whose write end is ours alone. Each process group that we
+//! start is named to it. When the pipe closes, because we ended in whatever way, it kills the groups that are left and
+//! removes their folders.
+
+use std::{
+    io::Write as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::Path,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+const SCRIPT: &str = r#"
+trap '' HUP INT TERM QUIT
+groups=' '
+while read -r verb what; do
+    case $verb in
+        group) groups="$groups$what " ;;
+        ended) groups="${groups%% $what *} ${groups#* $what }" ;;
+        folder) set -- "$@" "$what" ;;
+    esac
+done
+for group in $groups; do kill -s KILL -- "-$group"; done
+rm -rf -- "$@" || { sleep 1; rm -rf -- "$@"; }
+"#;
+
+static GUARDIAN: OnceLock<Result<Mutex<ChildStdin>, String>> = OnceLock::new();
+
+fn tell(verb: &str, what: &str) -> anyhow::Result<()> {
+    let pipe = GUARDIAN.get_or_init(|| start().map_err(|err| format!("the guardian: {err}")));
+    let pipe = pipe.as_ref().map_err(|err| anyhow!("{err}"))?;
+    let mut pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
+    writeln!(pipe, "{verb} {what}").context("the guardian is gone")
+}
+
+fn start() -> std::io::Result<Mutex<ChildStdin>> {
+    let mut shell = Command::new("/bin/sh")
+        .args(["-c", SCRIPT, "guardian"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()?;
+    let pipe = shell.stdin.take().ok_or_else(|| std::io::Error::other("no pipe"))?;
+    Ok(Mutex::new(pipe))
+}
+
+/// A temporary folder that is removed even if this process is killed.
+pub(crate) fn folder_in(parent: &Path) -> anyhow::Result<TempDir> {
+    let folder = tempfile::Builder::new()
+        .prefix("capture-")
+        .tempdir_in(parent)
+        .with_context(|| format!("a folder in {}", parent.display()))?;
+    tell("folder", &folder.path().display().to_string())?;
+    Ok(folder)
+}
+
+/// [`folder_in`] the system's folder for such.
+pub(crate) fn folder() -> anyhow::Result<TempDir> {
+    folder_in(&std::env::temp_dir())
+}
+
+/// A process that leads a group of its own, and is killed with the group when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    child: Child,
+    pid: Pid,
+    /// Set once the leader was reaped: from then on its id may be someone else's.
+    ended: Option<ExitStatus>,
+}
+
+impl Guarded {
+    pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<Self> {
+        // The guardian first: what can't be guarded is not started.
+        tell("", "")?;
+        let program = command.get_program().display().to_string();
+        let child = command.process_group(0).spawn().with_context(|| format!("start {program}"))?;
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id")?);
+        let started = Self { child, pid, ended: None };
+        tell("group", &pid.to_string())?;
+        Ok(started)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// To the process alone, not to its children: what an operator or Kubernetes would do.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        anyhow::ensure!(self.ended.is_none(), "process {} has ended", self.pid);
+        kill(self.pid, signal).with_context(|| format!("{signal} to process {}", self.pid))
+    }
+
+    /// Its status, if it has ended.
+    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().context("wait for a process")?;
+            if self.ended.is_some() {
+                self.bury();
+            }
+        }
+        Ok(self.ended)
+    }
+
+    /// Waits for its end; `None` if it is still alive after `limit`.
+    pub(crate) async fn wait(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGKILL to the whole group, and reaps the leader.
+    pub(crate) fn kill(&mut self) -> ExitStatus {
+        if let Some(status) = self.ended {
+            return status;
+        }
+        // An error means that the group is gone already.
+        killpg(self.pid, Signal::SIGKILL).ok();
+        let status = self.child.wait().unwrap_or_else(|_| ExitStatus::from_raw(9));
+        self.ended = Some(status);
+        self.bury();
+        status
+    }
+
+    /// What the leader left in its group ends too.
+    fn bury(&self) {
+        killpg(self.pid, Signal::SIGKILL).ok();
+        drop(tell("ended", &self.pid.to_string()));
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

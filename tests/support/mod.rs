@@ -1,0 +1,11 @@
+//! What the tests and the demo stand on: private servers, processes, a proxy, a client of the broker.
+//!
+//! Nothing outlives its owner: a value kills what it started when it is dropped, and [`guardian`] does so when the
+//! whole process ends without dropping, even by `kill -9`.
+
+pub(crate) mod broker;
+pub(crate) mod guardian;
+pub(crate) mod poll;
+pub(crate) mod processes;
+pub(crate) mod proxy;
+pub(crate) mod servers;

@@ -1,0 +1,59 @@
+//! Waiting for something to become true, with a deadline instead of a sleep.
+
+use std::{
+    panic::Location,
+    time::{Duration, Instant},
+};
+
+/// What a probe answers: `true` or `Some(value)` ends the wait.
+pub(crate) trait Answer {
+    type Value;
+    fn value(self) -> Option<Self::Value>;
+}
+
+impl Answer for bool {
+    type Value = ();
+    fn value(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Answer for Option<T> {
+    type Value = T;
+    fn value(self) -> Self {
+        self
+    }
+}
+
+/// Probes until it answers; `None` once `limit` has passed. The probe runs at least once.
+pub(crate) async fn within<A: Answer>(
+    limit: Duration,
+    mut probe: impl AsyncFnMut() -> A,
+) -> Option<A::Value> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(value) = probe().await.value() {
+            return Some(value);
+        }
+        let left = deadline.checked_duration_since(Instant::now())?;
+        tokio::time::sleep(pause.min(left)).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// [`within`] that panics, saying what it waited for and where, when the limit has passed.
+#[track_caller]
+pub(crate) fn eventually<A: Answer>(
+    what: &str,
+    limit: Duration,
+    probe: impl AsyncFnMut() -> A,
+) -> impl Future<Output = A::Value> {
+    let caller = Location::caller();
+    async move {
+        match within(limit, probe).await {
+            Some(value) => value,
+            None => panic!("{caller}: after {limit:?} still not so: {what}"),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! `capture-worker` processes: started as an operator would, watched through their output, killed when dropped.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::{
+    guardian::{Guarded, folder},
+    poll::within,
+    servers::tail,
+};
+
+/// A command without the settings that this process may have inherited, and without input.
+pub(crate) fn command(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("CAPTURE_") {
+            command.env_remove(variable);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A running process whose output goes to files. When it is dropped in a panic, the end of its log is printed.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Before the folder: dropped in this order.
+    guarded: Guarded,
+    name: String,
+    folder: TempDir,
+}
+
+impl Process {
+    pub(crate) fn spawn(mut command: Command) -> anyhow::Result<Self> {
+        let folder = folder()?;
+        command
+            .stdout(fs::File::create(folder.path().join("stdout"))?)
+            .stderr(fs::File::create(folder.path().join("stderr"))?);
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        let name = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        Ok(Self { guarded: Guarded::spawn(&mut command)?, name, folder })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.guarded.pid()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.guarded.signal(signal)
+    }
+
+    /// At once, as the kernel does when memory runs out.
+    pub(crate) fn kill9(&mut self) -> ExitStatus {
+        self.guarded.kill()
+    }
+
+    /// Its status; an error with the end of its log if it is still alive after `limit`.
+    pub(crate) async fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let status = self.guarded.wait(limit).await?;
+        status.ok_or_else(|| anyhow!("still running after {limit:?}: {}", self.describe()))
+    }
+
+    /// Its status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.guarded.ended().ok().flatten()
+    }
+
+    /// Everything that it has written so far.
+    pub(crate) fn stdout(&self) -> String {
+        read(&self.folder.path().join("stdout"))
+    }
+
+    /// Everything that it has logged so far.
+    pub(crate) fn stderr(&self) -> String {
+        read(&self.log())
+    }
+
+    /// The first of its output lines that `pick` takes; an error if it ends before, or `limit` passes.
+    pub(crate) async fn line<T>(
+        &mut self,
+        limit: Duration,
+        pick: impl Fn(&str) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let found = within(limit, async || {
+            let ended = self.ended().is_some();
+            let (stdout, stderr) = (self.stdout(), self.stderr());
+            let mut lines = whole_lines(&stdout).chain(whole_lines(&stderr));
+            lines.find_map(&pick).map(Some).or_else(|| ended.then_some(None))
+        });
+        let found = found.await.flatten();
+        found.with_context(|| format!("it did not say what was waited for: {}", self.describe()))
+    }
+
+    /// Who it is and the end of its log, for messages.
+    pub(crate) fn describe(&self) -> String {
+        let stdout = tail(&self.folder.path().join("stdout"));
+        format!("{} (process {})\n{stdout}\n{}", self.name, self.pid(), tail(&self.log()))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("stderr")
+    }
+}
+
+impl Drop for Process {
+    #[expect(clippy::print_stderr, reason = "what a failed test has to say")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.describe());
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// Without a last line that is still being written.
+fn whole_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'))
+}

@@ -1,0 +1,173 @@
+//! A private Redis, and enough of its protocol to look inside.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use nix::sys::signal::Signal;
+
+use super::{Folder, Root, free_port, tail};
+use crate::support::{guardian::Guarded, poll::within};
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a Redis still knows after it was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Persistence {
+    /// Nothing.
+    None,
+    /// Every write that it answered (an append-only file, synced each time).
+    Always,
+}
+
+/// A Redis that lives as long as this value.
+#[derive(Debug)]
+pub(crate) struct PrivateRedis {
+    /// Before the folder: dropped in this order.
+    server: Option<Guarded>,
+    root: Root,
+    folder: Folder,
+    port: u16,
+    persistence: Persistence,
+}
+
+/// An answer of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Nil,
+    Int(i64),
+    Text(String),
+    List(Vec<Self>),
+}
+
+impl PrivateRedis {
+    /// A fresh server, ready for clients. Tries other ports if somebody was quicker to take one.
+    pub(crate) async fn start(persistence: Persistence) -> anyhow::Result<Self> {
+        let mut tries_left = 3;
+        loop {
+            tries_left -= 1;
+            match Self::start_once(persistence).await {
+                Err(err) if tries_left > 0 && format!("{err:#}").contains("already in use") => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn start_once(persistence: Persistence) -> anyhow::Result<Self> {
+        let root = Root::from_env("CAPTURE_TEST_REDIS_ROOT");
+        let folder = root.folder()?;
+        let mut started = Self { server: None, root, folder, port: free_port()?, persistence };
+        started.start_again().await?;
+        Ok(started)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process ids that must be gone when this is.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.server.iter().map(Guarded::pid).collect()
+    }
+
+    /// In good order.
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
+        let mut server = self.server.take().context("Redis is not running")?;
+        server.signal(Signal::SIGTERM)?;
+        ensure!(server.wait(STOP_LIMIT).await?.is_some(), "Redis did not stop: {}", self.log());
+        Ok(())
+    }
+
+    /// At once, as if the power had failed.
+    pub(crate) fn kill9(&mut self) {
+        drop(self.server.take());
+    }
+
+    /// On the same folder and port, after [`Self::stop`] or [`Self::kill9`].
+    pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
+        ensure!(self.server.is_none(), "Redis is running");
+        let program = self.root.find(&["/usr/bin/redis-server", "/usr/local/bin/redis-server"])?;
+        let log = self.folder.log("output.log")?;
+        let append_only = match self.persistence {
+            Persistence::None => ["--appendonly", "no"],
+            Persistence::Always => ["--appendonly", "yes"],
+        };
+        let mut command = self.root.command(&program);
+        command
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendfsync", "always"])
+            .args(append_only)
+            .arg("--dir")
+            .arg(&self.folder.inside)
+            .current_dir("/")
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.server = Some(Guarded::spawn(&mut command)?);
+        let ready = within(START_LIMIT, async || match self.server.as_mut().map(Guarded::ended) {
+            Some(Ok(None)) => self.cmd(&["PING"]).is_ok().then_some(true),
+            _ => Some(false),
+        });
+        if ready.await == Some(true) {
+            return Ok(());
+        }
+        drop(self.server.take());
+        bail!("Redis did not start: {}", self.log())
+    }
+
+    /// Frozen, connections stay open.
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        self.server.as_ref().context("Redis is not running")?.signal(Signal::SIGSTOP)
+    }
+
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        self.server.as_ref().context("Redis is not running")?.signal(Signal::SIGCONT)
+    }
+
+    /// One command on a connection of its own.
+    pub(crate) fn cmd(&self, words: &[&str]) -> anyhow::Result<Reply> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut request = format!("*{}\r\n", words.len());
+        for word in words {
+            request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        stream.write_all(request.as_bytes())?;
+        read_reply(&mut BufReader::new(stream))
+    }
+
+    fn log(&self) -> String {
+        tail(&self.folder.outside("output.log"))
+    }
+}
+
+fn read_reply(stream: &mut BufReader<TcpStream>) -> anyhow::Result<Reply> {
+    let mut line = String::new();
+    stream.read_line(&mut line)?;
+    let line = line.trim_end();
+    let (kind, rest) = line.split_at_checked(1).ok_or_else(|| anyhow!("no reply"))?;
+    match kind {
+        "+" => Ok(Reply::Text(rest.to_owned())),
+        "-" => bail!("Redis says {rest}"),
+        ":" => Ok(Reply::Int(rest.parse()?)),
+        "$" | "*" if rest == "-1" => Ok(Reply::Nil),
+        "$" => {
+            let mut text = vec![0; rest.parse::<usize>()? + 2];
+            stream.read_exact(&mut text)?;
+            text.truncate(text.len().saturating_sub(2));
+            Ok(Reply::Text(String::from_utf8_lossy(&text).into_owned()))
+        }
+        "*" => {
+            let count = rest.parse::<usize>()?;
+            Ok(Reply::List((0..count).map(|_| read_reply(stream)).collect::<Result<_, _>>()?))
+        }
+        _ => bail!("not a reply: {line}"),
+    }
+}
