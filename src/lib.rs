@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod http;
 pub mod lease;
 
+pub mod sandbox;
 pub mod telemetry;
 pub mod worker;
 

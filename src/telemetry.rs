@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write,
+    io::IsTerminal,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,10 +17,13 @@ use prometheus_client::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::domain::{
-    history::History,
-    outcome::{Attempt, Outcome},
-    settle::Settlement,
+use crate::{
+    config::LogFormat,
+    domain::{
+        history::History,
+        outcome::{Attempt, Outcome},
+        settle::Settlement,
+    },
 };
 
 /// How long the loop may stand still before the liveness probe says so: longer than opening a session may take.
@@ -28,23 +32,16 @@ const TURNS_WITHIN: Duration = Duration::from_secs(120);
 const SECONDS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 
-/// The form of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For programs.
-    Json,
-    /// For people.
-    Text,
-}
-
-/// Sends logs to stderr from now on.
+/// Sends logs to stderr from now on; without a format, as text to a terminal and as JSON elsewhere.
 ///
 /// # Errors
 /// The filter is none.
-pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
+pub fn start_logging(format: Option<LogFormat>, filter: &str) -> Result<(), String> {
+    let on_terminal = std::io::stderr().is_terminal();
+    let by_default = if on_terminal { LogFormat::Text } else { LogFormat::Json };
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {error}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
+    let started = match format.unwrap_or(by_default) {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => builder.try_init(),
     };

@@ -109,7 +109,7 @@ pub(crate) fn worker_program() -> anyhow::Result<PathBuf> {
 }
 
 async fn start_sandbox(program: &Path) -> anyhow::Result<(Process, String, Keys)> {
-    let arguments = ["sandbox", "--listen", "127.0.0.1:0"];
+    let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--json"];
     let mut sandbox = Process::spawn(command(program, &arguments))?;
     let ready = |line: &str| {
         let said: serde_json::Value = serde_json::from_str(line).ok()?;

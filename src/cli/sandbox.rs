@@ -1,9 +1,142 @@
 //! `capture-worker sandbox`.
-use super::Exit;
+
+use std::{
+    fs,
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, complain, say};
+use crate::{
+    sandbox::{self, CLIENT_ID, Keys, Sandbox, SandboxOptions},
+    telemetry,
+};
+
+/// Arguments of `capture-worker sandbox`.
 #[derive(clap::Args)]
-pub(super) struct SandboxArgs {}
+pub(super) struct SandboxArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Keep the keys in this folder, as `private_key`, `public_key` (the settings `gateway.*_file`) and `gateway_private_key`;
+    /// made if absent. Without it they are fresh at each start
+    #[arg(long, value_name = "FOLDER")]
+    keys: Option<PathBuf>,
+    /// Capture only payments that were authorized by `PUT /sandbox/payments/{paymentId}`
+    #[arg(long)]
+    strict: bool,
+    /// How long every call takes
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    latency: Duration,
+    /// Print where it listens and its keys as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
 impl SandboxArgs {
     pub(super) async fn run(self) -> Exit {
-        Exit::Done
+        match self.serve().await {
+            Ok(()) => Exit::Done,
+            Err(error) => {
+                complain(&format!("error: {error:#}"));
+                Exit::Failed
+            }
+        }
     }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        telemetry::start_logging(None, "info").map_err(anyhow::Error::msg)?;
+        let keys = match &self.keys {
+            Some(folder) => keys_in(folder)?,
+            None => Keys::generate()?,
+        };
+        let options = SandboxOptions { strict: self.strict, latency: self.latency };
+        let sandbox = Arc::new(Sandbox::new(keys, options)?);
+        let listener = TcpListener::bind(self.listen)
+            .await
+            .with_context(|| format!("listen on {}", self.listen))?;
+        let stop = CancellationToken::new();
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        self.tell(listener.local_addr()?, sandbox.keys());
+        let told = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
+        });
+        Ok(sandbox::serve(listener, sandbox, stop).await?)
+    }
+
+    /// Says that it listens, and what a worker needs to call it.
+    fn tell(&self, address: SocketAddr, keys: &Keys) {
+        if self.json {
+            say(&json!({
+                "listen": address,
+                "client_id": keys.client_id,
+                "private_key": keys.private_key,
+                "public_key": keys.public_key,
+            })
+            .to_string());
+        } else {
+            say(&format!("# The gateway's sandbox listens. A page for people: http://{address}/"));
+            say("# For a worker (these keys are worth nothing elsewhere):");
+            say(&format!("export CAPTURE__GATEWAY__BASE_URL=http://{address}"));
+            say(&format!("export CAPTURE__GATEWAY__CLIENT_ID={}", keys.client_id));
+            say(&format!("export CAPTURE__GATEWAY__PRIVATE_KEY={}", keys.private_key));
+            say(&format!("export CAPTURE__GATEWAY__PUBLIC_KEY={}", keys.public_key));
+        }
+    }
+}
+
+/// The keys in a folder, written first if they are not there.
+fn keys_in(folder: &Path) -> anyhow::Result<Keys> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    };
+    if !folder.join("gateway_private_key").exists() {
+        let keys = Keys::generate()?;
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        // Last the one by which the next start knows that all are there.
+        for (name, text) in [
+            ("private_key", &keys.private_key),
+            ("public_key", &keys.public_key),
+            ("gateway_private_key", &keys.gateway_private_key),
+        ] {
+            write_secret(&folder.join(name), text)?;
+        }
+        return Ok(keys);
+    }
+    Ok(Keys {
+        client_id: CLIENT_ID.to_owned(),
+        private_key: read("private_key")?,
+        public_key: read("public_key")?,
+        gateway_private_key: read("gateway_private_key")?,
+    })
+}
+
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("write {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))
 }

@@ -1,7 +1,6 @@
 //! From settings to the parts of a worker.
 
 use std::{
-    io::IsTerminal,
     num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,14 +11,14 @@ use secrecy::ExposeSecret;
 use super::{Exit, complain};
 use crate::{
     broker::BrokerOptions,
-    config::{LogFormat as Format, Settings, Tls},
+    config::{Settings, Tls},
     domain::settle::Policy,
     gateway::{
         Gateway, GatewayOptions,
         signing::{SigningKey, VerifyingKeys},
     },
     lease::{LeaseTimes, Leases, RedisOptions},
-    telemetry::{self, LogFormat},
+    telemetry,
 };
 
 /// Loads the settings, or says everything that is wrong with them.
@@ -31,13 +30,7 @@ pub(super) fn load(config: Option<&Path>) -> Result<Settings, Exit> {
 }
 
 pub(super) fn start_logging(settings: &Settings) -> Result<(), String> {
-    let format = match settings.log.format {
-        Some(Format::Json) => LogFormat::Json,
-        Some(Format::Text) => LogFormat::Text,
-        None if std::io::stderr().is_terminal() => LogFormat::Text,
-        None => LogFormat::Json,
-    };
-    telemetry::start_logging(format, &settings.log.filter)
+    telemetry::start_logging(settings.log.format, &settings.log.filter)
 }
 
 /// The broker's options, with every delay that needs a queue.

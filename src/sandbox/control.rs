@@ -1,0 +1,208 @@
+//! The control API: what the sandbox is told, and what it shows.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::StatusCode,
+    response::Html,
+    routing::{get, post},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Sandbox, Step,
+    answer::answer,
+    ledger::{Payment, Request, State as Stage},
+    page,
+};
+use crate::domain::money::Money;
+
+/// The largest script or authorization that is read.
+const CONTROL_BYTES_MAX: usize = 256 * 1024;
+
+type Shared = State<Arc<Sandbox>>;
+
+/// Everything that the sandbox answers.
+pub(super) fn router(sandbox: Arc<Sandbox>) -> Router {
+    let control = Router::new()
+        .route("/sandbox", get(page).delete(clear))
+        .route("/sandbox/keys", get(keys))
+        .route("/sandbox/ledger", get(ledger))
+        .route("/sandbox/calls", get(calls))
+        .route("/sandbox/script", post(add_for_all).get(steps_for_all).delete(clear_for_all))
+        .route("/sandbox/payments/{payment_id}", get(payment).put(authorize))
+        .route("/sandbox/payments/{payment_id}/script", post(add).get(steps).delete(clear_steps))
+        .layer(DefaultBodyLimit::max(CONTROL_BYTES_MAX));
+    Router::new().route("/", get(page)).merge(control).fallback(answer).with_state(sandbox)
+}
+
+async fn page(State(sandbox): Shared) -> Html<String> {
+    Html(page::render(&sandbox))
+}
+
+async fn clear(State(sandbox): Shared) -> StatusCode {
+    sandbox.clear();
+    StatusCode::NO_CONTENT
+}
+
+async fn keys(State(sandbox): Shared) -> Json<Value> {
+    Json(json!(sandbox.keys()))
+}
+
+async fn ledger(State(sandbox): Shared) -> Json<Value> {
+    Json(sandbox.ledger())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    #[serde(rename = "paymentId")]
+    payment_id: Option<String>,
+}
+
+async fn calls(State(sandbox): Shared, Query(which): Query<Which>) -> Json<Value> {
+    let wanted = |payment_id: &str| which.payment_id.as_deref().is_none_or(|id| id == payment_id);
+    Json(sandbox.watch.look(|seen| {
+        json!(seen.calls.iter().filter(|call| wanted(&call.payment_id)).collect::<Vec<_>>())
+    }))
+}
+
+async fn add_for_all(State(sandbox): Shared, Json(steps): Json<Vec<Step>>) -> StatusCode {
+    sandbox.books(|books| books.script.add(steps));
+    StatusCode::NO_CONTENT
+}
+
+async fn steps_for_all(State(sandbox): Shared) -> Json<Value> {
+    Json(sandbox.books(|books| json!(books.script.steps())))
+}
+
+async fn clear_for_all(State(sandbox): Shared) -> StatusCode {
+    sandbox.books(|books| books.script = super::Script::default());
+    StatusCode::NO_CONTENT
+}
+
+async fn add(
+    State(sandbox): Shared,
+    Path(payment_id): Path<String>,
+    Json(steps): Json<Vec<Step>>,
+) -> StatusCode {
+    sandbox.books(|books| books.scripts.entry(payment_id).or_default().add(steps));
+    StatusCode::NO_CONTENT
+}
+
+async fn steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> Json<Value> {
+    Json(sandbox.books(|books| json!(books.scripts.get(&payment_id).map(super::Script::steps))))
+}
+
+async fn clear_steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> StatusCode {
+    sandbox.books(|books| books.scripts.remove(&payment_id));
+    StatusCode::NO_CONTENT
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Authorization {
+    authorized: Money,
+}
+
+async fn authorize(
+    State(sandbox): Shared,
+    Path(payment_id): Path<String>,
+    Json(authorization): Json<Authorization>,
+) -> StatusCode {
+    sandbox.books(|books| books.ledger.authorize(&payment_id, authorization.authorized));
+    StatusCode::NO_CONTENT
+}
+
+async fn payment(
+    State(sandbox): Shared,
+    Path(payment_id): Path<String>,
+) -> Result<Json<Value>, (StatusCode, String)> {
+    sandbox.payment(&payment_id).map(Json).ok_or_else(|| {
+        (StatusCode::NOT_FOUND, format!("the sandbox has never heard of payment {payment_id}\n"))
+    })
+}
+
+impl Sandbox {
+    /// The whole ledger: `GET /sandbox/ledger`.
+    #[must_use]
+    pub fn ledger(&self) -> Value {
+        let mut shown = self.books(|books| {
+            let ledger = &books.ledger;
+            let in_state = |wanted: fn(&Stage) -> bool| {
+                let mut ids: Vec<&str> = ledger
+                    .requests
+                    .values()
+                    .filter(|request| wanted(&request.state))
+                    .map(|request| request.asked.id.as_str())
+                    .collect();
+                ids.sort_unstable();
+                json!(ids)
+            };
+            json!({
+                "captures": ledger.movements,
+                "captured": ledger.totals().into_iter()
+                    .map(|(currency, sum)| (currency.to_owned(), json!(sum.to_string())))
+                    .collect::<serde_json::Map<_, _>>(),
+                "capturedTwice": ledger.captured_twice(),
+                "failed": in_state(|state| matches!(state, Stage::Failed(_))),
+                "inProcess": in_state(|state| matches!(state, Stage::InProcess { .. })),
+                "unseen": in_state(|state| matches!(state, Stage::Unseen)),
+                "postsInProcess": ledger.requests.values().map(|request| request.posts_in_process)
+                    .sum::<u64>(),
+            })
+        });
+        self.watch.look(|seen| {
+            shown["overlaps"] = json!(seen.overlaps);
+            shown["sameIdOverlaps"] = json!(seen.same_id_overlaps);
+            shown["atOnceMax"] = json!(seen.at_once_max);
+        });
+        shown
+    }
+
+    /// One payment: `GET /sandbox/payments/{paymentId}`.
+    #[must_use]
+    pub fn payment(&self, payment_id: &str) -> Option<Value> {
+        self.books(|books| {
+            let Payment { authorized, captured, requests, inquiries } =
+                books.ledger.payments.get(payment_id)?;
+            let requests: Vec<Value> =
+                requests.iter().filter_map(|id| books.ledger.requests.get(id)).map(shown).collect();
+            Some(json!({
+                "paymentId": payment_id,
+                "authorized": authorized,
+                "captured": captured.to_string(),
+                "inquiries": inquiries,
+                "requests": requests,
+            }))
+        })
+    }
+
+    /// Adds steps for one payment, or for every call: `POST …/script`.
+    pub fn add_steps(&self, payment_id: Option<&str>, steps: Vec<Step>) {
+        self.books(|books| match payment_id {
+            Some(payment_id) => books.scripts.entry(payment_id.to_owned()).or_default().add(steps),
+            None => books.script.add(steps),
+        });
+    }
+}
+
+fn shown(request: &Request) -> Value {
+    let (state, code) = match &request.state {
+        Stage::Unseen => ("unseen", None),
+        Stage::InProcess { .. } => ("inProcess", None),
+        Stage::Captured(_) => ("captured", None),
+        Stage::Failed(code) => ("failed", Some(code)),
+    };
+    json!({
+        "captureRequestId": request.asked.id,
+        "captureAmount": request.asked.amount,
+        "state": state,
+        "resultCode": code,
+        "posts": request.posts,
+        "postsInProcess": request.posts_in_process,
+    })
+}

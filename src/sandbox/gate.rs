@@ -1,0 +1,120 @@
+//! What the gateway checks before it looks at any id: who calls, and the form of the call. Pure.
+
+use axum::http::{HeaderMap, Method};
+use serde_json::Value;
+
+use super::{ledger::CaptureRequest, script::Call};
+use crate::{domain::money::Money, gateway::signing::VerifyingKeys};
+
+/// Longest ids that the gateway takes, in characters.
+const ID_CHARS_MAX: usize = 64;
+/// The version of the merchant's key that the sandbox knows.
+const KEY_VERSION: &str = "1";
+
+/// A call that was let in.
+#[derive(Debug)]
+pub(super) enum Admitted {
+    Capture(CaptureRequest),
+    Inquiry { payment_id: String },
+}
+
+/// A call that was turned away by an `F`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TurnedAway {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    /// Errors of form are the gateway's word; of a caller whom it does not know it signs nothing.
+    pub(super) signed: bool,
+}
+
+/// Whom the gateway knows.
+pub(super) struct Gate<'a> {
+    pub(super) client_id: &'a str,
+    pub(super) merchant_keys: &'a VerifyingKeys,
+}
+
+impl Gate<'_> {
+    /// Checks a call in the gateway's order: interface, method, media type, client, signature, form.
+    pub(super) fn admit(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Admitted, TurnedAway> {
+        let call = match path {
+            path if path.ends_with("/v1/payments/capture") => Call::Capture,
+            path if path.ends_with("/v1/payments/inquiryPayment") => Call::Inquiry,
+            _ => return Err(no_access("NO_INTERFACE_DEF", format!("no interface at {path}"))),
+        };
+        if method != Method::POST {
+            return Err(no_access("METHOD_NOT_SUPPORTED", format!("{method} instead of POST")));
+        }
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        if !header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
+            let message = "Content-Type must be application/json; charset=UTF-8".to_owned();
+            return Err(no_access("MEDIA_TYPE_NOT_ACCEPTABLE", message));
+        }
+        let client_id = header("client-id").unwrap_or_default();
+        if client_id != self.client_id {
+            return Err(no_access("CLIENT_INVALID", "Client-Id is not known".to_owned()));
+        }
+        let time = header("request-time").unwrap_or_default();
+        let signature = header("signature").unwrap_or_default();
+        if key_version(signature).is_some_and(|version| version != KEY_VERSION) {
+            return Err(no_access("KEY_NOT_FOUND", format!("keyVersion is not {KEY_VERSION}")));
+        }
+        if !self.merchant_keys.verify(path, client_id, time, body, signature) {
+            let message =
+                "Signature is missing or does not fit path, Client-Id, Request-Time and body";
+            return Err(no_access("INVALID_SIGNATURE", message.to_owned()));
+        }
+        if time.is_empty() || !time.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(illegal("Request-Time must be epoch milliseconds".to_owned()));
+        }
+        let body: Value = serde_json::from_slice(body)
+            .map_err(|error| illegal(format!("the body is no JSON: {error}")))?;
+        match call {
+            Call::Capture => capture_request(&body).map(Admitted::Capture),
+            Call::Inquiry => {
+                id(&body, "paymentId").map(|payment_id| Admitted::Inquiry { payment_id })
+            }
+        }
+        .map_err(illegal)
+    }
+}
+
+fn no_access(code: &'static str, message: String) -> TurnedAway {
+    TurnedAway { code, message, signed: false }
+}
+
+fn illegal(message: String) -> TurnedAway {
+    TurnedAway { code: "PARAM_ILLEGAL", message, signed: true }
+}
+
+fn key_version(signature_header: &str) -> Option<&str> {
+    signature_header.split(',').find_map(|part| part.trim().strip_prefix("keyVersion="))
+}
+
+fn capture_request(body: &Value) -> Result<CaptureRequest, String> {
+    let amount = body.get("captureAmount").ok_or("captureAmount is missing")?;
+    let text = |name: &str| {
+        let text = amount.get(name).and_then(Value::as_str);
+        text.ok_or_else(|| format!("captureAmount.{name} must be a string"))
+    };
+    let amount = Money::from_smallest(text("currency")?, text("value")?)
+        .map_err(|error| format!("captureAmount: {error}"))?;
+    let (id, payment_id) = (id(body, "captureRequestId")?, id(body, "paymentId")?);
+    Ok(CaptureRequest { id, payment_id, amount })
+}
+
+fn id(body: &Value, name: &str) -> Result<String, String> {
+    let id = body.get(name).and_then(Value::as_str);
+    match id.map(|id| (id, id.chars().count())) {
+        Some((id, 1..=ID_CHARS_MAX)) => Ok(id.to_owned()),
+        Some((_, chars)) => {
+            Err(format!("{name} must be 1 to {ID_CHARS_MAX} characters, not {chars}"))
+        }
+        None => Err(format!("{name} must be a string")),
+    }
+}

@@ -1,0 +1,366 @@
+//! The gateway's books: authorizations, captures by their ids, and every movement of money. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use crate::domain::{
+    class::{CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS, SUCCESS},
+    money::Money,
+};
+
+/// Beyond so many ids the ledger takes no new one.
+const REQUESTS_MAX: usize = 1_000_000;
+
+/// A capture that is asked for, well formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CaptureRequest {
+    pub(super) id: String,
+    pub(super) payment_id: String,
+    pub(super) amount: Money,
+}
+
+/// A result: its code and status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) code: String,
+    pub(super) status: &'static str,
+    /// Of a success.
+    pub(super) movement: Option<Movement>,
+}
+
+impl Verdict {
+    fn of(code: &str, status: &'static str) -> Self {
+        Self { code: code.to_owned(), status, movement: None }
+    }
+}
+
+/// Money that was moved, for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Movement {
+    pub(super) capture_request_id: String,
+    pub(super) payment_id: String,
+    pub(super) capture_id: String,
+    pub(super) capture_amount: Money,
+    pub(super) capture_time: String,
+}
+
+/// One `captureRequestId`.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) asked: CaptureRequest,
+    pub(super) state: State,
+    /// How often it was posted, unanswered posts included.
+    pub(super) posts: u64,
+    /// How often it was posted while it was in process.
+    pub(super) posts_in_process: u64,
+}
+
+/// How far a capture has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It was posted, and the gateway knows nothing of it.
+    Unseen,
+    /// It is being processed, for so many inquiries; then it comes to this code.
+    InProcess { inquiries_left: u32, resolves_to: String },
+    /// Captured: the index of its movement.
+    Captured(usize),
+    /// Failed for good, by this code.
+    Failed(String),
+}
+
+/// One payment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Payment {
+    /// What may be captured at most; `None` is as much as is asked for, in the currency of the first capture, or
+    /// nothing at all if the ledger is strict.
+    pub(super) authorized: Option<Money>,
+    pub(super) captured: u128,
+    /// Its capture ids, in the order of their first posts.
+    pub(super) requests: Vec<String>,
+    pub(super) inquiries: u64,
+}
+
+/// The books.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Whether payments must be authorized before they are captured.
+    pub(super) strict: bool,
+    pub(super) payments: BTreeMap<String, Payment>,
+    pub(super) requests: HashMap<String, Request>,
+    pub(super) movements: Vec<Movement>,
+}
+
+impl Ledger {
+    /// Authorizes a payment, or changes what it is authorized for.
+    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money) {
+        self.payments.entry(payment_id.to_owned()).or_default().authorized = Some(authorized);
+    }
+
+    /// Counts a post. Must come before anything else that is done with a request.
+    pub(super) fn count_post(&mut self, asked: &CaptureRequest) {
+        if !self.requests.contains_key(&asked.id) {
+            if self.requests.len() >= REQUESTS_MAX {
+                return;
+            }
+            let fresh = Request {
+                asked: asked.clone(),
+                state: State::Unseen,
+                posts: 0,
+                posts_in_process: 0,
+            };
+            self.requests.insert(asked.id.clone(), fresh);
+            let payment = self.payments.entry(asked.payment_id.clone()).or_default();
+            payment.requests.push(asked.id.clone());
+        }
+        if let Some(request) = self.requests.get_mut(&asked.id) {
+            request.posts += 1;
+            if matches!(request.state, State::InProcess { .. }) {
+                request.posts_in_process += 1;
+            }
+        }
+    }
+
+    /// Whether an id has come to its end: then it has one answer, for ever.
+    pub(super) fn is_final(&self, id: &str) -> bool {
+        let state = self.requests.get(id).map(|request| &request.state);
+        matches!(state, Some(State::Captured(_) | State::Failed(_)))
+    }
+
+    /// Carries a capture out, once, and says what it came to.
+    pub(super) fn capture(&mut self, asked: &CaptureRequest, now: &str) -> Verdict {
+        let Some(request) = self.requests.get_mut(&asked.id) else {
+            return Verdict::of(crate::domain::class::REQUEST_TRAFFIC_EXCEED_LIMIT, "U");
+        };
+        if request.state == State::Unseen {
+            // What the gateway has not seen may still change.
+            request.asked = asked.clone();
+            return match self.refusal(asked) {
+                Some(code) => self.fail(asked, code),
+                None => self.execute(asked, now),
+            };
+        }
+        if request.asked != *asked {
+            return Verdict::of("REPEAT_REQ_INCONSISTENT", "F");
+        }
+        match &request.state {
+            State::Failed(code) => Verdict::of(code, "F"),
+            State::Captured(movement) => success(self.movements.get(*movement)),
+            State::Unseen | State::InProcess { .. } => Verdict::of(CAPTURE_IN_PROCESS, "U"),
+        }
+    }
+
+    /// Ends a capture by this code, unless it has ended or is in process.
+    pub(super) fn fail(&mut self, asked: &CaptureRequest, code: &str) -> Verdict {
+        if let Some(request) = self.unseen(asked) {
+            request.state = State::Failed(code.to_owned());
+        }
+        Verdict::of(code, "F")
+    }
+
+    /// Begins to process a capture that was not begun.
+    pub(super) fn begin(&mut self, asked: &CaptureRequest, inquiries: u32, resolves_to: &str) {
+        if let Some(request) = self.unseen(asked) {
+            let resolves_to = resolves_to.to_owned();
+            request.state = State::InProcess { inquiries_left: inquiries, resolves_to };
+        }
+    }
+
+    fn unseen(&mut self, asked: &CaptureRequest) -> Option<&mut Request> {
+        let request = self.requests.get_mut(&asked.id)?;
+        if request.state != State::Unseen {
+            return None;
+        }
+        request.asked = asked.clone();
+        Some(request)
+    }
+
+    /// What an inquiry shows: the captures that the gateway knows of; `None` if it does not know the payment.
+    pub(super) fn inquire(
+        &mut self,
+        payment_id: &str,
+        now: &str,
+    ) -> Option<Vec<(Request, Verdict)>> {
+        let Some(payment) = self.payments.get_mut(payment_id) else {
+            return (!self.strict).then(Vec::new);
+        };
+        payment.inquiries += 1;
+        if self.strict && payment.authorized.is_none() {
+            return None;
+        }
+        let ids = payment.requests.clone();
+        Some(ids.iter().filter_map(|id| self.look_at(id, now)).collect())
+    }
+
+    fn look_at(&mut self, id: &str, now: &str) -> Option<(Request, Verdict)> {
+        let request = self.requests.get_mut(id)?;
+        if let State::InProcess { inquiries_left, resolves_to } = &mut request.state {
+            if *inquiries_left > 0 {
+                // The greatest number stands for ever.
+                if *inquiries_left < u32::MAX {
+                    *inquiries_left -= 1;
+                }
+                return Some((request.clone(), Verdict::of(PAYMENT_IN_PROCESS, "U")));
+            }
+            let (asked, code) = (request.asked.clone(), resolves_to.clone());
+            if code == SUCCESS {
+                self.execute(&asked, now);
+            } else {
+                request.state = State::Failed(code);
+            }
+        }
+        let request = self.requests.get(id)?.clone();
+        let verdict = match &request.state {
+            State::Captured(movement) => success(self.movements.get(*movement)),
+            State::Failed(code) => Verdict::of(code, "F"),
+            State::Unseen | State::InProcess { .. } => return None,
+        };
+        Some((request, verdict))
+    }
+
+    fn refusal(&self, asked: &CaptureRequest) -> Option<&'static str> {
+        let payment = self
+            .payments
+            .get(&asked.payment_id)
+            .filter(|payment| !self.strict || payment.authorized.is_some());
+        let Some(payment) = payment else { return Some("AUTH_NOT_FOUND") };
+        let before = payment.requests.iter().find_map(|id| match &self.requests.get(id)?.state {
+            State::Captured(_) => Some(self.requests.get(id)?.asked.amount.currency()),
+            _ => None,
+        });
+        let currency = payment.authorized.map(Money::currency).or(before);
+        if currency.is_some_and(|currency| currency != asked.amount.currency()) {
+            return Some("CURRENCY_NOT_SUPPORT");
+        }
+        let sum = payment.captured + u128::from(asked.amount.value());
+        let exceeds = payment.authorized.is_some_and(|limit| sum > u128::from(limit.value()));
+        exceeds.then_some("CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT")
+    }
+
+    fn execute(&mut self, asked: &CaptureRequest, now: &str) -> Verdict {
+        let movement = Movement {
+            capture_request_id: asked.id.clone(),
+            payment_id: asked.payment_id.clone(),
+            capture_id: format!("{:032}", self.movements.len() + 1),
+            capture_amount: asked.amount,
+            capture_time: now.to_owned(),
+        };
+        if let Some(payment) = self.payments.get_mut(&asked.payment_id) {
+            payment.captured += u128::from(asked.amount.value());
+        }
+        if let Some(request) = self.requests.get_mut(&asked.id) {
+            request.state = State::Captured(self.movements.len());
+        }
+        let verdict = success(Some(&movement));
+        self.movements.push(movement);
+        verdict
+    }
+
+    /// What was captured, by currency, in the smallest unit.
+    pub(super) fn totals(&self) -> BTreeMap<&'static str, u128> {
+        let mut totals = BTreeMap::new();
+        for movement in &self.movements {
+            let currency = movement.capture_amount.currency().code();
+            *totals.entry(currency).or_default() += u128::from(movement.capture_amount.value());
+        }
+        totals
+    }
+
+    /// Ids that moved money more than once. Counted from the movements, so that a fault of this ledger shows too.
+    pub(super) fn captured_twice(&self) -> Vec<&str> {
+        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+        for movement in &self.movements {
+            *times.entry(&movement.capture_request_id).or_default() += 1;
+        }
+        times.into_iter().filter(|(_, times)| *times > 1).map(|(id, _)| id).collect()
+    }
+}
+
+fn success(movement: Option<&Movement>) -> Verdict {
+    Verdict { movement: movement.cloned(), ..Verdict::of(SUCCESS, "S") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-11-23T10:00:00+08:00";
+
+    fn asked(id: &str, currency: &str, value: &str) -> CaptureRequest {
+        CaptureRequest {
+            id: id.to_owned(),
+            payment_id: "p".to_owned(),
+            amount: Money::from_smallest(currency, value).unwrap(),
+        }
+    }
+
+    fn post(ledger: &mut Ledger, asked: &CaptureRequest) -> String {
+        ledger.count_post(asked);
+        ledger.capture(asked, NOW).code
+    }
+
+    fn inquired(ledger: &mut Ledger) -> Vec<String> {
+        let seen = ledger.inquire("p", NOW).unwrap();
+        seen.into_iter().map(|(_, verdict)| verdict.code).collect()
+    }
+
+    #[test]
+    fn partial_captures_end_at_the_authorized_amount() {
+        let mut ledger = Ledger::default();
+        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap());
+        assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), SUCCESS);
+        assert_eq!(post(&mut ledger, &asked("b", "HKD", "41")), "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT");
+        assert_eq!(post(&mut ledger, &asked("c", "HKD", "40")), SUCCESS);
+        assert_eq!(post(&mut ledger, &asked("d", "USD", "1")), "CURRENCY_NOT_SUPPORT");
+        assert_eq!(ledger.totals(), BTreeMap::from([("HKD", 100)]));
+    }
+
+    #[test]
+    fn an_id_has_one_answer_for_ever() {
+        let mut ledger = Ledger::default();
+        for _ in 0..3 {
+            assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), SUCCESS);
+            assert_eq!(post(&mut ledger, &asked("a", "HKD", "61")), "REPEAT_REQ_INCONSISTENT");
+        }
+        assert_eq!((ledger.movements.len(), ledger.requests["a"].posts), (1, 6));
+        let refused = asked("b", "HKD", "60");
+        ledger.count_post(&refused);
+        ledger.fail(&refused, "RISK_REJECT");
+        assert_eq!(post(&mut ledger, &refused), "RISK_REJECT");
+        assert_eq!(inquired(&mut ledger), [SUCCESS, "RISK_REJECT"]);
+        assert!(ledger.captured_twice().is_empty());
+    }
+
+    #[test]
+    fn a_capture_in_process_ends_after_its_inquiries_and_counts_posts_meanwhile() {
+        let mut ledger = Ledger::default();
+        let a = asked("a", "HKD", "60");
+        ledger.count_post(&a);
+        ledger.begin(&a, 2, SUCCESS);
+        assert_eq!(post(&mut ledger, &a), CAPTURE_IN_PROCESS);
+        assert_eq!(inquired(&mut ledger), [PAYMENT_IN_PROCESS]);
+        assert_eq!(inquired(&mut ledger), [PAYMENT_IN_PROCESS]);
+        assert_eq!(inquired(&mut ledger), [SUCCESS]);
+        assert_eq!(post(&mut ledger, &a), SUCCESS);
+        assert_eq!((ledger.movements.len(), ledger.requests["a"].posts_in_process), (1, 1));
+    }
+
+    #[test]
+    fn what_was_not_carried_out_leaves_no_trace_but_its_count() {
+        let mut ledger = Ledger::default();
+        ledger.count_post(&asked("a", "HKD", "60"));
+        assert_eq!(inquired(&mut ledger), Vec::<String>::new());
+        assert_eq!(post(&mut ledger, &asked("a", "HKD", "61")), SUCCESS);
+        assert_eq!(ledger.requests["a"].posts, 2);
+    }
+
+    #[test]
+    fn a_strict_ledger_captures_what_was_authorized() {
+        let mut ledger = Ledger { strict: true, ..Ledger::default() };
+        assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), "AUTH_NOT_FOUND");
+        assert!(ledger.inquire("p", NOW).is_none());
+        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap());
+        assert_eq!(post(&mut ledger, &asked("b", "HKD", "60")), SUCCESS);
+    }
+}

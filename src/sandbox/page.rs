@@ -1,0 +1,123 @@
+//! The page for people: the ledger at a glance, the last calls, and what can be simulated.
+
+use std::fmt::Write;
+
+use super::{SIMULATIONS, Sandbox, ledger::State};
+use crate::domain::money::{Currency, major};
+
+/// So many rows of a table are shown, the newest first.
+const ROWS_MAX: usize = 100;
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em}\
+table{border-collapse:collapse;width:100%;margin-bottom:2em}td,th{text-align:left;padding:.2em .8em .2em 0;\
+border-bottom:1px solid #ddd;overflow-wrap:anywhere}.bad{color:#b00020;font-weight:bold}code{background:#f3f3f3}";
+
+pub(super) fn render(sandbox: &Sandbox) -> String {
+    let mut page = String::new();
+    write(sandbox, &mut page).unwrap_or_default();
+    page
+}
+
+fn write(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
+    write!(
+        page,
+        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
+         <title>Sandbox of the capture gateway</title><style>{STYLE}</style>\
+         <h1>Sandbox of the capture gateway</h1><p>No money moves here. As JSON: \
+         <a href=/sandbox/ledger>ledger</a>, <a href=/sandbox/calls>calls</a>, <a href=/sandbox/keys>keys</a>.</p>"
+    )?;
+    totals(sandbox, page)?;
+    requests(sandbox, page)?;
+    calls(sandbox, page)?;
+    simulations(page)
+}
+
+fn totals(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
+    let (totals, count, twice) = sandbox.books(|books| {
+        let ledger = &books.ledger;
+        (ledger.totals(), ledger.movements.len(), ledger.captured_twice().len())
+    });
+    let overlaps = sandbox.watch.look(|seen| seen.overlaps);
+    write!(page, "<h2>Captured</h2><table><tr><td>captures<td>{count}")?;
+    for (code, sum) in totals {
+        let sum = Currency::from_code(code).map(|currency| major(currency, sum).to_string());
+        write!(page, "<tr><td>{code}<td>{}", sum.unwrap_or_default())?;
+    }
+    for (name, count) in [
+        ("ids captured twice", u64::try_from(twice).unwrap_or(u64::MAX)),
+        ("capture calls of one payment side by side", overlaps),
+    ] {
+        let class = if count == 0 { "" } else { " class=bad" };
+        write!(page, "<tr><td>{name}<td{class}>{count}")?;
+    }
+    write!(page, "</table>")
+}
+
+fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
+    let rows: Vec<String> = sandbox.books(|books| {
+        let ledger = &books.ledger;
+        let requests = ledger.payments.values().rev().flat_map(|payment| payment.requests.iter());
+        let known = requests.filter_map(|id| ledger.requests.get(id)).take(ROWS_MAX);
+        known
+            .map(|request| {
+                let state = match &request.state {
+                    State::Unseen => "not carried out".to_owned(),
+                    State::InProcess { .. } => "in process".to_owned(),
+                    State::Captured(_) => "captured".to_owned(),
+                    State::Failed(code) => format!("failed: {code}"),
+                };
+                row(&[
+                    &request.asked.payment_id,
+                    &request.asked.id,
+                    &request.asked.amount.to_string(),
+                    &state,
+                    &request.posts.to_string(),
+                ])
+            })
+            .collect()
+    });
+    let head = row(&["paymentId", "captureRequestId", "amount", "state", "posts"]);
+    write!(page, "<h2>Payments</h2><table>{head}{}</table>", rows.concat())
+}
+
+fn calls(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
+    let rows: Vec<String> = sandbox.watch.look(|seen| {
+        let last = seen.calls.iter().rev().take(ROWS_MAX);
+        last.map(|call| {
+            let id = call.capture_request_id.as_deref().unwrap_or_default();
+            row(&[&call.at, call.call, &call.payment_id, id, &call.answer])
+        })
+        .collect()
+    });
+    let head = row(&["at", "call", "paymentId", "captureRequestId", "answer"]);
+    write!(page, "<h2>Last calls</h2><table>{head}{}</table>", rows.concat())
+}
+
+fn simulations(page: &mut String) -> std::fmt::Result {
+    let rows: String = SIMULATIONS
+        .iter()
+        .map(|simulation| row(&[&format!("sim-{}-…", simulation.name), simulation.does]))
+        .collect();
+    let codes = row(&["sim-RISK_REJECT-…", "this result code, or any other, to every capture"]);
+    write!(page, "<h2>Payments that bring their own fault</h2><table>{rows}{codes}</table>")
+}
+
+fn row(cells: &[&str]) -> String {
+    let cells: String = cells.iter().map(|cell| format!("<td>{}", escape(cell))).collect();
+    format!("<tr>{cells}")
+}
+
+/// Ids are whatever a caller wrote.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_caller_wrote_stays_text() {
+        assert_eq!(row(&["<b>&\""]), "<tr><td>&lt;b&gt;&amp;&quot;");
+    }
+}

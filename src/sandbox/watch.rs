@@ -1,0 +1,127 @@
+//! Who calls at the same time: capture calls of one payment that run side by side are what must never be.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Serialize;
+
+/// So many calls are remembered.
+const CALLS_MAX: usize = 10_000;
+
+/// One call, after it ended.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CallRecord {
+    pub(super) at: String,
+    pub(super) call: &'static str,
+    pub(super) payment_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) capture_request_id: Option<String>,
+    /// The result code, or what was done instead of answering with one.
+    pub(super) answer: String,
+}
+
+/// What was seen of the calls.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Capture calls that are being answered, by payment: how many, and the id of each.
+    in_flight: HashMap<String, Vec<String>>,
+    /// How often a capture call began while one of another id of its payment was being answered.
+    pub(super) overlaps: u64,
+    /// How often one began while another of the same id was being answered.
+    pub(super) same_id_overlaps: u64,
+    /// The greatest number of capture calls at once, of all payments.
+    pub(super) at_once_max: usize,
+    pub(super) calls: VecDeque<CallRecord>,
+}
+
+/// Shared by all calls.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watch(Arc<Mutex<Seen>>);
+
+/// A capture call that is being answered, until this is dropped: at its end, or when its caller has gone.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    watch: Watch,
+    payment_id: String,
+    capture_request_id: String,
+}
+
+impl Watch {
+    pub(super) fn look<T>(&self, at: impl FnOnce(&mut Seen) -> T) -> T {
+        at(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins a capture call.
+    pub(super) fn begin(&self, payment_id: &str, capture_request_id: &str) -> InFlight {
+        self.look(|seen| {
+            let others = seen.in_flight.entry(payment_id.to_owned()).or_default();
+            if others.iter().any(|other| other != capture_request_id) {
+                seen.overlaps += 1;
+            } else if !others.is_empty() {
+                seen.same_id_overlaps += 1;
+            }
+            others.push(capture_request_id.to_owned());
+            let at_once = seen.in_flight.values().map(Vec::len).sum();
+            seen.at_once_max = seen.at_once_max.max(at_once);
+        });
+        InFlight {
+            watch: self.clone(),
+            payment_id: payment_id.to_owned(),
+            capture_request_id: capture_request_id.to_owned(),
+        }
+    }
+
+    pub(super) fn record(&self, call: CallRecord) {
+        self.look(|seen| {
+            if seen.calls.len() == CALLS_MAX {
+                seen.calls.pop_front();
+            }
+            seen.calls.push_back(call);
+        });
+    }
+
+    /// Forgets what was seen; calls that are being answered stay.
+    pub(super) fn forget(&self) {
+        self.look(|seen| {
+            *seen = Seen { in_flight: std::mem::take(&mut seen.in_flight), ..Seen::default() };
+        });
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.watch.look(|seen| {
+            let Some(ids) = seen.in_flight.get_mut(&self.payment_id) else { return };
+            if let Some(at) = ids.iter().position(|id| *id == self.capture_request_id) {
+                ids.swap_remove(at);
+            }
+            if ids.is_empty() {
+                seen.in_flight.remove(&self.payment_id);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_one_payment_that_overlap_are_counted_by_whose_they_are() {
+        let watch = Watch::default();
+        let first = watch.begin("p", "a");
+        drop(watch.begin("other", "z"));
+        let again = watch.begin("p", "a");
+        drop(first);
+        drop(watch.begin("p", "b"));
+        drop(again);
+        drop(watch.begin("p", "c"));
+        watch.look(|seen| {
+            assert_eq!((seen.overlaps, seen.same_id_overlaps, seen.at_once_max), (1, 1, 2));
+            assert!(seen.in_flight.is_empty());
+        });
+    }
+}
