@@ -1,6 +1,7 @@
 //! Logs, counters, and what the probes say.
 
 use std::{
+    borrow::Cow,
     fmt::Write,
     io::IsTerminal,
     sync::{
@@ -192,7 +193,7 @@ impl Metrics {
             captureRequestId = attempt.subject.capture_request_id,
             paymentId = attempt.subject.payment_id,
             outcome = outcome.name(),
-            reason = reason(outcome),
+            reason = reason(outcome).as_deref(),
             settlement = name,
             class,
             attempts,
@@ -231,12 +232,15 @@ fn delay_ms(settlement: &Settlement) -> Option<u64> {
     }
 }
 
-fn reason(outcome: &Outcome) -> Option<&str> {
+fn reason(outcome: &Outcome) -> Option<Cow<'_, str>> {
     match outcome {
-        Outcome::InDoubt(doubt) => Some(&doubt.reason),
-        Outcome::NotSent(reason) => Some(reason),
-        Outcome::Failed(verdict) | Outcome::Account(verdict) => verdict.code.as_deref(),
-        Outcome::Deferred(deferral) => Some(deferral.name()),
+        Outcome::InDoubt(doubt) => Some((&doubt.reason).into()),
+        Outcome::NotSent(reason) => Some(reason.into()),
+        Outcome::Failed(verdict) | Outcome::Account(verdict) => {
+            verdict.code.as_ref().map(Cow::from)
+        }
+        Outcome::Deferred(deferral) => Some(deferral.name().into()),
+        Outcome::Malformed(error) => Some(error.to_string().into()),
         _ => None,
     }
 }

@@ -1,11 +1,9 @@
 //! The gateway's sandbox: how it is told what to answer, and what its ledger says afterwards.
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use serde::Deserialize;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+
+use crate::support::http::get;
 
 /// What the gateway does with a payment; the sandbox reads it from the beginning of the payment's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,27 +74,10 @@ impl Ledger {
 
 pub(crate) async fn ledger(base_url: &str) -> anyhow::Result<Ledger> {
     let body = get(base_url, "/sandbox/ledger").await?;
-    serde_json::from_slice(&body).context("the sandbox's ledger")
+    serde_json::from_str(&body).context("the sandbox's ledger")
 }
 
 pub(crate) async fn keys(base_url: &str) -> anyhow::Result<Keys> {
     let body = get(base_url, "/sandbox/keys").await?;
-    serde_json::from_slice(&body).context("the sandbox's keys")
-}
-
-/// One HTTP/1.0 exchange: short enough to need no client. Gives the body of a 200.
-pub(crate) async fn get(base_url: &str, path: &str) -> anyhow::Result<Vec<u8>> {
-    let host = base_url.strip_prefix("http://").context("an http:// URL")?.trim_end_matches('/');
-    let mut stream = TcpStream::connect(host).await.with_context(|| format!("reach {host}"))?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut response = Vec::new();
-    stream.read_to_end(&mut response).await?;
-    let end =
-        response.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("no HTTP answer")?;
-    let body = response.split_off(end + 4);
-    let head = String::from_utf8_lossy(&response);
-    let status = head.lines().next().unwrap_or_default();
-    ensure!(status.contains(" 200 "), "GET {base_url}{path}: {status}");
-    Ok(body)
+    serde_json::from_str(&body).context("the sandbox's keys")
 }

@@ -9,8 +9,9 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
-    sandbox::{self, Keys},
+    sandbox::Keys,
     support::{
+        http,
         poll::within,
         processes::{Process, command},
         servers::{Persistence, PrivateRabbit, PrivateRedis, free_port},
@@ -109,7 +110,7 @@ pub(crate) fn worker_program() -> anyhow::Result<PathBuf> {
 }
 
 async fn start_sandbox(program: &Path) -> anyhow::Result<(Process, String, Keys)> {
-    let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--json"];
+    let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--json", "--latency", "20ms"];
     let mut sandbox = Process::spawn(command(program, &arguments))?;
     let ready = |line: &str| {
         let said: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -126,7 +127,7 @@ async fn start_worker(
     redis_url: &str,
     keys: &Keys,
 ) -> anyhow::Result<Process> {
-    let http = format!("127.0.0.1:{}", free_port()?);
+    let listen = format!("127.0.0.1:{}", free_port()?);
     let mut run = command(program, &["run"]);
     run.env("CAPTURE__BROKER__URL", &addresses.broker_url)
         .env("CAPTURE__BROKER__PREFETCH", "32")
@@ -137,11 +138,11 @@ async fn start_worker(
         .env("CAPTURE__GATEWAY__PUBLIC_KEY", &keys.public_key)
         .env("CAPTURE__RETRY__SCHEDULE", RETRY_SCHEDULE)
         .env("CAPTURE__RETRY__DEFER_SCHEDULE", DEFER_SCHEDULE)
-        .env("CAPTURE__HTTP__LISTEN", &http);
+        .env("CAPTURE__HTTP__LISTEN", &listen);
     let mut worker = Process::spawn(run)?;
-    let url = format!("http://{http}");
+    let url = format!("http://{listen}");
     let ready = within(READY_LIMIT, async || {
-        let ready = sandbox::get(&url, "/readyz").await.is_ok().then_some(true);
+        let ready = http::get(&url, "/readyz").await.is_ok().then_some(true);
         ready.or_else(|| worker.ended().map(|_| false))
     });
     let ready = ready.await == Some(true);

@@ -27,6 +27,8 @@ use super::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opening a session, with some thirty queues to declare, takes at most this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// A broker that answers no method for so long is taken for lost: long before its heartbeats are missed.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Closing is a courtesy.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A dead broker is noticed after twice this, if the URL says nothing else.
@@ -182,23 +184,24 @@ impl Session {
     }
 
     /// Begins to consume jobs.
-    pub(super) async fn start_consumer(&self, tag: &str) -> lapin::Result<Consumer> {
-        let qos = BasicQosOptions { global: false };
-        self.channel.basic_qos(self.options.prefetch, qos).await?;
-        let queue = self.names.jobs();
-        self.channel
-            .basic_consume(
-                queue.as_str().into(),
-                tag.into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
+    pub(super) async fn start_consumer(&self, tag: &str) -> Result<Consumer, OpenError> {
+        let started = async {
+            let qos = BasicQosOptions { global: false };
+            self.channel.basic_qos(self.options.prefetch, qos).await?;
+            let (queue, options) = (self.names.jobs(), BasicConsumeOptions::default());
+            let queue = queue.as_str().into();
+            self.channel.basic_consume(queue, tag.into(), options, FieldTable::default()).await
+        };
+        Ok(tokio::time::timeout(ANSWER_TIMEOUT, started)
             .await
+            .map_err(|_| OpenError::TimedOut)??)
     }
 
     /// Ceases to consume; what was handed out already stays with us.
-    pub(super) async fn cancel_consumer(&self, tag: &str) -> lapin::Result<()> {
-        self.channel.basic_cancel(tag.into(), BasicCancelOptions::default()).await
+    pub(super) async fn cancel_consumer(&self, tag: &str) -> Result<(), OpenError> {
+        let cancelled = self.channel.basic_cancel(tag.into(), BasicCancelOptions::default());
+        let cancelled = tokio::time::timeout(ANSWER_TIMEOUT, cancelled).await;
+        Ok(cancelled.map_err(|_| OpenError::TimedOut)??)
     }
 
     /// Makes the topology whole again after a message found no queue.

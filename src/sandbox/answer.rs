@@ -11,6 +11,7 @@ use axum::{
     },
 };
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 
 use super::{
     Call, Peer, Sandbox, Step, Way,
@@ -20,7 +21,10 @@ use super::{
     watch::CallRecord,
 };
 use crate::{
-    domain::class::{CAPTURE_IN_PROCESS, Codes},
+    domain::{
+        class::{CAPTURE_IN_PROCESS, Codes},
+        settle::epoch_ms,
+    },
     gateway::signing::signature_header,
 };
 
@@ -136,6 +140,7 @@ impl Sandbox {
         tracing::debug!(call, payment_id, capture_request_id = id, answer, "answered");
         self.watch.record(CallRecord {
             at: now(),
+            at_ms: epoch_ms(OffsetDateTime::now_utc()),
             call,
             payment_id: payment_id.to_owned(),
             capture_request_id: id.map(str::to_owned),

@@ -17,6 +17,7 @@ use super::{
     answer::answer,
     ledger::{Payment, Request, State as Stage},
     page,
+    watch::CallRecord,
 };
 use crate::domain::money::Money;
 
@@ -64,10 +65,7 @@ struct Which {
 }
 
 async fn calls(State(sandbox): Shared, Query(which): Query<Which>) -> Json<Value> {
-    let wanted = |payment_id: &str| which.payment_id.as_deref().is_none_or(|id| id == payment_id);
-    Json(sandbox.watch.look(|seen| {
-        json!(seen.calls.iter().filter(|call| wanted(&call.payment_id)).collect::<Vec<_>>())
-    }))
+    Json(sandbox.calls(which.payment_id.as_deref()))
 }
 
 async fn add_for_all(State(sandbox): Shared, Json(steps): Json<Vec<Step>>) -> StatusCode {
@@ -179,6 +177,13 @@ impl Sandbox {
                 "requests": requests,
             }))
         })
+    }
+
+    /// The last calls that were answered, of one payment or of all: `GET /sandbox/calls`.
+    #[must_use]
+    pub fn calls(&self, payment_id: Option<&str>) -> Value {
+        let wanted = |call: &&CallRecord| payment_id.is_none_or(|id| id == call.payment_id);
+        self.watch.look(|seen| json!(seen.calls.iter().filter(wanted).collect::<Vec<_>>()))
     }
 
     /// Adds steps for one payment, or for every call: `POST …/script`.

@@ -38,7 +38,7 @@ use self::{
 use crate::gateway::signing::{KeyError, SigningKey, VerifyingKeys};
 
 /// The client id that the sandbox knows.
-pub const CLIENT_ID: &str = "SANDBOX_5X00000000000000";
+pub const CLIENT_ID: &str = "5X00000000000000";
 
 /// What a worker needs to speak with the sandbox. These keys are worth nothing elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,8 @@ const CALLS_MAX: usize = 10_000;
 #[serde(rename_all = "camelCase")]
 pub(super) struct CallRecord {
     pub(super) at: String,
+    /// The same in epoch milliseconds.
+    pub(super) at_ms: i64,
     pub(super) call: &'static str,
     pub(super) payment_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]

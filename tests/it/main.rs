@@ -3,4 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod shop;
+
+mod captures;
+mod doubt;
+mod faults;
+mod hostile;
 mod servers;

@@ -12,8 +12,7 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
         BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-        QueueDeleteOptions,
+        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -174,27 +173,6 @@ impl TestBroker {
             }
         });
         Ok(Results { collected, task, _channel: channel })
-    }
-
-    /// Deletes what a worker with this prefix and these delays (`250ms`, `1s`) has declared; absent is fine.
-    pub(crate) async fn delete_prefix(&self, prefix: &str, delays: &[&str]) -> anyhow::Result<()> {
-        let channel = self.channel().await?;
-        let classes = capture_worker::domain::class::Class::ALL;
-        let queues = [format!("{prefix}.jobs"), format!("{prefix}.audit")]
-            .into_iter()
-            .chain(classes.map(|class| format!("{prefix}.dead.{}", class.name())))
-            .chain(delays.iter().map(|delay| format!("{prefix}.wait.{delay}")));
-        for queue in queues {
-            channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
-        }
-        for exchange in ["jobs", "wait", "dead", "audit", "results"] {
-            let exchange = format!("{prefix}.{exchange}");
-            channel
-                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
-                .await?;
-        }
-        channel.close(200, "done".into()).await?;
-        Ok(())
     }
 }
 

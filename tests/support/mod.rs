@@ -5,6 +5,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod guardian;
+pub(crate) mod http;
 pub(crate) mod poll;
 pub(crate) mod processes;
 pub(crate) mod proxy;

@@ -28,12 +28,6 @@ pub(crate) async fn shared_rabbit() -> anyhow::Result<&'static PrivateRabbit> {
     SHARED.get_or_try_init(PrivateRabbit::start).await
 }
 
-/// The Redis of all ordinary tests of this process; each keeps to payment ids of its own.
-pub(crate) async fn shared_redis() -> anyhow::Result<&'static PrivateRedis> {
-    static SHARED: OnceCell<PrivateRedis> = OnceCell::const_new();
-    SHARED.get_or_try_init(|| PrivateRedis::start(Persistence::None)).await
-}
-
 /// A port on loopback that nobody listens on, never given twice by this process.
 ///
 /// Below the kernel's ephemeral range (32768 and up): a client that reconnects to a stopped server on an ephemeral port

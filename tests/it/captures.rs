@@ -1,0 +1,277 @@
+//! The main road: captured once, or refused for good by the gateway's signed word.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use capture_worker::domain::class::{Class, FINAL_CODES};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldArray, ShortString},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    shop::{LIMIT, Shop, headers, job, text},
+    support::poll::eventually,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shipped_job_is_captured_and_its_result_says_so() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let body = json!({
+        "captureRequestId": "c-1",
+        "paymentId": "p-1",
+        "amount": {"currency": "HKD", "value": "129.90"},
+        "metadata": {"warehouse": "HKG-2"},
+        "somethingElse": [1, 2, {"three": null}],
+    });
+    let properties = BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_correlation_id("order-7".into())
+        .with_headers(headers([(
+            "traceparent",
+            text("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        )]));
+    let exchange = format!("{}.jobs", shop.prefix);
+    let body = body.to_string();
+    shop.broker.publish(&exchange, "any.key", body.as_bytes(), properties).await.unwrap();
+
+    let result = shop.ends_as("c-1", "CAPTURED", None).await;
+    assert_eq!(result["paymentId"], "p-1");
+    assert_eq!(result["captureAmount"], json!({"currency": "HKD", "value": "12990"}));
+    assert_eq!((&result["resultCode"], &result["resultStatus"]), (&json!("SUCCESS"), &json!("S")));
+    assert_eq!(
+        (&result["attempts"], &result["metadata"]),
+        (&json!(1), &json!({"warehouse": "HKG-2"}))
+    );
+    for field in ["captureId", "captureTime", "acquirerReferenceNo", "settledAt"] {
+        assert!(result[field].is_string(), "{field} of {result}");
+    }
+    let letter = shop.results.all().remove(0);
+    assert_eq!(letter.routing_key, "captured");
+    assert_eq!(
+        letter.properties.correlation_id().as_ref().map(ShortString::as_str),
+        Some("order-7")
+    );
+    assert!(letter.header("traceparent").is_some());
+    assert_eq!(shop.captures_of("c-1"), 1);
+    eventually("the job is acked", LIMIT, async || shop.queued().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_job_published_five_times_captures_once() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    for _ in 0..5 {
+        shop.publish(&job("c-5", "p-5", 500)).await;
+    }
+    let results = shop.results.wait_for(5, LIMIT).await.unwrap();
+    assert!(results.iter().all(|result| result.routing_key == "captured"));
+    assert_eq!(shop.captures_of("c-5"), 1);
+    assert_eq!(shop.posts("p-5", "c-5"), 1, "a known outcome needs no call");
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partial_captures_of_one_payment_by_three_workers_never_overlap() {
+    let shop = Shop::open_slow(Duration::from_millis(15)).await;
+    let shop = shop.set("BROKER__PREFETCH", "8").set("RETRY__MAX_AGE", "10m");
+    let workers = tokio::join!(shop.worker(), shop.worker(), shop.worker());
+    for n in 0..60 {
+        shop.publish(&job(&format!("hot-{n}"), "hot", 100)).await;
+        shop.publish(&job(&format!("cold-{n}"), &format!("cold-{n}"), 100)).await;
+    }
+    let results = shop.results.wait_for(120, LIMIT).await.unwrap();
+    assert!(results.iter().all(|result| result.routing_key == "captured"));
+    shop.assert_clean_books();
+    let ledger = shop.sandbox.ledger();
+    assert_eq!(ledger["captured"], json!({"HKD": "12000"}));
+    assert!(ledger["atOnceMax"].as_u64() > Some(1), "the workers did not work side by side");
+    drop(workers);
+}
+
+/// Every code of the gateway's page reaches its queue as it came: the body byte for byte, and why.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_final_failure_reaches_the_queue_of_its_class() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let codes = FINAL_CODES.iter().copied().chain([("BRAND_NEW_CODE", Class::UnknownCode)]);
+    let mut expected: BTreeMap<Class, BTreeSet<String>> = BTreeMap::new();
+    for (code, class) in codes.clone() {
+        let body = format!(
+            "{{ \"paymentId\" : \"sim-{code}-1\",\n\"captureRequestId\":\"c-{code}\", \"unknown\": 1e2, \
+             \"captureAmount\":{{\"value\":\"100\",\"currency\":\"HKD\"}} }} "
+        );
+        let own = headers([("x-shop", text("kept")), ("x-capture-parent", text("parent-id"))]);
+        shop.publish_with(body.as_bytes(), own).await;
+        expected.entry(class).or_default().insert(body);
+    }
+    for (class, bodies) in expected {
+        let letters = shop.dead(class, u32::try_from(bodies.len()).unwrap()).await;
+        let found: BTreeSet<String> =
+            letters.iter().map(|letter| String::from_utf8(letter.body.clone()).unwrap()).collect();
+        assert_eq!(found, bodies, "{class}");
+        for letter in letters {
+            let code = letter.json().unwrap()["captureRequestId"].as_str().unwrap()[2..].to_owned();
+            let header = |name: &str| letter.header(name).unwrap_or_default();
+            assert_eq!(header("x-capture-class"), class.name());
+            assert_eq!(
+                (header("x-capture-code"), header("x-capture-status")),
+                (code.clone(), "F".into())
+            );
+            assert_eq!(
+                (header("x-capture-signed"), header("x-capture-attempt")),
+                ("true".into(), "1".into())
+            );
+            assert_eq!(
+                (header("x-capture-sent"), header("x-shop")),
+                ("true".into(), "kept".into())
+            );
+            assert_eq!(
+                (header("x-capture-last-code"), header("x-capture-last-status")),
+                (code, "F".into())
+            );
+            assert!(header("x-capture-dead-at").parse::<i64>().is_ok(), "{:?}", letter.headers());
+            assert!(!header("x-capture-message").is_empty());
+            assert_eq!(letter.routing_key, class.name());
+        }
+    }
+    for (code, class) in codes {
+        let standing = if class == Class::Conflict { "IN_DOUBT" } else { "FAILED" };
+        let result = shop.ends_as(&format!("c-{code}"), standing, Some(class.name())).await;
+        assert_eq!((&result["resultCode"], &result["attempts"]), (&json!(code), &json!(1)));
+        assert_eq!(result["parentCaptureRequestId"], "parent-id");
+    }
+    let keys: BTreeSet<String> =
+        shop.results.all().into_iter().map(|result| result.routing_key).collect();
+    assert!(keys.contains("failed.risk") && keys.contains("in_doubt"), "{keys:?}");
+    assert_eq!(shop.sandbox.ledger()["captures"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settings_file_gives_a_new_code_its_class() {
+    let folder = crate::support::guardian::folder().unwrap();
+    let file = folder.path().join("settings.toml");
+    std::fs::write(&file, "[classes]\nBRAND_NEW_CODE = \"payer\"\n").unwrap();
+    let mut shop = Shop::open().await;
+    shop.settings.insert("BROKER__PREFETCH".into(), "4".into());
+    let mut run = shop.program(&["run", "--config"]);
+    run.arg(&file);
+    let _worker = crate::support::processes::Process::spawn(run).unwrap();
+    let jobs = format!("{}.jobs", shop.prefix);
+    eventually("the queues are declared", LIMIT, async || {
+        shop.broker.queue_depth(&jobs).await.unwrap().is_some()
+    })
+    .await;
+    shop.publish(&job("c", "sim-BRAND_NEW_CODE-1", 100)).await;
+    shop.ends_as("c", "FAILED", Some("payer")).await;
+    shop.dead(Class::Payer, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_used_with_another_amount_is_a_conflict_and_stays_captured() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    shop.publish(&job("c", "p", 200)).await;
+    let letters = shop.dead(Class::Conflict, 1).await;
+    assert_eq!(letters[0].header("x-capture-code").as_deref(), Some("REPEAT_REQ_INCONSISTENT"));
+    let results = eventually("the second result", LIMIT, async || {
+        Some(shop.results_of("c").await).filter(|results| results.len() == 2)
+    });
+    assert_eq!(results.await[1]["status"], "IN_DOUBT");
+    // The conflict did not become the id's known outcome.
+    shop.publish(&job("c", "p", 100)).await;
+    let results = eventually("the third result", LIMIT, async || {
+        Some(shop.results_of("c").await).filter(|results| results.len() == 3)
+    });
+    assert_eq!(results.await[2]["status"], "CAPTURED");
+    assert_eq!((shop.captures_of("c"), shop.posts("p", "c")), (1, 2));
+}
+
+/// `CC`, `BCC`, `expiration`, `x-death` and the like act at the broker, and `user_id` closes channels: whoever publishes
+/// them must not steer the worker's own messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_publisher_writes_for_the_broker_changes_nothing() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let victim = format!("{}.dead.risk", shop.prefix);
+    let routes = || {
+        let keys = ["risk", "poison", "captured", "100ms", victim.as_str()];
+        AMQPValue::FieldArray(FieldArray::from(keys.map(text).to_vec()))
+    };
+    let death = || {
+        let entry = headers([
+            ("queue", text("capture.jobs")),
+            ("reason", text("expired")),
+            ("count", AMQPValue::LongLongInt(9)),
+        ]);
+        AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(entry)]))
+    };
+    let own = || {
+        let mut table = headers([
+            ("x-death", death()),
+            ("x-first-death-queue", text("q")),
+            ("x-last-death-reason", text("expired")),
+            ("x-delivery-count", AMQPValue::LongLongInt(19)),
+            ("x-kept", text("yes")),
+        ]);
+        // Routes at the job exchange too, where every key leads to the one queue.
+        table.insert("CC".into(), routes());
+        table.insert("BCC".into(), routes());
+        table
+    };
+    let exchange = format!("{}.jobs", shop.prefix);
+    for payment in ["p-ok", "sim-unknown-exception-1", "sim-AUTH_EXPIRED-1"] {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_headers(own())
+            .with_user_id("guest".into())
+            .with_expiration("60000".into())
+            .with_message_id("m-1".into());
+        let body = job(&format!("c-{payment}"), payment, 100);
+        shop.broker.publish(&exchange, "k", &body, properties).await.unwrap();
+    }
+    shop.ends_as("c-p-ok", "CAPTURED", None).await;
+    shop.ends_as("c-sim-unknown-exception-1", "CAPTURED", None).await;
+    shop.ends_as("c-sim-AUTH_EXPIRED-1", "FAILED", Some("authorization")).await;
+    let letter = shop.dead(Class::Authorization, 1).await.remove(0);
+    let kept: Vec<String> = letter.headers().into_keys().collect();
+    for name in ["CC", "BCC", "x-death", "x-first-death-queue", "x-last-death-reason"] {
+        assert!(!kept.iter().any(|kept| kept == name), "{name} was republished: {kept:?}");
+    }
+    // The broker counts for itself: this look is the first.
+    assert_eq!(letter.header("x-delivery-count").unwrap_or_else(|| "0".into()), "0");
+    assert!(kept.iter().any(|kept| kept == "x-kept"));
+    assert_eq!(letter.properties.user_id(), &None);
+    assert_eq!(letter.properties.expiration(), &None);
+    assert_eq!(letter.properties.message_id().as_ref().map(ShortString::as_str), Some("m-1"));
+    for id in ["c-p-ok", "c-sim-unknown-exception-1", "c-sim-AUTH_EXPIRED-1"] {
+        assert_eq!(shop.results_now(id).len(), 1, "one result of {id}");
+    }
+    eventually("no copies are left", LIMIT, async || shop.queued().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_others_wrote_count_only_if_they_can_be_true() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let nonsense = headers([
+        ("x-capture-attempt", AMQPValue::LongLongInt(-3)),
+        ("x-capture-deferrals", text("many")),
+        ("x-capture-first-seen", AMQPValue::LongLongInt(7)),
+        ("x-capture-replays", AMQPValue::Boolean(true)),
+        ("x-capture-returns", AMQPValue::Double(1e300)),
+    ]);
+    shop.publish_with(&job("c", "sim-AUTH_EXPIRED-1", 100), nonsense).await;
+    let letter = shop.dead(Class::Authorization, 1).await.remove(0);
+    assert_eq!(letter.header("x-capture-attempt").as_deref(), Some("1"));
+    let first_seen: i64 = letter.header("x-capture-first-seen").unwrap().parse().unwrap();
+    assert!(first_seen > 1_577_836_800_000, "{first_seen}");
+    let result: Value = shop.results_of("c").await.remove(0);
+    assert_eq!(result["attempts"], 1);
+}

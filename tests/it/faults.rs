@@ -1,0 +1,359 @@
+//! What breaks in the middle of the work: workers, the broker, Redis, the network. Nothing is lost, nothing is captured
+//! twice.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use capture_worker::domain::class::Class;
+use lapin::{
+    options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldTable},
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    shop::{LIMIT, Shop, headers, job, text},
+    support::{
+        http,
+        poll::eventually,
+        proxy::Proxy,
+        servers::{Persistence, PrivateRabbit, PrivateRedis, shared_rabbit},
+    },
+};
+
+const SLOW: Duration = Duration::from_millis(20);
+
+/// So many jobs, a fifth of them of one payment.
+async fn publish_load(shop: &Shop, count: usize) {
+    for n in 0..count {
+        let payment = if n % 5 == 0 { "hot".to_owned() } else { format!("p-{n}") };
+        shop.publish(&job(&format!("c-{n}"), &payment, 100)).await;
+    }
+}
+
+fn captures(shop: &Shop) -> usize {
+    shop.sandbox.ledger()["captures"].as_array().map_or(0, Vec::len)
+}
+
+async fn captures_reach(shop: &Shop, count: usize) {
+    let what = format!("{count} captures");
+    eventually(&what, LIMIT, async || captures(shop) >= count).await;
+}
+
+/// All jobs are captured once, and nothing is left at the broker.
+async fn assert_all_captured_once(shop: &Shop, count: usize) {
+    captures_reach(shop, count).await;
+    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    let ledger = shop.sandbox.ledger();
+    assert_eq!(ledger["captured"], json!({"HKD": (count * 100).to_string()}));
+    assert_eq!(ledger["capturedTwice"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_in_the_middle_of_captures_finishes_them_and_hands_the_rest_back() {
+    let shop = Shop::open().await.set("BROKER__PREFETCH", "3").set("GATEWAY__TIMEOUT", "5s");
+    let mut worker = shop.worker().await;
+    shop.script_all(json!([{"delay_ms": 700, "times": "forever"}]));
+    for n in 0..10 {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+    }
+    eventually("captures are under way", LIMIT, async || {
+        (0..10).filter(|n| shop.posts(&format!("p-{n}"), &format!("c-{n}")) > 0).count() == 3
+    })
+    .await;
+    assert_eq!(worker.drain().await, Some(0));
+    assert_eq!(captures(&shop), 3, "those in flight, and no others");
+    assert_eq!(shop.results.wait_for(3, LIMIT).await.unwrap().len(), 3);
+    assert_eq!(shop.queued().await, [("jobs".to_owned(), 7)].into());
+    let _next = shop.worker().await;
+    shop.results.wait_for(10, LIMIT).await.unwrap();
+    assert_all_captured_once(&shop, 10).await;
+    assert!((0..10).all(|n| shop.posts(&format!("p-{n}"), &format!("c-{n}")) == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once_with_1() {
+    let shop = Shop::open().await.set("GATEWAY__TIMEOUT", "15s");
+    let mut worker = shop.worker().await;
+    shop.script("p", json!([{"answer": "hang", "executes": true}]));
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("the capture hangs", LIMIT, async || captures(&shop) == 1).await;
+    worker.process.signal(Signal::SIGINT).unwrap();
+    eventually("it drains", LIMIT, async || {
+        http::get(&worker.url, "/readyz").await.is_err() && worker.process.ended().is_none()
+    })
+    .await;
+    worker.process.signal(Signal::SIGTERM).unwrap();
+    let status = worker.process.wait(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    let _next = shop.worker_with(&[("LEASE__TTL", "20s")]).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_all_captured_once(&shop, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_under_load_loses_nothing() {
+    let shop = Shop::open_slow(SLOW).await.set("LEASE__TTL", "2500ms");
+    let mut first = shop.worker().await;
+    let mut second = shop.worker().await;
+    publish_load(&shop, 200).await;
+    captures_reach(&shop, 30).await;
+    first.process.kill9();
+    captures_reach(&shop, 60).await;
+    let _third = shop.worker().await;
+    second.process.kill9();
+    assert_all_captured_once(&shop, 200).await;
+    let ids: BTreeSet<String> = shop
+        .results
+        .all()
+        .iter()
+        .map(|result| result.json().unwrap()["captureRequestId"].to_string())
+        .collect();
+    assert_eq!(ids.len(), 200, "every job has its result");
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_killed_under_load_loses_nothing() {
+    let mut rabbit = PrivateRabbit::start().await.unwrap();
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
+    let workers = tokio::join!(shop.worker(), shop.worker());
+    publish_load(&shop, 150).await;
+    captures_reach(&shop, 30).await;
+    rabbit.kill9();
+    for worker in [&workers.0, &workers.1] {
+        eventually("the worker is not ready", LIMIT, async || {
+            http::get(&worker.url, "/readyz").await.is_err()
+        })
+        .await;
+        http::get(&worker.url, "/livez").await.expect("it lives without a broker");
+    }
+    rabbit.start_again().await.unwrap();
+    let shop = shop.reconnect(&rabbit.url()).await;
+    assert_all_captured_once(&shop, 150).await;
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_is_killed_under_load_pauses_the_work_and_loses_nothing() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let mut redis = PrivateRedis::start(Persistence::Always).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
+    let workers = tokio::join!(shop.worker(), shop.worker());
+    publish_load(&shop, 150).await;
+    captures_reach(&shop, 30).await;
+    redis.kill9();
+    for worker in [&workers.0, &workers.1] {
+        eventually("the worker is not ready", LIMIT, async || {
+            http::get(&worker.url, "/readyz").await.is_err()
+        })
+        .await;
+    }
+    // Calls that had begun end; without a lease none begins.
+    let quiet = async || {
+        let before = captures(&shop);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        captures(&shop) == before
+    };
+    eventually("nothing is captured", LIMIT, quiet).await;
+    let before = captures(&shop);
+    shop.publish(&job("late", "late", 100)).await;
+    redis.start_again().await.unwrap();
+    assert_all_captured_once(&shop, 151).await;
+    assert!(before < 151, "Redis was away too late to show anything");
+    shop.ends_as("late", "CAPTURED", None).await;
+    shop.assert_clean_books();
+}
+
+/// Leases that are forgotten let captures of one payment side by side, but no id is captured twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_forgets_everything_under_load_loses_nothing() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let mut redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
+    let _workers = tokio::join!(shop.worker(), shop.worker());
+    publish_load(&shop, 150).await;
+    for count in [20, 60] {
+        captures_reach(&shop, count).await;
+        redis.kill9();
+        redis.start_again().await.unwrap();
+    }
+    assert_all_captured_once(&shop, 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_connections_under_load_lose_nothing() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (to_rabbit, to_redis) =
+        tokio::try_join!(Proxy::to(rabbit.port()), Proxy::to(redis.port())).unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
+    let to_gateway = Proxy::to(shop.sandbox_port()).await.unwrap();
+    let shop = shop.set("BROKER__URL", &to_rabbit.url(&rabbit.url()));
+    let url = to_gateway.url(&shop.sandbox_url);
+    let shop = shop.set("REDIS__URL", &to_redis.url(&redis.url())).set("GATEWAY__BASE_URL", &url);
+    let shop = shop.set("RETRY__SCHEDULE", "100ms,200ms,400ms,800ms,1s,2s");
+    let _workers = tokio::join!(shop.worker(), shop.worker());
+    publish_load(&shop, 150).await;
+    for count in [10, 25, 40, 60, 90] {
+        captures_reach(&shop, count).await;
+        for proxy in [&to_rabbit, &to_redis, &to_gateway] {
+            proxy.cut();
+        }
+    }
+    assert_all_captured_once(&shop, 150).await;
+    shop.assert_clean_books();
+}
+
+/// A broker that stands still answers nothing and closes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_broker_is_noticed_and_its_jobs_come_again() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let proxy = Proxy::to(rabbit.port()).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
+    let shop = shop.set("BROKER__URL", &proxy.url(&rabbit.url()));
+    let worker = shop.worker().await;
+    shop.script("p", json!([{"delay_ms": 500}]));
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("the capture is under way", LIMIT, async || shop.posts("p", "c") == 1).await;
+    // What the worker publishes arrives, and it never hears of it.
+    proxy.freeze_answers();
+    captures_reach(&shop, 1).await;
+    eventually("the worker gives the session up", LIMIT, async || {
+        http::get(&worker.url, "/readyz").await.is_err()
+    })
+    .await;
+    proxy.cut();
+    proxy.thaw();
+    worker.becomes_ready().await;
+    shop.publish(&job("d", "q", 100)).await;
+    shop.ends_as("d", "CAPTURED", None).await;
+    assert_all_captured_once(&shop, 2).await;
+    // The first result arrived before, unconfirmed; then the job came again.
+    let results = async || (shop.results_now("c").len() == 2).then_some(());
+    eventually("a second result of the first job", LIMIT, results).await;
+    assert_eq!(shop.posts("p", "c"), 1, "its outcome was known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_broker_is_waited_for() {
+    let rabbit = PrivateRabbit::start().await.unwrap();
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let worker = shop.worker().await;
+    shop.script("p", json!([{"delay_ms": 800}]));
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("the capture is under way", LIMIT, async || shop.posts("p", "c") == 1).await;
+    rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await.unwrap();
+    captures_reach(&shop, 1).await;
+    let warned = async || worker.process.stderr().contains("consumption pauses");
+    eventually("the worker pauses", LIMIT, warned).await;
+    rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"]).await.unwrap();
+    shop.ends_as("c", "CAPTURED", None).await;
+    shop.publish(&job("d", "p", 100)).await;
+    shop.ends_as("d", "CAPTURED", None).await;
+    assert_eq!(worker.process.stderr().matches("the broker's session is open").count(), 1);
+    assert_eq!(shop.results_now("c").len(), 1);
+}
+
+/// In one batch of publishes some come back for want of a queue: none of those may be taken for delivered, and none of
+/// the others for lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_returned_publish_is_never_taken_for_a_confirmed_one() {
+    let shop = Shop::open().await.set("BROKER__PREFETCH", "400");
+    let mut worker = shop.worker().await;
+    let no_topology = [("BROKER__TOPOLOGY", "none")];
+    assert_eq!(worker.drain().await, Some(0));
+    let channel = shop.broker.channel().await.unwrap();
+    let risk = format!("{}.dead.risk", shop.prefix);
+    channel.queue_delete(risk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    for n in 0..100 {
+        for code in ["RISK_REJECT", "AUTH_EXPIRED", "PROCESS_FAIL"] {
+            shop.publish(&job(&format!("c-{code}-{n}"), &format!("sim-{code}-{n}"), 100)).await;
+        }
+    }
+    let _worker = shop.worker_with(&no_topology).await;
+    let ids = |letters: Vec<crate::support::broker::Letter>| -> BTreeSet<String> {
+        letters
+            .iter()
+            .map(|letter| letter.json().unwrap()["captureRequestId"].to_string())
+            .collect()
+    };
+    assert_eq!(ids(shop.dead(Class::Authorization, 100).await).len(), 100);
+    assert_eq!(ids(shop.dead(Class::Provider, 100).await).len(), 100);
+    assert!(shop.queued().await.is_empty(), "the others are in hand");
+
+    let mut arguments = headers([("x-queue-type", text("quorum"))]);
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(risk.as_str().into(), durable, arguments).await.unwrap();
+    let (exchange, bind) = (format!("{}.dead", shop.prefix), QueueBindOptions::default());
+    let none = FieldTable::default();
+    channel
+        .queue_bind(risk.as_str().into(), exchange.as_str().into(), "risk".into(), bind, none)
+        .await
+        .unwrap();
+    assert_eq!(ids(shop.dead(Class::Risk, 100).await).len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_deleted_is_declared_again_before_its_letters_are_published() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let channel = shop.broker.channel().await.unwrap();
+    let risk = format!("{}.dead.risk", shop.prefix);
+    channel.queue_delete(risk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    shop.publish(&job("c", "sim-RISK_REJECT-1", 100)).await;
+    shop.dead(Class::Risk, 1).await;
+    shop.ends_as("c", "FAILED", Some("risk")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_the_broker_cancelled_is_replaced() {
+    let rabbit = PrivateRabbit::start().await.unwrap();
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let worker = shop.worker().await;
+    let channel = shop.broker.channel().await.unwrap();
+    let jobs = format!("{}.jobs", shop.prefix);
+    channel.queue_delete(jobs.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let opened = || worker.process.stderr().matches("the broker's session is open").count();
+    eventually("a new session", LIMIT, async || opened() == 2).await;
+    worker.becomes_ready().await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topology_of_another_shape_is_told_with_queue_and_argument() {
+    let shop = Shop::open().await;
+    let channel = shop.broker.channel().await.unwrap();
+    let queue = format!("{}.dead.risk", shop.prefix);
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let other =
+        headers([("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongInt(5))]);
+    channel.queue_declare(queue.as_str().into(), durable, other).await.unwrap();
+    let mut process = crate::support::processes::Process::spawn(shop.program(&["run"])).unwrap();
+    let status = process.wait(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    let said = process.stderr();
+    assert!(said.contains(&queue) && said.contains("x-"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_kills_its_consumers_ends_as_poison_by_the_brokers_limit() {
+    let shop = Shop::open().await;
+    let mut worker = shop.worker().await;
+    assert_eq!(worker.drain().await, Some(0));
+    shop.publish(&job("c", "p", 100)).await;
+    let jobs = format!("{}.jobs", shop.prefix);
+    for _ in 0..21 {
+        let peeked = async || shop.broker.peek_queue(&jobs).await.unwrap().len() == 1;
+        eventually("the job is there", LIMIT, peeked).await;
+    }
+    let letter = shop.dead(Class::Poison, 1).await.remove(0);
+    assert_eq!(letter.body, job("c", "p", 100));
+    assert!(shop.results_now("c").is_empty(), "letters that the broker makes have no result");
+}

@@ -1,0 +1,247 @@
+//! Whatever is published: a job that is none ends as `malformed` with its reason, and its neighbours are captured.
+
+use capture_worker::domain::class::Class;
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
+use serde_json::json;
+
+use crate::{
+    shop::{LIMIT, Shop, headers, job, text},
+    support::poll::eventually,
+};
+
+/// A job's text with these members instead of the good ones.
+fn with(id: &str, payment: &str, amount: &str, more: &str) -> Vec<u8> {
+    format!("{{{id},{payment},{amount}{more}}}").into_bytes()
+}
+
+const ID: &str = r#""captureRequestId":"hostile""#;
+const PAYMENT: &str = r#""paymentId":"p""#;
+const AMOUNT: &str = r#""captureAmount":{"currency":"HKD","value":"1"}"#;
+
+fn hostile_bodies() -> Vec<Vec<u8>> {
+    let mut bodies: Vec<Vec<u8>> = [
+        "",
+        " ",
+        "\0",
+        "null",
+        "true",
+        "1",
+        "\"job\"",
+        "[]",
+        "[{}]",
+        "{}",
+        "{",
+        "}",
+        "{\"",
+        "<job/>",
+        "captureRequestId=c",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec();
+    bodies.push(vec![0xff; 100]);
+    bodies.push([b"\xef\xbb\xbf".as_slice(), &with(ID, PAYMENT, AMOUNT, "")].concat());
+    bodies.push([with(ID, PAYMENT, AMOUNT, "").as_slice(), b"{}"].concat());
+    bodies.push([with(ID, PAYMENT, AMOUNT, "").as_slice(), b"\xc3"].concat());
+    bodies.push(with(ID, PAYMENT, AMOUNT, &format!(",\"x\":\"{}\"", "x".repeat(64 * 1024))));
+    bodies.push(with(ID, PAYMENT, AMOUNT, &format!(",\"x\":\"{}\"", "x".repeat(4 * 1024 * 1024))));
+    bodies.push("[".repeat(60_000).into_bytes());
+    bodies.extend(hostile_ids());
+    bodies.extend(hostile_amounts());
+    bodies.extend(hostile_extras());
+    bodies
+}
+
+fn hostile_ids() -> Vec<Vec<u8>> {
+    let mut bodies = Vec::new();
+    let long = format!("\"captureRequestId\":\"{}\"", "é".repeat(65));
+    for id in [
+        r#""captureRequestId":"""#,
+        r#""captureRequestId":1"#,
+        r#""captureRequestId":null"#,
+        r#""captureRequestId":["c"]"#,
+        r#""captureRequestId":"a\u0000b""#,
+        r#""captureRequestId":"a\u007fb""#,
+        r#""captureRequestId":"a\u0085b""#,
+        r#""captureRequestId":"a\ud800b""#,
+        r#""captureRequestId":"c","captureRequestId":"c""#,
+        r#""capturerequestid":"c""#,
+        &long,
+    ] {
+        bodies.push(with(id, PAYMENT, AMOUNT, ""));
+    }
+    for payment in [
+        r#""paymentId":"""#,
+        r#""paymentId":20220919194010890100111740275820195"#,
+        r#""paymentId":"p","paymentId":"q""#,
+        r#""paymentId":"\n""#,
+        r#""orderId":"p""#,
+    ] {
+        bodies.push(with(ID, payment, AMOUNT, ""));
+    }
+    bodies
+}
+
+fn hostile_amounts() -> Vec<Vec<u8>> {
+    let amounts = [
+        r#""captureAmount":null"#,
+        r#""captureAmount":"HKD 1""#,
+        r#""captureAmount":[]"#,
+        r#""captureAmount":{}"#,
+        r#""captureAmount":{"currency":"HKD"}"#,
+        r#""captureAmount":{"value":"1"}"#,
+        r#""captureAmount":{"currency":"HKD","value":1}"#,
+        r#""captureAmount":{"currency":"HKD","value":"0"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"01"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"-1"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1.0"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1e3"}"#,
+        r#""captureAmount":{"currency":"HKD","value":" 1"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"١"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"12345678901234567"}"#,
+        r#""captureAmount":{"currency":"hkd","value":"1"}"#,
+        r#""captureAmount":{"currency":"XAU","value":"1"}"#,
+        r#""captureAmount":{"currency":"HK","value":"1"}"#,
+        r#""captureAmount":{"currency":"IDR","value":"150"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1","value":"2"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1"},"captureAmount":{"currency":"HKD","value":"1"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1"},"amount":{"currency":"HKD","value":"0.01"}"#,
+        r#""amount":{"currency":"HKD","value":12.9}"#,
+        r#""amount":{"currency":"HKD","value":"0"}"#,
+        r#""amount":{"currency":"HKD","value":"1.234"}"#,
+        r#""amount":{"currency":"HKD","value":"1."}"#,
+        r#""amount":{"currency":"HKD","value":".5"}"#,
+        r#""amount":{"currency":"HKD","value":"00.5"}"#,
+        r#""amount":{"currency":"JPY","value":"1.0"}"#,
+        r#""amount":{"currency":"HKD","value":"1,00"}"#,
+        r#""amount":{"currency":"IDR","value":"1.50"}"#,
+        r#""amount":{"currency":"HKD","value":"99999999999999999999999999999999"}"#,
+        r#""money":{"currency":"HKD","value":"1"}"#,
+    ];
+    amounts.map(|amount| with(ID, PAYMENT, amount, "")).to_vec()
+}
+
+fn hostile_extras() -> Vec<Vec<u8>> {
+    let big = format!(r#","metadata":{{"k":"{}"}}"#, "v".repeat(4096));
+    let extras = [
+        r#","expiresAt":1700000000"#,
+        r#","expiresAt":"tomorrow""#,
+        r#","expiresAt":"2026-13-01T00:00:00Z""#,
+        r#","expiresAt":"2026-11-23 10:00""#,
+        r#","metadata":[]"#,
+        r#","metadata":"text""#,
+        r#","metadata":{"n":1}"#,
+        r#","metadata":{"n":{"m":"o"}}"#,
+        &big,
+    ];
+    extras.map(|more| with(ID, PAYMENT, AMOUNT, more)).to_vec()
+}
+
+/// Tables that a parser, a republish or a counter may stumble over.
+fn hostile_headers() -> Vec<FieldTable> {
+    let long = |length: usize| text(&"h".repeat(length));
+    let mut nested = FieldTable::default();
+    for _ in 0..60 {
+        nested = headers([("deeper", AMQPValue::FieldTable(nested))]);
+    }
+    let mut many = FieldTable::default();
+    for n in 0..1000 {
+        many.insert(ShortString::from(format!("h{n}")), AMQPValue::LongInt(n));
+    }
+    let ours = [
+        "x-capture-attempt",
+        "x-capture-deferrals",
+        "x-capture-first-seen",
+        "x-capture-last-code",
+        "x-capture-last-status",
+        "x-capture-sent",
+        "x-capture-replays",
+        "x-capture-parent",
+        "x-capture-origin",
+        "x-capture-class",
+        "x-capture-signed",
+        "x-capture-dead-at",
+        "x-capture-message",
+    ];
+    let all_ours = |value: AMQPValue| {
+        let mut table = FieldTable::default();
+        for name in ours {
+            table.insert(name.into(), value.clone());
+        }
+        table
+    };
+    let values = vec![AMQPValue::Void, AMQPValue::Float(1.5), AMQPValue::Timestamp(u64::MAX)];
+    vec![
+        FieldTable::default(),
+        nested,
+        many,
+        headers([("big", long(100_000))]),
+        headers([("x-capture-parent", long(50_000)), ("x-capture-origin", long(50_000))]),
+        all_ours(AMQPValue::Void),
+        all_ours(AMQPValue::LongLongInt(i64::MIN)),
+        all_ours(AMQPValue::Double(f64::MAX)),
+        all_ours(text("\u{0}\u{202e}<script>")),
+        all_ours(AMQPValue::FieldArray(FieldArray::from(values))),
+        headers([
+            ("x-match", text("all")),
+            ("x-delay", AMQPValue::LongInt(-1)),
+            ("", text("no name")),
+        ]),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_job_ends_malformed_with_its_reason_and_good_jobs_between_are_captured() {
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    let bodies = hostile_bodies();
+    assert!(bodies.len() >= 60);
+    let tables = hostile_headers();
+    for (n, (body, table)) in bodies.iter().zip(tables.iter().cycle()).enumerate() {
+        shop.publish_with(body, table.clone()).await;
+        if n % 4 == 0 {
+            // A good job with the same headers: of ours, those that can't be true count as absent.
+            let table = if n % 8 == 0 { table.clone() } else { FieldTable::default() };
+            shop.publish_with(&job(&format!("good-{n}"), &format!("good-{n}"), 100), table).await;
+        }
+    }
+    let letters = shop.dead(Class::Malformed, u32::try_from(bodies.len()).unwrap()).await;
+    let mut left = bodies.clone();
+    for letter in &letters {
+        let at = left.iter().position(|body| *body == letter.body).expect("the body as it came");
+        left.swap_remove(at);
+        let reason = letter.header("x-capture-message").unwrap_or_default();
+        assert!(reason.len() > 10, "{reason}");
+        assert_eq!(letter.header("x-capture-class").as_deref(), Some("malformed"));
+        assert_eq!(letter.header("x-capture-signed").as_deref(), Some("false"));
+    }
+    for n in (0..bodies.len()).step_by(4) {
+        let id = format!("good-{n}");
+        shop.ends_as(&id, "CAPTURED", None).await;
+        assert_eq!(shop.captures_of(&id), 1);
+    }
+    // Whose id can be read once and is valid is told; the amount may be missing.
+    let told = shop.results_now("hostile");
+    assert!(told.len() > 40, "{}", told.len());
+    for result in told {
+        let found = (result["status"].as_str(), result["class"].as_str());
+        assert_eq!(found, (Some("FAILED"), Some("malformed")));
+    }
+    assert!(shop.results_now("c").is_empty(), "an id that stands twice is not known");
+    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert_eq!(worker.process.stderr().matches("panicked").count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_came_back_too_often_is_poison_before_it_begins() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let returned = headers([("x-capture-returns", AMQPValue::LongInt(20))]);
+    shop.publish_with(&job("c", "p", 100), returned).await;
+    let result = shop.ends_as("c", "IN_DOUBT", Some("poison")).await;
+    assert_eq!(result["attempts"], json!(0));
+    shop.dead(Class::Poison, 1).await;
+    assert_eq!(shop.posts("p", "c"), 0);
+    let nearly = headers([("x-capture-returns", AMQPValue::LongInt(19))]);
+    shop.publish_with(&job("d", "p", 100), nearly).await;
+    shop.ends_as("d", "CAPTURED", None).await;
+}

@@ -1,0 +1,325 @@
+//! A shop for one test: names of its own at the shared broker, a Redis and a sandbox of its own, and workers as
+//! processes. Nothing is deleted at the broker: 3.10 fails when queues with at-least-once dead-lettering are deleted.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use capture_worker::{
+    domain::class::Class,
+    sandbox::{self, Keys, Sandbox, SandboxOptions, Step},
+};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, LongString},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::support::{
+    broker::{Letter, Results, TestBroker},
+    http,
+    poll::eventually,
+    processes::{Process, command},
+    servers::{Persistence, PrivateRedis, shared_rabbit},
+};
+
+/// Whatever takes longer has failed. Generous: the machine may be busy with other things.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
+
+/// What a test needs besides workers.
+pub(crate) struct Shop {
+    pub(crate) prefix: String,
+    pub(crate) broker: TestBroker,
+    pub(crate) results: Results,
+    pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) sandbox_url: String,
+    pub(crate) settings: BTreeMap<String, String>,
+    _serving: DropGuard,
+    _redis: Option<PrivateRedis>,
+}
+
+/// A running worker.
+pub(crate) struct Worker {
+    pub(crate) process: Process,
+    pub(crate) url: String,
+}
+
+impl Shop {
+    /// At the shared broker, with a Redis of its own: what is remembered of a payment has no prefix.
+    pub(crate) async fn open() -> Self {
+        Self::open_slow(Duration::ZERO).await
+    }
+
+    /// The same, with a gateway that takes its time.
+    pub(crate) async fn open_slow(latency: Duration) -> Self {
+        let redis = PrivateRedis::start(Persistence::None);
+        let (rabbit, redis) = tokio::try_join!(shared_rabbit(), redis).unwrap();
+        let shop = Self::open_at(&rabbit.url(), &redis.url(), latency).await;
+        Self { _redis: Some(redis), ..shop }
+    }
+
+    /// At servers that the test may stop.
+    pub(crate) async fn open_at(rabbit_url: &str, redis_url: &str, latency: Duration) -> Self {
+        let options = SandboxOptions { latency, ..SandboxOptions::default() };
+        let prefix = format!("t{:08x}", rand::random::<u32>());
+        let broker = TestBroker::connect(rabbit_url).await.unwrap();
+        let results = broker.subscribe_results(&prefix).await.unwrap();
+        let sandbox = Arc::new(Sandbox::new(Keys::generate().unwrap(), options).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let sandbox_url = format!("http://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        tokio::spawn(sandbox::serve(listener, Arc::clone(&sandbox), stop.clone()));
+        let keys = sandbox.keys();
+        let settings = [
+            ("BROKER__URL", rabbit_url),
+            ("BROKER__PREFIX", &prefix),
+            ("BROKER__PREFETCH", "16"),
+            ("REDIS__URL", redis_url),
+            ("GATEWAY__BASE_URL", &sandbox_url),
+            ("GATEWAY__CLIENT_ID", &keys.client_id),
+            ("GATEWAY__PRIVATE_KEY", &keys.private_key),
+            ("GATEWAY__PUBLIC_KEY", &keys.public_key),
+            ("GATEWAY__TIMEOUT", "1s"),
+            ("GATEWAY__INQUIRY_TIMEOUT", "1s"),
+            ("RETRY__SCHEDULE", "100ms,200ms,400ms"),
+            ("RETRY__DEFER_SCHEDULE", "100ms,250ms"),
+            ("HTTP__LISTEN", "127.0.0.1:0"),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let _serving = stop.drop_guard();
+        let _redis = None;
+        Self { prefix, broker, results, sandbox, sandbox_url, settings, _serving, _redis }
+    }
+
+    /// After the broker was away: test connections don't come back by themselves.
+    pub(crate) async fn reconnect(self, rabbit_url: &str) -> Self {
+        let broker = TestBroker::connect(rabbit_url).await.unwrap();
+        let results = broker.subscribe_results(&self.prefix).await.unwrap();
+        Self { broker, results, ..self }
+    }
+
+    pub(crate) fn sandbox_port(&self) -> u16 {
+        self.sandbox_url.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    /// Another value of a setting: `set("RETRY__SCHEDULE", "1s")`.
+    pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The program with this shop's settings.
+    pub(crate) fn program(&self, arguments: &[&str]) -> std::process::Command {
+        let mut program = command(Path::new(PROGRAM), arguments);
+        for (key, value) in &self.settings {
+            program.env(format!("CAPTURE__{key}"), value);
+        }
+        program
+    }
+
+    /// Starts a worker and waits until it consumes.
+    pub(crate) async fn worker(&self) -> Worker {
+        let worker = self.start_worker().await;
+        worker.becomes_ready().await;
+        worker
+    }
+
+    /// Starts a worker, ready or not.
+    pub(crate) async fn start_worker(&self) -> Worker {
+        Self::start(self.program(&["run"])).await
+    }
+
+    /// Starts a worker with other settings than this shop's.
+    pub(crate) async fn worker_with(&self, settings: &[(&str, &str)]) -> Worker {
+        let mut program = self.program(&["run"]);
+        program.envs(settings.iter().map(|(key, value)| (format!("CAPTURE__{key}"), value)));
+        let worker = Self::start(program).await;
+        worker.becomes_ready().await;
+        worker
+    }
+
+    async fn start(program: std::process::Command) -> Worker {
+        let mut process = Process::spawn(program).unwrap();
+        let address = |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let served = line["message"].as_str()?.starts_with("probes and metrics are served");
+            served.then(|| line["address"].as_str().map(str::to_owned))?
+        };
+        let address = process.line(LIMIT, address).await.unwrap();
+        Worker { process, url: format!("http://{address}") }
+    }
+
+    /// Publishes bytes, whatever they are.
+    pub(crate) async fn publish(&self, body: &[u8]) {
+        self.broker.publish_job(&self.prefix, body).await.unwrap();
+    }
+
+    /// Publishes bytes with headers.
+    pub(crate) async fn publish_with(&self, body: &[u8], headers: FieldTable) {
+        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+        let exchange = format!("{}.jobs", self.prefix);
+        self.broker.publish(&exchange, "shipped", body, properties).await.unwrap();
+    }
+
+    /// The dead letters of a class, taken out, once there are so many.
+    pub(crate) async fn dead(&self, class: Class, count: u32) -> Vec<Letter> {
+        let queue = format!("{}.dead.{class}", self.prefix);
+        let what = format!("{count} letters in {queue}");
+        eventually(&what, LIMIT, async || {
+            self.broker.queue_depth(&queue).await.unwrap() == Some(count)
+        })
+        .await;
+        self.broker.drain_queue(&queue).await.unwrap()
+    }
+
+    /// What is ready in the queue of jobs and in those of every class and delay.
+    pub(crate) async fn queued(&self) -> BTreeMap<String, u32> {
+        let classes = Class::ALL.map(|class| format!("dead.{class}"));
+        let queues = ["jobs".to_owned()].into_iter().chain(classes);
+        let waits = self.delays().into_iter().map(|delay| format!("wait.{delay}"));
+        let mut queued = BTreeMap::new();
+        for queue in queues.chain(waits) {
+            let name = format!("{}.{queue}", self.prefix);
+            let depth = self.broker.queue_depth(&name).await.unwrap().unwrap_or_default();
+            if depth > 0 {
+                queued.insert(queue, depth);
+            }
+        }
+        queued
+    }
+
+    /// The results of an id, once there is one.
+    pub(crate) async fn results_of(&self, id: &str) -> Vec<Value> {
+        eventually(&format!("a result of {id}"), LIMIT, async || {
+            let found = self.results_now(id);
+            (!found.is_empty()).then_some(found)
+        })
+        .await
+    }
+
+    /// The results of an id so far.
+    pub(crate) fn results_now(&self, id: &str) -> Vec<Value> {
+        let results = self.results.all().into_iter().map(|letter| letter.json().unwrap());
+        results.filter(|result| result["captureRequestId"] == id).collect()
+    }
+
+    /// The one result of an id, which must be this.
+    #[track_caller]
+    pub(crate) fn ends_as(
+        &self,
+        id: &str,
+        status: &str,
+        class: Option<&str>,
+    ) -> impl Future<Output = Value> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let results = self.results_of(id).await;
+            let result = results.first().unwrap();
+            let found = (result["status"].as_str(), result["class"].as_str());
+            assert_eq!(found, (Some(status), class), "{caller}: {result}");
+            result.clone()
+        }
+    }
+
+    /// How often the sandbox moved money for an id.
+    pub(crate) fn captures_of(&self, id: &str) -> usize {
+        let ledger = self.sandbox.ledger();
+        let captures = ledger["captures"].as_array().unwrap();
+        captures.iter().filter(|capture| capture["captureRequestId"] == id).count()
+    }
+
+    /// What the sandbox knows of one id of a payment.
+    pub(crate) fn request(&self, payment: &str, id: &str) -> Value {
+        let payment = self.sandbox.payment(payment).unwrap_or_default();
+        let requests = payment["requests"].as_array().cloned().unwrap_or_default();
+        requests.into_iter().find(|request| request["captureRequestId"] == id).unwrap_or_default()
+    }
+
+    /// How often an id was posted.
+    pub(crate) fn posts(&self, payment: &str, id: &str) -> u64 {
+        self.request(payment, id)["posts"].as_u64().unwrap_or_default()
+    }
+
+    /// How often a payment was inquired about.
+    pub(crate) fn inquiries(&self, payment: &str) -> usize {
+        self.calls(payment).iter().filter(|(id, ..)| id.is_none()).count()
+    }
+
+    /// The calls of a payment, in the order of their answers: which id (none: an inquiry), what it was answered, when.
+    pub(crate) fn calls(&self, payment: &str) -> Vec<(Option<String>, String, i64)> {
+        let calls = self.sandbox.calls(Some(payment));
+        let call = |call: &Value| {
+            let text = |name: &str| call[name].as_str().map(str::to_owned);
+            (text("captureRequestId"), text("answer").unwrap(), call["atMs"].as_i64().unwrap())
+        };
+        calls.as_array().unwrap().iter().map(call).collect()
+    }
+
+    /// Tells the sandbox what to do with a payment's calls.
+    pub(crate) fn script(&self, payment: &str, steps: Value) {
+        let steps: Vec<Step> = serde_json::from_value(steps).unwrap();
+        self.sandbox.add_steps(Some(payment), steps);
+    }
+
+    /// Tells the sandbox what to do with every call.
+    pub(crate) fn script_all(&self, steps: Value) {
+        self.sandbox.add_steps(None, serde_json::from_value(steps).unwrap());
+    }
+
+    /// Nothing was captured twice, and nothing overlapped.
+    #[track_caller]
+    pub(crate) fn assert_clean_books(&self) {
+        let ledger = self.sandbox.ledger();
+        assert_eq!(ledger["capturedTwice"], json!([]));
+        assert_eq!(ledger["overlaps"], 0, "capture calls of one payment overlapped");
+    }
+
+    fn delays(&self) -> Vec<String> {
+        let lists = ["RETRY__SCHEDULE", "RETRY__DEFER_SCHEDULE"];
+        let lists = lists.map(|key| self.settings[key].as_str());
+        lists.iter().flat_map(|list| list.split(',')).map(str::to_owned).collect()
+    }
+}
+
+impl Worker {
+    pub(crate) async fn becomes_ready(&self) {
+        eventually("the worker is ready", LIMIT, async || {
+            http::get(&self.url, "/readyz").await.is_ok()
+        })
+        .await;
+    }
+
+    /// SIGTERM, and its exit code.
+    pub(crate) async fn drain(&mut self) -> Option<i32> {
+        self.process.signal(Signal::SIGTERM).unwrap();
+        self.process.wait(LIMIT).await.unwrap().code()
+    }
+}
+
+/// A job of HKD.
+pub(crate) fn job(id: &str, payment: &str, value: u64) -> Vec<u8> {
+    json!({
+        "captureRequestId": id,
+        "paymentId": payment,
+        "captureAmount": {"currency": "HKD", "value": value.to_string()},
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// A header table of these.
+pub(crate) fn headers<const N: usize>(headers: [(&str, AMQPValue); N]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.into(), value);
+    }
+    table
+}
+
+pub(crate) fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(text))
+}

@@ -1,0 +1,45 @@
+//! One HTTP/1.0 exchange at a time: short enough to need no client.
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// An answer's status and body.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+/// Calls `base_url`, an `http://` address, with a body of JSON or none.
+pub(crate) async fn call(
+    method: &str,
+    base_url: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
+    let host = base_url.strip_prefix("http://").context("an http:// URL")?.trim_end_matches('/');
+    let mut stream = TcpStream::connect(host).await.with_context(|| format!("reach {host}"))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(Answer { status: status.context("no HTTP status")?, body: body.to_owned() })
+}
+
+/// The body of a 200.
+pub(crate) async fn get(base_url: &str, path: &str) -> anyhow::Result<String> {
+    let answer = call("GET", base_url, path, None).await?;
+    ensure!(answer.status == 200, "GET {base_url}{path}: {} {}", answer.status, answer.body);
+    Ok(answer.body)
+}
