@@ -14,3 +14,6 @@ pub mod outcome;
 pub mod reply;
 pub mod schedule;
 pub mod settle;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! The rules of money, as tables and as properties: history and reply go in, one settlement comes out.
+
+mod judging;
+mod properties;
+mod settling;
+
+use std::time::Duration;
+
+use super::{
+    class::Codes,
+    history::{History, LastWord},
+    job::Job,
+    judge::{Before, Inquired, judge_capture, judge_inquiry},
+    money::Money,
+    outcome::{Attempt, Outcome, Sent},
+    reply::{
+        Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, Reply,
+        Signature, Status, Transaction,
+    },
+    settle::{Policy, Settlement, settle},
+};
+use time::OffsetDateTime;
+
+const NOW_MS: i64 = 1_800_000_000_000;
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).unwrap()
+}
+
+fn job() -> Job {
+    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
+    Job::parse(body.as_bytes()).unwrap()
+}
+
+fn history() -> History {
+    History { first_seen_ms: NOW_MS, ..History::default() }
+}
+
+fn sent_history() -> History {
+    History { sent: true, attempts: 1, ..history() }
+}
+
+fn with_last_word(code: &str, status: &str) -> History {
+    History { last_word: Some(LastWord::new(code, status)), ..sent_history() }
+}
+
+fn policy() -> Policy {
+    let seconds = |list: &[u64]| list.iter().copied().map(Duration::from_secs).collect();
+    Policy {
+        schedule: seconds(&[5, 15, 60]),
+        defer_schedule: seconds(&[1, 4]),
+        max_age: Duration::from_secs(3600),
+    }
+}
+
+fn before(history: &History) -> Before<'_> {
+    Before { history, marked: false, past_expiry: false }
+}
+
+/// The body of a success about [`job`].
+fn success() -> CaptureBody {
+    CaptureBody {
+        capture_request_id: Some("c".into()),
+        payment_id: Some("p".into()),
+        amount: Some(Ok(hkd("100"))),
+        capture_id: Some("capture-1".into()),
+        ..CaptureBody::default()
+    }
+}
+
+fn hkd(value: &str) -> Money {
+    Money::from_smallest("HKD", value).unwrap()
+}
+
+fn answer<B>(signature: Signature, status: &str, code: &str, body: B) -> Reply<B> {
+    let result = GatewayResult { status: Status::of(status), code: code.into(), message: None };
+    Reply::Answered(Answer { signature, result, retry_after: None, body })
+}
+
+fn signed(status: &str, code: &str) -> CaptureReply {
+    let body = if status == "S" { success() } else { CaptureBody::default() };
+    answer(Signature::Good, status, code, body)
+}
+
+fn transaction(status: &str, code: Option<&str>) -> Transaction {
+    let status_of = |status: &str| Status::of(if status == "SUCCESS" { "S" } else { "F" });
+    Transaction {
+        kind: Some("CAPTURE".into()),
+        request_id: Some("c".into()),
+        id: Some("capture-1".into()),
+        status: Some(status.into()),
+        result: code.map(|code| GatewayResult {
+            status: status_of(status),
+            code: code.into(),
+            message: None,
+        }),
+        amount: Some(Ok(hkd("100"))),
+        time: None,
+    }
+}
+
+fn inquiry(transactions: Vec<Transaction>) -> InquiryReply {
+    let body = InquiryBody { payment_id: Some("p".into()), transactions: Some(transactions) };
+    answer(Signature::Good, "S", "SUCCESS", body)
+}
+
+fn judged(reply: CaptureReply, before: &Before<'_>) -> Outcome {
+    judge_capture(reply, &job(), before, &Codes::default())
+}
+
+fn inquired(reply: InquiryReply, before: &Before<'_>) -> Inquired {
+    judge_inquiry(reply, &job(), before, &Codes::default())
+}
+
+fn settled(outcome: Outcome, sent: Sent, history: &History) -> Settlement {
+    let attempt = Attempt { subject: job().subject(), outcome, sent, remembered: false };
+    settle(&attempt, history, &policy(), now())
+}
+
+/// A settlement in one line: what is done, and with what.
+fn describe(settlement: &Settlement) -> String {
+    match settlement {
+        Settlement::Captured(result) => format!("captured after {}", result.attempts),
+        Settlement::Retry { delay, carry } => format!(
+            "wait {}s, {} attempts, {} deferrals{}",
+            delay.as_secs(),
+            carry.attempts,
+            carry.deferrals,
+            if carry.sent { ", sent" } else { "" }
+        ),
+        Settlement::Dead { letter, carry, result } => {
+            let told = result.as_ref().map_or("nobody".into(), |result| result.routing_key());
+            format!("dead {} after {}, told {told}", letter.class, carry.attempts)
+        }
+        Settlement::HandBack => "handed back".into(),
+    }
+}

@@ -1,0 +1,227 @@
+//! What holds for every reply, every history, every outcome.
+
+use proptest::{option, prelude::*, sample::select};
+
+use super::*;
+use crate::domain::{
+    class::{Class, FINAL_CODES, OTHER_CODES},
+    judge::{Call, first_call},
+    reply::NoAnswer,
+    settle::ResultStatus,
+};
+
+fn code() -> impl Strategy<Value = String> {
+    let known: Vec<String> = FINAL_CODES
+        .iter()
+        .map(|(code, _)| (*code).to_owned())
+        .chain(OTHER_CODES.iter().map(|code| (*code).to_owned()))
+        .collect();
+    prop_oneof![4 => select(known), 1 => "[A-Z_]{0,12}"]
+}
+
+fn signature() -> impl Strategy<Value = Signature> {
+    select(vec![Signature::Good, Signature::Missing, Signature::Bad])
+}
+
+fn status() -> impl Strategy<Value = String> {
+    select(vec!["S", "F", "U", "X", ""]).prop_map(str::to_owned)
+}
+
+fn no_reply<B: Clone + std::fmt::Debug>() -> impl Strategy<Value = Reply<B>> {
+    prop_oneof![
+        Just(Reply::NotSent("refused".into())),
+        Just(Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(8)))),
+        Just(Reply::NoAnswer(NoAnswer::ConnectionLost("reset".into()))),
+        Just(Reply::NoAnswer(NoAnswer::Unreadable("no JSON".into()))),
+        Just(Reply::NoAnswer(NoAnswer::TooLong(70_000))),
+        (100..600_u16, option::of(0..100_u64)).prop_map(|(status, after)| {
+            let retry_after = after.map(Duration::from_secs);
+            Reply::NoAnswer(NoAnswer::HttpStatus { status, retry_after })
+        }),
+    ]
+}
+
+fn capture_body() -> impl Strategy<Value = CaptureBody> {
+    let id = option::of(select(vec!["c", "d"]).prop_map(str::to_owned));
+    let payment = option::of(select(vec!["p", "q"]).prop_map(str::to_owned));
+    let amount =
+        select(vec![None, Some(Ok(hkd("100"))), Some(Ok(hkd("1"))), Some(Err("?".to_owned()))]);
+    (id, payment, amount).prop_map(|(capture_request_id, payment_id, amount)| CaptureBody {
+        capture_request_id,
+        payment_id,
+        amount,
+        ..CaptureBody::default()
+    })
+}
+
+fn capture_reply() -> impl Strategy<Value = CaptureReply> {
+    let body = prop_oneof![Just(success()), capture_body()];
+    let answered = (signature(), status(), code(), body)
+        .prop_map(|(signature, status, code, body)| answer(signature, &status, &code, body));
+    prop_oneof![3 => answered, 1 => no_reply()]
+}
+
+fn inquiry_reply() -> impl Strategy<Value = InquiryReply> {
+    let item = (
+        select(vec!["SUCCESS", "FAIL", "PROCESSING", "PENDING", "CANCELLED", "?"]),
+        option::of(code()),
+        any::<bool>(),
+    )
+        .prop_map(|(status, code, ours)| {
+            let request_id = Some(if ours { "c" } else { "d" }.to_owned());
+            Transaction { request_id, ..transaction(status, code.as_deref()) }
+        });
+    let transactions = option::of(proptest::collection::vec(item, 0..4));
+    let answered = (signature(), status(), code(), transactions).prop_map(
+        |(signature, status, code, transactions)| {
+            let body = InquiryBody { payment_id: Some("p".into()), transactions };
+            answer(signature, &status, &code, body)
+        },
+    );
+    prop_oneof![3 => answered, 1 => no_reply()]
+}
+
+fn any_history() -> impl Strategy<Value = History> {
+    let word = option::of((code(), status()).prop_map(|(code, status)| LastWord { code, status }));
+    (0..6_u32, 0..9_u32, 0..5_000_000_i64, word, any::<(bool, bool)>(), 0..3_u32).prop_map(
+        |(attempts, deferrals, age_ms, last_word, (sent, redelivered), replays)| History {
+            attempts,
+            deferrals,
+            first_seen_ms: NOW_MS - age_ms,
+            last_word,
+            sent,
+            redelivered,
+            replays,
+            ..History::default()
+        },
+    )
+}
+
+/// One attempt as the worker makes it, with these replies in store.
+fn attempt(
+    history: &History,
+    marked: bool,
+    past_expiry: bool,
+    capture: CaptureReply,
+    inquiry: InquiryReply,
+) -> Outcome {
+    let before = Before { history, marked, past_expiry };
+    match first_call(&before, &Codes::default()) {
+        Call::Expired => Outcome::Expired { inquired: false },
+        Call::Post => judged(capture, &before),
+        Call::Inquire => match inquired(inquiry, &before) {
+            Inquired::Over(outcome) => outcome,
+            Inquired::Post => judged(capture, &before),
+        },
+    }
+}
+
+fn is_signed_s(reply: &CaptureReply) -> bool {
+    matches!(reply, Reply::Answered(Answer { signature: Signature::Good, result, .. }) if result.status == Status::S)
+}
+
+fn is_evidence(reply: &InquiryReply) -> bool {
+    matches!(reply, Reply::Answered(Answer { signature: Signature::Good, result, .. }) if result.status == Status::S)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn a_sent_id_ends_captured_failed_by_a_signed_verdict_or_in_doubt(
+        history in any_history(), marked: bool, past_expiry: bool,
+        capture in capture_reply(), inquiry in inquiry_reply(),
+    ) {
+        let before = Before { history: &history, marked, past_expiry };
+        let sent = if before.sent() { Sent::Yes } else { Sent::No };
+        let outcome = attempt(&history, marked, past_expiry, capture, inquiry.clone());
+        if let Settlement::Dead { letter, result, .. } = settled(outcome, sent, &history) {
+            let only_redelivered = history.redelivered && !history.sent && !marked;
+            let expired_by_inquiry = letter.class == Class::Expired && only_redelivered && is_evidence(&inquiry);
+            let told = result.unwrap().status;
+            if sent == Sent::Yes && told == ResultStatus::Failed {
+                prop_assert!(letter.signed || expired_by_inquiry, "{letter:?}");
+            }
+            if sent == Sent::Yes {
+                prop_assert!(letter.class != Class::Unreachable);
+                prop_assert!(letter.class != Class::Access || letter.signed);
+                prop_assert!(letter.class != Class::Expired || expired_by_inquiry);
+            }
+        }
+    }
+
+    #[test]
+    fn captured_is_said_only_on_the_gateways_signed_word_about_this_capture(
+        history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
+    ) {
+        let posted = attempt(&history, marked, false, capture.clone(), Reply::NotSent(String::new()));
+        if posted.name() == "captured" {
+            prop_assert!(is_signed_s(&capture));
+        }
+        let before = Before { history: &history, marked, past_expiry: false };
+        if let Inquired::Over(Outcome::Captured(_)) = inquired(inquiry.clone(), &before) {
+            prop_assert!(is_evidence(&inquiry));
+        }
+    }
+
+    #[test]
+    fn a_u_never_becomes_captured_or_failed_by_waiting(
+        history in any_history(), code in code(), signature in select(vec![Signature::Good, Signature::Missing]),
+    ) {
+        let mut history = History { first_seen_ms: NOW_MS, last_word: None, replays: 0, ..history };
+        for _ in 0..20 {
+            let reply = answer(signature, "U", &code, CaptureBody::default());
+            let silent = Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(5)));
+            let outcome = attempt(&history, true, false, reply, silent);
+            match settled(outcome, Sent::Yes, &history) {
+                Settlement::Retry { carry, .. } => {
+                    // Time passes too.
+                    history = History { first_seen_ms: carry.first_seen_ms - 300_000, ..carry };
+                }
+                Settlement::Dead { letter, result, .. } => {
+                    prop_assert_eq!(letter.class, Class::InDoubt);
+                    prop_assert_eq!(result.unwrap().status, ResultStatus::InDoubt);
+                    return Ok(());
+                }
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+        prop_assert!(false, "it waits for ever");
+    }
+
+    #[test]
+    fn every_republish_says_that_it_was_sent_once_it_may_have_been(
+        history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
+    ) {
+        let before = Before { history: &history, marked, past_expiry: false };
+        let sent = if before.sent() { Sent::Yes } else { Sent::No };
+        let left = !matches!(capture, Reply::NotSent(_));
+        let posts = first_call(&before, &Codes::default()) == Call::Post;
+        let outcome = attempt(&history, marked, false, capture, inquiry);
+        let may_be_sent = before.sent() || posts && left && outcome.name() != "account";
+        match settled(outcome, sent, &history) {
+            Settlement::Retry { carry, .. } | Settlement::Dead { carry, .. } => {
+                prop_assert!(carry.sent || !may_be_sent);
+            }
+            Settlement::Captured(_) | Settlement::HandBack => {}
+        }
+    }
+
+    #[test]
+    fn attempts_are_spent_one_by_one_and_deferrals_spend_none(
+        history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
+    ) {
+        let outcome = attempt(&history, marked, false, capture, inquiry);
+        let spends = !matches!(outcome, Outcome::Throttled(_) | Outcome::Account(_) | Outcome::Deferred(_));
+        let expected = history.attempts + u32::from(spends);
+        match settled(outcome, Sent::No, &history) {
+            Settlement::Retry { carry, .. } => {
+                prop_assert_eq!(carry.attempts, expected);
+                prop_assert_eq!(carry.deferrals, if spends { 0 } else { history.deferrals + 1 });
+            }
+            Settlement::Dead { carry, .. } => prop_assert_eq!(carry.attempts, expected),
+            Settlement::Captured(result) => prop_assert_eq!(result.attempts, expected),
+            Settlement::HandBack => prop_assert!(false),
+        }
+    }
+}
