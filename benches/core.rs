@@ -1,2 +1,95 @@
-//! skeleton
-fn main() {}
+//! The pure parts of a job's path: `cargo bench`. Signing is the largest cost of a job; compare the others with it.
+#![expect(clippy::unwrap_used, reason = "a benchmark that can't begin says why")]
+
+use std::{sync::LazyLock, time::Duration};
+
+use capture_worker::{
+    domain::{
+        class::{Codes, FINAL_CODES},
+        history::History,
+        job::Job,
+        judge::{Before, judge_capture},
+        outcome::{Attempt, Sent},
+        reply::{Answer, CaptureBody, CaptureReply, GatewayResult, Reply, Signature, Status},
+        settle::{Policy, settle},
+    },
+    gateway::signing::{SigningKey, VerifyingKeys, signature_header},
+};
+use divan::{Bencher, black_box};
+use time::OffsetDateTime;
+
+const PATH: &str = "/ams/api/v1/payments/capture";
+const CLIENT: &str = "5X00000000000000";
+const TIME: &str = "1700000000000";
+const SMALL: &str = r#"{"captureRequestId":"capture_20260920_005914_845","paymentId":"20260919194010890100111740275820195","captureAmount":{"currency":"HKD","value":"12990"}}"#;
+const LARGE: &str = r#"{"captureRequestId":"capture_20260920_005914_845","paymentId":"20260919194010890100111740275820195","amount":{"currency":"HKD","value":"129.90"},"expiresAt":"2026-12-24T18:00:00+08:00","metadata":{"warehouse":"HKG-2","carrier":"SF","parcel":"3 of 5","order":"A-2026-000123"},"lines":[{"sku":"1","quantity":2},{"sku":"2","quantity":1},{"sku":"3","quantity":7}]}"#;
+
+static SIGNING: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::generate().unwrap());
+static VERIFYING: LazyLock<VerifyingKeys> =
+    LazyLock::new(|| VerifyingKeys::parse(&SIGNING.public_key().unwrap()).unwrap());
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = [SMALL, LARGE])]
+fn parse(body: &str) -> Job {
+    Job::parse(black_box(body).as_bytes()).unwrap()
+}
+
+#[divan::bench]
+fn classify(bencher: Bencher<'_, '_>) {
+    let codes = Codes::default();
+    bencher.bench_local(|| {
+        FINAL_CODES.iter().filter(|(code, class)| codes.class_of(black_box(code)) == *class).count()
+    });
+}
+
+/// From a reply to what is done about it.
+#[divan::bench(args = ["S SUCCESS", "F RISK_REJECT", "F BRAND_NEW", "U UNKNOWN_EXCEPTION"])]
+fn decide(bencher: Bencher<'_, '_>, result: &str) {
+    let (job, codes) = (Job::parse(SMALL.as_bytes()).unwrap(), Codes::default());
+    let policy = Policy {
+        schedule: [5, 15, 60].map(Duration::from_secs).to_vec(),
+        defer_schedule: vec![Duration::from_secs(1)],
+        max_age: Duration::from_secs(86_400),
+    };
+    let (history, now) = (History::default(), OffsetDateTime::UNIX_EPOCH);
+    let before = Before { history: &history, marked: false, past_expiry: false };
+    let reply = reply(&job, result);
+    bencher.with_inputs(|| reply.clone()).bench_local_values(|reply| {
+        let outcome = judge_capture(reply, &job, &before, &codes);
+        let attempt =
+            Attempt { subject: job.subject(), outcome, sent: Sent::No, remembered: false };
+        settle(&attempt, &history, &policy, now)
+    });
+}
+
+fn reply(job: &Job, result: &str) -> CaptureReply {
+    let (status, code) = result.split_once(' ').unwrap();
+    let body = CaptureBody {
+        capture_request_id: Some(job.capture_request_id.clone()),
+        payment_id: Some(job.payment_id.clone()),
+        amount: Some(Ok(job.amount)),
+        capture_id: Some("20260919194010890100111740275850565".into()),
+        ..CaptureBody::default()
+    };
+    Reply::Answered(Answer {
+        signature: Signature::Good,
+        result: GatewayResult { status: Status::of(status), code: code.into(), message: None },
+        retry_after: None,
+        body,
+    })
+}
+
+#[divan::bench]
+fn sign() -> String {
+    SIGNING.sign(PATH, CLIENT, TIME, black_box(SMALL.as_bytes()))
+}
+
+#[divan::bench]
+fn verify(bencher: Bencher<'_, '_>) {
+    let header = signature_header(1, &SIGNING.sign(PATH, CLIENT, TIME, SMALL.as_bytes()));
+    bencher
+        .bench_local(|| VERIFYING.verify(PATH, CLIENT, TIME, black_box(SMALL.as_bytes()), &header));
+}

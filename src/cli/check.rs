@@ -8,7 +8,10 @@ use super::{Exit, complain, say, settings};
 use crate::{
     broker::{BrokerOptions, Session},
     config::Settings,
-    domain::reply::{InquiryReply, Reply, Signature, Status},
+    domain::{
+        class::{Class, Codes},
+        reply::{InquiryReply, Reply, Signature, Status},
+    },
     gateway::Gateway,
     lease::Leases,
 };
@@ -122,6 +125,11 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
 async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
     match gateway.inquire(NO_PAYMENT).await {
         Reply::Answered(answer) => match (answer.signature, answer.result.status) {
+            (Signature::Good, Status::F)
+                if Codes::default().class_of(&answer.result.code) == Class::Access =>
+            {
+                Err(format!("it knows us, and refuses: {}", answer.result.code))
+            }
             (Signature::Good, Status::S | Status::F) => {
                 Ok("it knows us, and its signature is good".into())
             }

@@ -6,6 +6,7 @@ mod support;
 mod shop;
 
 mod captures;
+mod commands;
 mod doubt;
 mod faults;
 mod hostile;

@@ -18,7 +18,7 @@ fn line(outcome: &Outcome) -> String {
             let word = doubt
                 .word
                 .as_ref()
-                .map_or("-".into(), |word| format!("{},{}", word.code, word.status));
+                .map_or_else(|| "-".into(), |word| format!("{},{}", word.code, word.status));
             format!("in doubt {} {word}", doubt.kind.name())
         }
         Outcome::Account(verdict) => format!("account {}", verdict.code.as_deref().unwrap_or("-")),

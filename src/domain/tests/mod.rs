@@ -129,7 +129,8 @@ fn describe(settlement: &Settlement) -> String {
             if carry.sent { ", sent" } else { "" }
         ),
         Settlement::Dead { letter, carry, result } => {
-            let told = result.as_ref().map_or("nobody".into(), |result| result.routing_key());
+            let told =
+                result.as_ref().map_or_else(|| "nobody".into(), |result| result.routing_key());
             format!("dead {} after {}, told {told}", letter.class, carry.attempts)
         }
         Settlement::HandBack => "handed back".into(),
