@@ -10,4 +10,5 @@ mod commands;
 mod doubt;
 mod faults;
 mod hostile;
+mod leases;
 mod servers;

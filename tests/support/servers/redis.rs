@@ -1,6 +1,7 @@
 //! A private Redis, and enough of its protocol to look inside.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     time::Duration,
@@ -33,6 +34,18 @@ pub(crate) struct PrivateRedis {
     folder: Folder,
     port: u16,
     persistence: Persistence,
+    role: Role,
+}
+
+/// What a server is to its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// A server on its own.
+    Single,
+    /// The one node of a Cluster.
+    Cluster,
+    /// The one Sentinel of a server on this port.
+    SentinelOf(u16),
 }
 
 /// An answer of Redis.
@@ -47,20 +60,42 @@ pub(crate) enum Reply {
 impl PrivateRedis {
     /// A fresh server, ready for clients. Tries other ports if somebody was quicker to take one.
     pub(crate) async fn start(persistence: Persistence) -> anyhow::Result<Self> {
+        Self::start_as(persistence, Role::Single).await
+    }
+
+    /// A Cluster of one node.
+    pub(crate) async fn start_cluster() -> anyhow::Result<Self> {
+        let node = Self::start_as(Persistence::None, Role::Cluster).await?;
+        node.cmd(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"])?;
+        let whole = async || match node.cmd(&["CLUSTER", "INFO"]) {
+            Ok(Reply::Text(info)) => info.contains("cluster_state:ok"),
+            _ => false,
+        };
+        within(START_LIMIT, whole).await.context("the Cluster did not become whole")?;
+        Ok(node)
+    }
+
+    /// A Sentinel that watches this server under the name `main`.
+    pub(crate) async fn start_sentinel(&self) -> anyhow::Result<Self> {
+        Self::start_as(Persistence::None, Role::SentinelOf(self.port)).await
+    }
+
+    async fn start_as(persistence: Persistence, role: Role) -> anyhow::Result<Self> {
         let mut tries_left = 3;
         loop {
             tries_left -= 1;
-            match Self::start_once(persistence).await {
+            match Self::start_once(persistence, role).await {
                 Err(err) if tries_left > 0 && format!("{err:#}").contains("already in use") => {}
                 done => return done,
             }
         }
     }
 
-    async fn start_once(persistence: Persistence) -> anyhow::Result<Self> {
+    async fn start_once(persistence: Persistence, role: Role) -> anyhow::Result<Self> {
         let root = Root::from_env("CAPTURE_TEST_REDIS_ROOT");
         let folder = root.folder()?;
-        let mut started = Self { server: None, root, folder, port: free_port()?, persistence };
+        let port = free_port()?;
+        let mut started = Self { server: None, root, folder, port, persistence, role };
         started.start_again().await?;
         Ok(started)
     }
@@ -101,6 +136,19 @@ impl PrivateRedis {
             Persistence::Always => ["--appendonly", "yes"],
         };
         let mut command = self.root.command(&program);
+        match self.role {
+            Role::Single => {}
+            // A Cluster's node needs a second port, by default ten thousand higher than it may be.
+            Role::Cluster => {
+                let bus = free_port()?.to_string();
+                command.args(["--cluster-enabled", "yes", "--cluster-port", &bus]);
+            }
+            Role::SentinelOf(port) => {
+                let settings = format!("sentinel monitor main 127.0.0.1 {port} 1\n");
+                fs::write(self.folder.outside("sentinel.conf"), settings)?;
+                command.arg(self.folder.inside("sentinel.conf")).arg("--sentinel");
+            }
+        }
         command
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(["--appendfsync", "always"])

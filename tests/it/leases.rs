@@ -1,0 +1,224 @@
+//! The lease and the hold on a real Redis: who may capture, who is kept out, and what is remembered.
+
+use std::time::Duration;
+
+use capture_worker::{
+    domain::{
+        class::Class,
+        job::Job,
+        outcome::{Capture, Fate, Release, Verdict},
+    },
+    lease::{Acquired, Lease, LeaseTimes, Leases, RedisOptions, Token},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    shop::{LIMIT, job},
+    support::{
+        poll::eventually,
+        servers::{Persistence, PrivateRedis, Reply},
+    },
+};
+
+const TIMES: LeaseTimes = LeaseTimes {
+    ttl: Duration::from_secs(30),
+    hold_in_doubt: Duration::from_secs(600),
+    remember: Duration::from_secs(3600),
+};
+
+/// Leases at a server, connected.
+async fn leases_at(url: &str, times: LeaseTimes) -> (Leases, DropGuard) {
+    let options = RedisOptions { url: url.to_owned(), ..RedisOptions::default() };
+    let leases = Leases::new(&options, times).expect("a URL");
+    let stop = CancellationToken::new();
+    let keeper = (leases.clone(), stop.clone());
+    tokio::spawn(async move { keeper.0.keep_connected(keeper.1).await });
+    let mut up = leases.up();
+    tokio::time::timeout(LIMIT, up.wait_for(|up| *up)).await.expect("in time").expect("connected");
+    (leases, stop.drop_guard())
+}
+
+fn of(id: &str, value: u64) -> Job {
+    Job::parse(&job(id, "p", value)).expect("a job")
+}
+
+/// Acquires for a capture that is posted at once.
+async fn acquire(leases: &Leases, job: &Job) -> Acquired {
+    leases.acquire(job, &Token::fresh(), true).await.expect("Redis answers")
+}
+
+#[track_caller]
+fn taken(acquired: Acquired) -> Lease {
+    match acquired {
+        Acquired::Taken(lease) => lease,
+        other => panic!("not taken: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn refused(acquired: Acquired, expected_by_hold: bool, expected_marked: bool) {
+    match acquired {
+        Acquired::Refused { by_hold, marked } => {
+            assert_eq!((by_hold, marked), (expected_by_hold, expected_marked));
+        }
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn captured() -> Fate {
+    Fate::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() })
+}
+
+fn failed() -> Fate {
+    let code = Some("RISK_REJECT".into());
+    Fate::Failed(Verdict { class: Class::Risk, code, message: None, signed: true })
+}
+
+async fn release(leases: &Leases, lease: &Lease, release: Release) -> bool {
+    leases.release(lease, &release).await.expect("Redis answers")
+}
+
+fn keys(redis: &PrivateRedis) -> Vec<String> {
+    let Reply::List(keys) = redis.cmd(&["KEYS", "*"]).expect("keys") else { panic!("no list") };
+    let text = |key| if let Reply::Text(key) = key { key } else { panic!("no text: {key:?}") };
+    let mut keys: Vec<String> = keys.into_iter().map(text).collect();
+    keys.sort();
+    keys
+}
+
+fn ttl_ms(redis: &PrivateRedis, key: &str) -> i64 {
+    match redis.cmd(&["PTTL", key]).expect("a time") {
+        Reply::Int(ms) => ms,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let (a, b) = (of("a", 100), of("b", 100));
+    let lease = taken(acquire(&leases, &a).await);
+    assert!(!lease.marked());
+    refused(acquire(&leases, &b).await, false, false);
+    refused(acquire(&leases, &a).await, false, true);
+    assert!(release(&leases, &lease, Release::Final(captured())).await);
+
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+    // Known about another amount: the gateway must be asked.
+    let other = taken(acquire(&leases, &of("a", 101)).await);
+    assert!(other.marked());
+    assert!(release(&leases, &other, Release::TakeBack).await);
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+    assert!(!taken(acquire(&leases, &b).await).marked());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_keeps_every_other_id_out_until_its_own_is_resolved() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let (a, b) = (of("a", 100), of("b", 100));
+    let lease = taken(acquire(&leases, &a).await);
+    release(&leases, &lease, Release::KeepHold).await;
+    refused(acquire(&leases, &b).await, true, false);
+    let again = taken(acquire(&leases, &a).await);
+    assert!(again.marked());
+    refused(acquire(&leases, &a).await, false, true);
+    release(&leases, &again, Release::Final(failed())).await;
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == failed()));
+    taken(acquire(&leases, &b).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_sent_leaves_everything_as_it_was() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let a = of("a", 100);
+    let lease = taken(acquire(&leases, &a).await);
+    assert_eq!(keys(&redis).len(), 3, "lease, hold and mark");
+    assert!(release(&leases, &lease, Release::TakeBack).await);
+    assert_eq!(keys(&redis), Vec::<String>::new());
+
+    // A hold of an earlier send keeps the end that it had.
+    let lease = taken(acquire(&leases, &a).await);
+    release(&leases, &lease, Release::KeepHold).await;
+    redis.cmd(&["PEXPIRE", "capture:{p}:hold", "9000"]).unwrap();
+    let lease = taken(acquire(&leases, &a).await);
+    assert!(ttl_ms(&redis, "capture:{p}:hold") > 500_000);
+    release(&leases, &lease, Release::TakeBack).await;
+    let left = ttl_ms(&redis, "capture:{p}:hold");
+    assert!((1..=9000).contains(&left), "{left}");
+    assert_eq!(keys(&redis), ["capture:{p}:hold", "capture:{p}:sent:a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inquiry_announces_nothing_until_it_posts() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let a = of("a", 100);
+    let asked = leases.acquire(&a, &Token::fresh(), false).await.unwrap();
+    let mut lease = taken(asked);
+    assert_eq!(keys(&redis), ["capture:{p}:lease"]);
+    assert!(leases.renew(&mut lease, true).await.unwrap());
+    assert_eq!(keys(&redis).len(), 3);
+    release(&leases, &lease, Release::EndHold).await;
+    assert_eq!(keys(&redis), ["capture:{p}:sent:a"], "the mark stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_others() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let (a, b) = (of("a", 100), of("b", 100));
+    let token = Token::fresh();
+    taken(leases.acquire(&a, &token, true).await.unwrap());
+    let mut lease = taken(leases.acquire(&a, &token, true).await.unwrap());
+    assert!(!lease.marked(), "its own mark is none of an earlier acquisition");
+
+    redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
+    let others = taken(acquire(&leases, &b).await);
+    assert!(!leases.renew(&mut lease, true).await.unwrap());
+    for mode in [Release::TakeBack, Release::EndHold, Release::KeepHold] {
+        assert!(!release(&leases, &lease, mode).await);
+        refused(acquire(&leases, &a).await, false, true);
+    }
+    // A verdict is true whoever holds the lease by now, and a capture stands whatever comes after it.
+    assert!(!release(&leases, &lease, Release::Final(captured())).await);
+    assert!(!release(&leases, &lease, Release::Final(failed())).await);
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+    assert!(release(&leases, &others, Release::KeepHold).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_by_its_time_and_leaves_the_hold_behind() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let times = LeaseTimes { ttl: Duration::from_millis(200), ..TIMES };
+    let (leases, _stop) = leases_at(&redis.url(), times).await;
+    let (a, b) = (of("a", 100), of("b", 100));
+    let lease = taken(acquire(&leases, &a).await);
+    eventually("the lease is over", LIMIT, async || keys(&redis).len() == 2).await;
+    assert!(lease.left().is_zero());
+    refused(acquire(&leases, &b).await, true, false);
+    taken(acquire(&leases, &a).await);
+}
+
+/// The same scripts through the clients for a Cluster and for Sentinels.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
+    let cluster = PrivateRedis::start_cluster().await.unwrap();
+    let master = PrivateRedis::start(Persistence::None).await.unwrap();
+    let sentinel = master.start_sentinel().await.unwrap();
+    let nodes = format!("{0},{0}", cluster.url());
+    let sentinels = format!("redis-sentinel://127.0.0.1:{}#main", sentinel.port());
+    for url in [nodes, sentinels] {
+        let (leases, _stop) = leases_at(&url, TIMES).await;
+        let (a, b) = (of("a", 100), of("b", 100));
+        let lease = taken(acquire(&leases, &a).await);
+        refused(acquire(&leases, &b).await, false, false);
+        assert!(release(&leases, &lease, Release::Final(captured())).await, "{url}");
+        assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+        let elsewhere = Job::parse(&job("z", "another payment: {p}", 1)).unwrap();
+        taken(acquire(&leases, &elsewhere).await);
+    }
+    assert!(!keys(&master).is_empty() && !keys(&cluster).is_empty());
+}
