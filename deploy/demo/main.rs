@@ -1,7 +1,7 @@
 //! A day of shipments through the whole system, and the proof that every one was captured once or given up for a reason.
 //!
-//! `demo` starts everything it needs on this machine and ends it again. `demo --external` finds a broker, the sandbox and workers
-//! running (`CAPTURE__BROKER__URL`, `CAPTURE__GATEWAY__BASE_URL`). `demo keys FOLDER` writes the sandbox's keys where workers find them.
+//! `demo` starts everything it needs on this machine and ends it again; `demo --stay` leaves it running until Ctrl-C, to play
+//! with. `demo --external` finds a broker, the sandbox and workers running (`CAPTURE__BROKER__URL`, `CAPTURE__GATEWAY__BASE_URL`).
 //! Exit code 0 says that all totals are equal; 1, that they are not, with a list of differences; 130, that it was interrupted.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
@@ -17,7 +17,6 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{IsTerminal as _, Write as _},
-    path::Path,
     process::ExitCode,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -46,7 +45,7 @@ const DAY_LIMIT: Duration = Duration::from_secs(110);
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = tokio::select! {
-        done = tokio::time::timeout(LIMIT, run()) => done,
+        done = run() => done,
         () = interrupted() => {
             // The other branch is dropped by now, and with it all that it started.
             println!("\ninterrupted");
@@ -54,14 +53,10 @@ async fn main() -> ExitCode {
         }
     };
     match done {
-        Ok(Ok(true)) => ExitCode::SUCCESS,
-        Ok(Ok(false)) => ExitCode::FAILURE,
-        Ok(Err(err)) => {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(err) => {
             eprintln!("\nthe demo failed: {err:#}");
-            ExitCode::FAILURE
-        }
-        Err(_) => {
-            eprintln!("\nthe demo failed: not done after {LIMIT:?}");
             ExitCode::FAILURE
         }
     }
@@ -84,34 +79,36 @@ async fn run() -> anyhow::Result<bool> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        [] => {
-            println!("starting RabbitMQ, Redis, the gateway's sandbox and two workers");
-            let mut stage = Stage::build().await?;
-            let addresses = stage.addresses.clone();
-            let proven = play(&addresses, || stage.check()).await?;
-            if !proven {
-                eprintln!("{}", stage.describe());
-            }
-            stage.drain_workers().await?;
-            println!("both workers drained and left with exit code 0");
-            Ok(proven)
-        }
-        ["--external"] => play(&Addresses::from_env()?, || Ok(())).await,
-        ["keys", folder] => write_keys(Path::new(folder)).await.map(|()| true),
-        _ => bail!("usage: demo [--external | keys FOLDER]"),
+        [] => on_a_stage(false).await,
+        ["--stay"] => on_a_stage(true).await,
+        ["--external"] => in_time(play(&Addresses::from_env()?, || Ok(()))).await,
+        _ => bail!("usage: demo [--stay | --external]"),
     }
 }
 
-/// For workers that are started by others: as the settings `*_file` want them, and the client id.
-async fn write_keys(folder: &Path) -> anyhow::Result<()> {
-    let url = std::env::var("CAPTURE__GATEWAY__BASE_URL")
-        .context("CAPTURE__GATEWAY__BASE_URL is not set")?;
-    let keys = within(LIMIT, async || sandbox::keys(&url).await.ok()).await;
-    let keys = keys.context("the sandbox does not answer")?;
-    fs::write(folder.join("client_id"), keys.client_id)?;
-    fs::write(folder.join("private_key"), keys.private_key)?;
-    fs::write(folder.join("public_key"), keys.public_key)?;
-    Ok(())
+async fn in_time(play: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
+    let done = tokio::time::timeout(LIMIT, play).await;
+    done.with_context(|| format!("not done after {LIMIT:?}"))?
+}
+
+async fn on_a_stage(stay: bool) -> anyhow::Result<bool> {
+    println!("starting RabbitMQ, Redis, the gateway's sandbox and two workers");
+    let mut stage = Stage::build().await?;
+    let addresses = stage.addresses.clone();
+    let proven = in_time(play(&addresses, || stage.check())).await?;
+    if !proven {
+        eprintln!("{}", stage.describe());
+    }
+    if stay {
+        println!(
+            "\nEverything stays until Ctrl-C. For another terminal:\n\n{}",
+            stage.environment()
+        );
+        std::future::pending::<()>().await;
+    }
+    stage.drain_workers().await?;
+    println!("both workers drained and left with exit code 0");
+    Ok(proven)
 }
 
 /// Submits the day, watches it, and proves it.

@@ -76,8 +76,3 @@ pub(crate) async fn ledger(base_url: &str) -> anyhow::Result<Ledger> {
     let body = get(base_url, "/sandbox/ledger").await?;
     serde_json::from_str(&body).context("the sandbox's ledger")
 }
-
-pub(crate) async fn keys(base_url: &str) -> anyhow::Result<Keys> {
-    let body = get(base_url, "/sandbox/keys").await?;
-    serde_json::from_str(&body).context("the sandbox's keys")
-}

@@ -51,6 +51,8 @@ pub(crate) struct Stage {
     _redis: PrivateRedis,
     _rabbit: PrivateRabbit,
     pub(crate) addresses: Addresses,
+    keys: Keys,
+    redis_url: String,
 }
 
 impl Stage {
@@ -67,7 +69,26 @@ impl Stage {
         for _ in 0..2 {
             workers.push(start_worker(&program, &addresses, &redis.url(), &keys).await?);
         }
-        Ok(Self { workers, _sandbox: sandbox, _redis: redis, _rabbit: rabbit, addresses })
+        let redis_url = redis.url();
+        let (_sandbox, _redis, _rabbit) = (sandbox, redis, rabbit);
+        Ok(Self { workers, _sandbox, _redis, _rabbit, addresses, keys, redis_url })
+    }
+
+    /// The settings of everything that runs, as a shell takes them.
+    pub(crate) fn environment(&self) -> String {
+        let (addresses, keys) = (&self.addresses, &self.keys);
+        [
+            ("BROKER__URL", &addresses.broker_url),
+            ("REDIS__URL", &self.redis_url),
+            ("GATEWAY__BASE_URL", &addresses.sandbox_url),
+            ("GATEWAY__CLIENT_ID", &keys.client_id),
+            ("GATEWAY__PRIVATE_KEY", &keys.private_key),
+            ("GATEWAY__PUBLIC_KEY", &keys.public_key),
+            ("RETRY__SCHEDULE", &RETRY_SCHEDULE.to_owned()),
+            ("RETRY__DEFER_SCHEDULE", &DEFER_SCHEDULE.to_owned()),
+        ]
+        .map(|(key, value)| format!("export CAPTURE__{key}={value}\n"))
+        .concat()
     }
 
     /// An error, with its log, if a worker ended by itself.
