@@ -10,6 +10,7 @@ mod gate;
 mod ledger;
 mod page;
 mod script;
+mod simulation;
 mod watch;
 
 use std::{
@@ -30,11 +31,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 pub use self::script::{Call, Forever, Step, Times, Way};
-use self::{
-    ledger::Ledger,
-    script::{SIMULATIONS, Script},
-    watch::Watch,
-};
+use self::{ledger::Ledger, script::Script, simulation::simulation_of, watch::Watch};
 use crate::gateway::signing::{KeyError, SigningKey, VerifyingKeys};
 
 /// The client id that the sandbox knows.
@@ -149,7 +146,7 @@ impl Books {
         scripted
             .or_else(|| self.script.next(call, id))
             .or_else(|| {
-                let script = script::simulation_of(payment_id)?;
+                let script = simulation_of(payment_id)?;
                 let key = id.unwrap_or_default().to_owned();
                 self.simulations.entry(key).or_insert(script).next(call, id)
             })

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{SIMULATIONS, Sandbox, ledger::State};
+use super::{Sandbox, ledger::State, simulation::SIMULATIONS};
 use crate::domain::money::{Currency, major};
 
 /// So many rows of a table are shown, the newest first.

@@ -12,3 +12,4 @@ mod faults;
 mod hostile;
 mod leases;
 mod servers;
+mod tidy;

@@ -1,0 +1,230 @@
+//! The project's own rules: which room a line belongs in, and that documents say what the code does.
+
+use std::{fs, path::Path};
+
+use capture_worker::domain::class::{Class, FINAL_CODES};
+
+use crate::shop::PROGRAM;
+
+/// Where each outside crate may be named; everything under a folder belongs to it.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("lapin", &["src/broker"]),
+    ("redis", &["src/lease"]),
+    ("reqwest", &["src/gateway"]),
+    ("axum", &["src/http.rs", "src/sandbox"]),
+    ("clap", &["src/cli"]),
+    ("prometheus_client", &["src/telemetry.rs"]),
+    ("tracing_subscriber", &["src/telemetry.rs"]),
+    ("governor", &["src/worker"]),
+    ("aws_lc_rs", &["src/gateway/signing.rs"]),
+    ("rust_decimal", &["src/domain/money.rs"]),
+    ("iso_currency", &["src/domain/money.rs"]),
+    ("anyhow", &["src/main.rs", "src/cli"]),
+];
+
+/// Which parts of the program a room must not know.
+const STRANGERS: &[(&str, &[&str])] = &[
+    (
+        "src/domain",
+        &["gateway", "lease", "broker", "worker", "sandbox", "config", "telemetry", "cli", "http"],
+    ),
+    (
+        "src/gateway",
+        &["lease", "broker", "worker", "sandbox", "config", "telemetry", "cli", "http"],
+    ),
+    (
+        "src/lease",
+        &["gateway", "broker", "worker", "sandbox", "config", "telemetry", "cli", "http"],
+    ),
+    (
+        "src/broker",
+        &["gateway", "lease", "worker", "sandbox", "config", "telemetry", "cli", "http"],
+    ),
+    ("src/sandbox", &["lease", "broker", "worker", "config", "telemetry", "cli", "http"]),
+    ("src/worker", &["sandbox", "config", "cli", "http"]),
+];
+
+const LINES_MAX: usize = 420;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_default()
+}
+
+/// Every Rust file under a folder, by its path from the root, with its text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push((from_root(&path), fs::read_to_string(&path).unwrap_or_default()));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "nothing in {folder}");
+    found
+}
+
+fn from_root(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
+/// The lines that name a path such as `lapin::…`, but not `crate::lapin::…` or `my_lapin::…`.
+fn names<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = &'t str> {
+    text.lines().filter(move |line| {
+        let code = line.split("//").next().unwrap_or_default();
+        code.match_indices(name).any(|(at, _)| {
+            let before = code[..at].chars().next_back();
+            let after = code[at + name.len()..].chars().next();
+            let starts = !before.is_some_and(|c| c.is_alphanumeric() || "_:.\"".contains(c));
+            starts && after == Some(':') && code[at + name.len()..].starts_with("::")
+        })
+    })
+}
+
+#[test]
+fn each_outside_crate_has_one_place() {
+    for (path, text) in sources("src") {
+        for (name, rooms) in ROOMS {
+            let at_home = rooms.iter().any(|room| path.starts_with(room));
+            let found = names(&text, name).next();
+            assert!(
+                at_home || found.is_none(),
+                "{path} names {name}: {}",
+                found.unwrap_or_default()
+            );
+        }
+    }
+}
+
+/// The parts of this program that a file names: `crate::broker::…`, and those in `use crate::{…}`.
+fn parts_named(text: &str) -> Vec<&str> {
+    let mut parts: Vec<&str> = text.split("crate::").skip(1).map(first_word).collect();
+    for block in text.split("use crate::{\n").skip(1) {
+        let lines = block.lines().take_while(|line| *line != "};");
+        let items = lines.filter_map(|line| line.strip_prefix("    "));
+        parts.extend(items.map(first_word).filter(|word| !word.is_empty()));
+    }
+    parts
+}
+
+fn first_word(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    &text[..end]
+}
+
+#[test]
+fn rooms_know_only_those_they_may() {
+    for (path, text) in sources("src") {
+        let strangers = STRANGERS.iter().find(|(room, _)| path.starts_with(room));
+        for stranger in strangers.map(|(_, strangers)| *strangers).unwrap_or_default() {
+            assert!(!parts_named(&text).contains(stranger), "{path} knows {stranger}");
+        }
+    }
+}
+
+#[test]
+fn the_core_has_no_clock_and_does_no_io() {
+    for (path, text) in sources("src/domain") {
+        for word in [
+            "async ",
+            ".await",
+            "Instant",
+            "SystemTime",
+            "now_utc",
+            "std::fs",
+            "std::net",
+            "tokio",
+            "tracing",
+        ] {
+            let found =
+                text.lines().find(|line| line.contains(word) && !line.trim().starts_with("//"));
+            assert!(found.is_none(), "{path}: {}", found.unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+fn files_are_short_and_nothing_is_put_off() {
+    for (path, text) in ["src", "tests", "benches", "deploy"].into_iter().flat_map(sources) {
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{path} has {lines} lines");
+        if path.ends_with("tidy.rs") {
+            continue;
+        }
+        for word in
+            ["FIXME", "TODO", "todo!(", "unimplemented!(", "#[ignore", "#[allow", "#![allow"]
+        {
+            assert!(!text.contains(word), "{path} has {word}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_every_class_and_every_code_in_its_row() {
+    let readme = read("README.md");
+    let row = |class: Class| {
+        let begins = format!("| `{class}` |");
+        readme.lines().find(|line| line.starts_with(&begins)).unwrap_or_default()
+    };
+    for class in Class::ALL {
+        assert!(!row(class).is_empty(), "README.md has no row for {class}");
+    }
+    for (code, class) in FINAL_CODES {
+        assert!(
+            row(*class).split([' ', '|']).any(|word| word == *code),
+            "{code} in the row of {class}"
+        );
+    }
+}
+
+#[test]
+fn every_command_of_the_help_is_in_the_readme_and_the_changelog() {
+    let help = std::process::Command::new(PROGRAM).arg("--help").output().expect("help");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands: Vec<&str> = commands
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert_eq!(commands, ["run", "submit", "sandbox", "check"]);
+    for document in ["README.md", "CHANGELOG.md"] {
+        for command in &commands {
+            let named = format!("capture-worker {command}");
+            assert!(read(document).contains(&named), "{named} in {document}");
+        }
+    }
+}
+
+/// Every key that `check` shows stands in the defaults, in the same order, with a comment above it.
+#[test]
+fn every_setting_is_documented_where_its_default_is() {
+    let (mut section, mut commented, mut documented) = (String::new(), false, Vec::new());
+    for line in read("config/default.toml").lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+            && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        {
+            assert!(commented, "{section}.{key} has no comment");
+            documented.push(format!("{section}.{key}"));
+            continue;
+        }
+        commented = line.starts_with('#');
+    }
+    let settings = capture_worker::config::Settings::load(None, []).expect("the defaults");
+    let shown: Vec<String> = settings.describe().into_iter().map(|(key, _)| key).collect();
+    // Twins of secrets: the key itself stands beside them.
+    let twins = ["url_file", "private_key_file", "public_key_file"];
+    documented.retain(|key| !twins.iter().any(|twin| key.ends_with(twin)));
+    assert_eq!(documented, shown);
+}
