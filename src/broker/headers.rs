@@ -62,14 +62,19 @@ const MESSAGE_CHARS_MAX: usize = 500;
 const TEXT_CHARS_MAX: usize = 128;
 /// The broker's default `frame_max` is 128 KiB, and a message's properties travel in one frame.
 const HEADERS_BYTES_MAX: usize = 120 * 1024;
+/// The longest trace context that a result takes over, in bytes; W3C asks for 512 to be kept.
+const TRACE_BYTES_MAX: usize = 4096;
 const PERSISTENT: u8 = 2;
+/// The one address for answers that the broker looks at.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// Reads what a delivery carries with it. What somebody else wrote there and makes no sense counts as absent.
 pub(super) fn read(properties: &BasicProperties, redelivered: bool, now_ms: i64) -> History {
     let empty = FieldTable::default();
     let table = properties.headers().as_ref().unwrap_or(&empty);
     let is_poison_letter = text(table, CLASS).is_some_and(|class| class == Class::Poison.name());
-    let last_word = text(table, LAST_CODE)
+    // A verdict may come without a code.
+    let last_word = text_or_empty(table, LAST_CODE)
         .zip(text(table, LAST_STATUS))
         .map(|(code, status)| LastWord { code, status });
     // Only the broker counts deliveries, and only on what it hands out again.
@@ -81,7 +86,7 @@ pub(super) fn read(properties: &BasicProperties, redelivered: bool, now_ms: i64)
             .filter(|ms| *ms >= YEAR_2020_MS && *ms <= now_ms.saturating_add(DAY_MS))
             .unwrap_or(now_ms),
         last_word,
-        sent: is_poison_letter || flag(table, SENT),
+        sent: is_poison_letter || is_poison_of_the_broker(table) || flag(table, SENT),
         redelivered,
         replays: number(table, REPLAYS).unwrap_or(0),
         returns: number(table, RETURNS).unwrap_or(0).saturating_add(count),
@@ -137,8 +142,10 @@ pub(super) fn of_result(original: &BasicProperties, now_ms: i64) -> BasicPropert
     let mut headers = BTreeMap::new();
     for name in ["traceparent", "tracestate"] {
         let value = original.headers().as_ref().and_then(|table| table.inner().get(name));
-        if let Some(value) = value {
-            headers.insert(ShortString::from(name), value.clone());
+        if let Some(AMQPValue::LongString(text)) = value
+            && text.as_bytes().len() <= TRACE_BYTES_MAX
+        {
+            headers.insert(ShortString::from(name), AMQPValue::LongString(text.clone()));
         }
     }
     let properties = BasicProperties::default()
@@ -179,7 +186,9 @@ fn without_what_acts(original: &BasicProperties) -> BasicProperties {
     ];
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
     for (value, with) in texts {
-        if let Some(value) = value {
+        if let Some(value) = value
+            && value.as_str() != DIRECT_REPLY_TO
+        {
             properties = with(properties, value.clone());
         }
     }
@@ -274,13 +283,33 @@ fn number(table: &FieldTable, name: &str) -> Option<u32> {
     integer(table, name).filter(|number| *number >= 0).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
 }
 
+/// Whether the broker gave this job up once because it came back too often: whoever had it may have sent it.
+fn is_poison_of_the_broker(table: &FieldTable) -> bool {
+    let reason =
+        |table: &FieldTable, name: &str| text(table, name).as_deref() == Some("delivery_limit");
+    let deaths = match table.inner().get("x-death") {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice(),
+        _ => &[],
+    };
+    reason(table, "x-first-death-reason")
+        || reason(table, "x-last-death-reason")
+        || deaths.iter().any(|death| match death {
+            AMQPValue::FieldTable(death) => reason(death, "reason"),
+            _ => false,
+        })
+}
+
 fn text(table: &FieldTable, name: &str) -> Option<String> {
+    text_or_empty(table, name).filter(|text| !text.is_empty())
+}
+
+fn text_or_empty(table: &FieldTable, name: &str) -> Option<String> {
     let text = match table.inner().get(name)? {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
         AMQPValue::ShortString(text) => text.to_string(),
         _ => return None,
     };
-    (!text.is_empty() && text.chars().count() <= TEXT_CHARS_MAX).then_some(text)
+    (text.chars().count() <= TEXT_CHARS_MAX).then_some(text)
 }
 
 /// Present and not `false`.

@@ -1,18 +1,30 @@
 //! The stream of deliveries, which can be stopped and started while the session lives.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt;
 use lapin::Consumer;
 
 use super::{delivery::Delivery, session::Session};
 
-/// Deliveries of one session, as they come.
+/// So long without a delivery, and nothing that came back is left to be tried alone.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// Deliveries of one session, as they come. It begins narrow, with one delivery at a time: what came back when the last
+/// session was lost comes first, and a message that ends sessions (the client can't read it) then takes no neighbours
+/// along, whose returns would be counted with it.
 pub struct Intake {
     session: Arc<Session>,
     consumer: Option<Consumer>,
     cancelled: bool,
     started: u32,
+    is_wide: bool,
+    /// A delivery came that was never handed out before.
+    saw_fresh: bool,
+    last_change: Instant,
 }
 
 /// What the intake yields.
@@ -28,8 +40,23 @@ pub enum Taken {
 impl Intake {
     /// An intake that takes nothing yet.
     #[must_use]
-    pub const fn new(session: Arc<Session>) -> Self {
-        Self { session, consumer: None, cancelled: false, started: 0 }
+    pub fn new(session: Arc<Session>) -> Self {
+        Self {
+            session,
+            consumer: None,
+            cancelled: false,
+            started: 0,
+            is_wide: false,
+            saw_fresh: false,
+            last_change: Instant::now(),
+        }
+    }
+
+    /// Whether it is time to take the full prefetch. `idle`: nothing is in flight.
+    #[must_use]
+    pub fn may_widen(&self, idle: bool) -> bool {
+        let quiet = idle && self.last_change.elapsed() >= QUIET;
+        self.is_open() && !self.is_wide && (self.saw_fresh || quiet)
     }
 
     /// Whether jobs are asked for.
@@ -48,10 +75,18 @@ impl Intake {
     pub async fn open(&mut self) {
         self.started = self.started.wrapping_add(1);
         self.cancelled = false;
-        match self.session.start_consumer(&self.tag()).await {
+        self.last_change = Instant::now();
+        let prefetch = if self.is_wide { self.session.prefetch() } else { 1 };
+        match self.session.start_consumer(&self.tag(), prefetch).await {
             Ok(consumer) => self.consumer = Some(consumer),
             Err(error) => self.session.end(&format!("consuming failed: {error}")),
         }
+    }
+
+    /// Takes the full prefetch from the next opening on; until then as [`Intake::stop`].
+    pub async fn widen(&mut self) {
+        self.is_wide = true;
+        self.stop().await;
     }
 
     /// Asks for no more jobs. What the broker handed out already still comes, then [`Taken::Stopped`].
@@ -74,6 +109,8 @@ impl Intake {
         match next {
             // Buffered deliveries still come out after the broker is gone: ghosts, not to be started.
             Some(Ok(delivery)) if self.session.is_alive() => {
+                self.saw_fresh |= !delivery.redelivered;
+                self.last_change = Instant::now();
                 Taken::Delivery(Box::new(Delivery::new(Arc::clone(&self.session), delivery)))
             }
             Some(Ok(_)) => Taken::Lost,

@@ -141,6 +141,12 @@ impl Session {
         Ok(Self { names, publisher, channel, life, consuming, publishing, options })
     }
 
+    /// Whether this is a URL that can be connected to.
+    #[must_use]
+    pub fn takes(url: &str) -> bool {
+        url.parse::<AMQPUri>().is_ok()
+    }
+
     /// Watches the connections until the session is lost.
     pub async fn watch(&self) {
         while !self.life.is_lost() {
@@ -184,10 +190,14 @@ impl Session {
     }
 
     /// Begins to consume jobs.
-    pub(super) async fn start_consumer(&self, tag: &str) -> Result<Consumer, OpenError> {
+    pub(super) async fn start_consumer(
+        &self,
+        tag: &str,
+        prefetch: u16,
+    ) -> Result<Consumer, OpenError> {
         let started = async {
             let qos = BasicQosOptions { global: false };
-            self.channel.basic_qos(self.options.prefetch, qos).await?;
+            self.channel.basic_qos(prefetch, qos).await?;
             let (queue, options) = (self.names.jobs(), BasicConsumeOptions::default());
             let queue = queue.as_str().into();
             self.channel.basic_consume(queue, tag.into(), options, FieldTable::default()).await
@@ -195,6 +205,11 @@ impl Session {
         Ok(tokio::time::timeout(ANSWER_TIMEOUT, started)
             .await
             .map_err(|_| OpenError::TimedOut)??)
+    }
+
+    /// How many deliveries may be unacked.
+    pub(super) const fn prefetch(&self) -> u16 {
+        self.options.prefetch
     }
 
     /// Ceases to consume; what was handed out already stays with us.
@@ -219,14 +234,15 @@ impl Session {
     /// Closes both connections, if they still are.
     pub async fn close(&self) {
         self.life.lost.cancel();
-        for connection in [&self.consuming, &self.publishing] {
+        let close = async |connection: &Connection| {
             let closing = connection.close(200, "done".into());
             match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "a connection was closed already"),
                 Err(_) => tracing::debug!("a connection did not close in time"),
             }
-        }
+        };
+        tokio::join!(close(&self.consuming), close(&self.publishing));
     }
 }
 

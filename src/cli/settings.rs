@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 use super::{Exit, complain};
 use crate::{
-    broker::BrokerOptions,
+    broker::{BrokerOptions, Session},
     config::{Settings, Tls},
     domain::settle::Policy,
     gateway::{
@@ -23,7 +23,11 @@ use crate::{
 
 /// Loads the settings, or says everything that is wrong with them.
 pub(super) fn load(config: Option<&Path>) -> Result<Settings, Exit> {
-    Settings::load(config, std::env::vars()).map_err(|errors| {
+    // A variable of another program may hold anything; one of ours that is no text fails as a bad value.
+    let ours = std::env::vars_os().filter_map(|(name, value)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    });
+    Settings::load(config, ours).map_err(|errors| {
         complain(&format!("error: the settings can't be used:\n{errors}"));
         Exit::Usage
     })
@@ -41,6 +45,11 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
         .map(String::from_utf8)
         .transpose()
         .map_err(|_| vec!["broker.ca_file is no PEM text".to_owned()])?;
+    if !Session::takes(broker.url.expose_secret()) {
+        return Err(vec![
+            "broker.url is no AMQP URL (amqp://user:password@host:port/vhost)".to_owned(),
+        ]);
+    }
     let mut delays = settings.retry.schedule.clone();
     delays.extend(&settings.retry.defer_schedule);
     delays.sort_unstable();

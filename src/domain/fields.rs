@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 /// The known fields of one object, as they stand in the text; of a repeated one, the first.
 pub(super) struct Fields<'a, const N: usize> {
@@ -51,18 +51,6 @@ pub(super) fn type_of(raw: &RawValue) -> &'static str {
         Some(b't' | b'f') => "a boolean",
         Some(b'n') => "null",
         _ => "a number",
-    }
-}
-
-/// The same for a value that was read.
-pub(super) const fn type_of_value(value: &Value) -> &'static str {
-    match value {
-        Value::String(_) => "a string",
-        Value::Object(_) => "an object",
-        Value::Array(_) => "a list",
-        Value::Bool(_) => "a boolean",
-        Value::Null => "null",
-        Value::Number(_) => "a number",
     }
 }
 

@@ -1,5 +1,7 @@
 //! A job: the request to capture, as its publisher wrote it, read strictly.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -246,13 +248,15 @@ fn read_time(raw: &RawValue) -> Result<OffsetDateTime, JobError> {
 
 fn read_metadata(raw: &RawValue) -> Result<Map<String, Value>, JobError> {
     let wrong = |field: String, expected, found| JobError::WrongType { field, expected, found };
-    let value: Value = serde_json::from_str(raw.get()).unwrap_or_default();
-    let Value::Object(map) = value else {
-        return Err(wrong("metadata".into(), "an object of strings", fields::type_of(raw)));
-    };
-    if let Some((key, value)) = map.iter().find(|(_, value)| !value.is_string()) {
-        let found = fields::type_of_value(value);
-        return Err(wrong(format!("metadata.{}", shorten(key)), "a string", found));
+    // Each value as it stands: one key of all would make a general reader of JSON take its text for JSON once more.
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(raw.get())
+        .map_err(|_| wrong("metadata".into(), "an object of strings", fields::type_of(raw)))?;
+    let mut map = Map::new();
+    for (key, value) in members {
+        let text: String = serde_json::from_str(value.get()).map_err(|_| {
+            wrong(format!("metadata.{}", shorten(&key)), "a string", fields::type_of(value))
+        })?;
+        map.insert(key, Value::String(text));
     }
     let bytes = serde_json::to_string(&map).map_or(usize::MAX, |text| text.len());
     if bytes > METADATA_BYTES_MAX { Err(JobError::MetadataTooLong(bytes)) } else { Ok(map) }

@@ -19,8 +19,6 @@ use crate::domain::{
     reply::{CaptureReply, InquiryReply, NoAnswer, Reply, Signature},
 };
 
-/// The largest body that is read of an answer.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Connecting takes at most this long, and at most half of the call's time: what fails here was certainly not sent.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 
@@ -189,8 +187,8 @@ impl Gateway {
         }
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
-            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(Reply::NoAnswer(NoAnswer::TooLong(ANSWER_BYTES_MAX)));
+            if bytes.len() + chunk.len() > B::BYTES_MAX {
+                return Err(Reply::NoAnswer(NoAnswer::TooLong(B::BYTES_MAX)));
             }
             bytes.extend_from_slice(&chunk);
         }

@@ -51,6 +51,8 @@ fn to_bytes(body: &impl Serialize) -> Vec<u8> {
 pub(super) trait Body: Sized {
     /// Its form on the wire.
     type Wire: for<'de> Deserialize<'de>;
+    /// The largest body that is read.
+    const BYTES_MAX: usize;
 
     /// What it says.
     fn of(wire: Self::Wire) -> (WireResult, Self);
@@ -136,6 +138,7 @@ pub(super) struct WireCapture {
 
 impl Body for CaptureBody {
     type Wire = WireCapture;
+    const BYTES_MAX: usize = 64 * 1024;
 
     fn of(wire: WireCapture) -> (WireResult, Self) {
         let body = Self {
@@ -189,6 +192,8 @@ struct WireTransaction {
 
 impl Body for InquiryBody {
     type Wire = WireInquiry;
+    // A payment with thousands of partial captures shows all of them.
+    const BYTES_MAX: usize = 4 * 1024 * 1024;
 
     fn of(wire: WireInquiry) -> (WireResult, Self) {
         let transactions = wire.transactions.map(|items| {

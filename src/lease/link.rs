@@ -130,8 +130,9 @@ impl Link {
     }
 }
 
+/// Whether Redis takes writes: one that only answers (a replica, a full memory, too few replicas) gives no leases.
 async fn ping(wire: &mut Wire) -> RedisResult<()> {
-    redis::cmd("PING").query_async(wire).await
+    redis::cmd("SET").arg(&["capture:ping", "1", "PX", "1000"]).query_async(wire).await
 }
 
 /// An error without the address, which may hold a password.

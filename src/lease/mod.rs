@@ -162,6 +162,31 @@ impl Leases {
         }
     }
 
+    /// Takes back whatever an acquisition may have written whose answer was lost, and that is given up.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn forget(&self, job: &Job, token: &Token) -> Result<(), Away> {
+        let now = Instant::now();
+        let lease = Lease {
+            token: token.clone(),
+            keys: keys(job),
+            id: job.capture_request_id.clone(),
+            amount: job.amount,
+            marked: false,
+            hold_left_ms: -2,
+            taken: now,
+            until: now,
+        };
+        self.release(&lease, &Release::TakeBack).await.map(drop)
+    }
+
+    /// How long an id in doubt keeps others out.
+    #[must_use]
+    pub const fn hold_in_doubt(&self) -> Duration {
+        self.times.hold_in_doubt
+    }
+
     /// Makes sure that a call of this length ends within the lease; before a capture that was not announced to
     /// [`Leases::acquire`], writes the hold and the mark. `false`: the lease is lost, begin no call.
     ///

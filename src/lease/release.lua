@@ -15,11 +15,12 @@ if mode == 'final' then
   if held_by_id then redis.call('DEL', KEYS[2]) end
 elseif mine and mode == 'end' then
   if held_by_id then redis.call('DEL', KEYS[2]) end
-elseif mine and mode == 'back' then
+elseif mode == 'back' then
+  -- What carries this token was written by this acquisition, whoever holds the lease by now.
   if held_by_id then
     if string.sub(hold, 1, #token) == token then
       redis.call('DEL', KEYS[2])
-    elseif tonumber(ARGV[6]) > 0 then
+    elseif mine and tonumber(ARGV[6]) > 0 then
       redis.call('PEXPIRE', KEYS[2], ARGV[6])
     end
   end

@@ -6,7 +6,11 @@ if redis.call('GET', KEYS[1]) ~= token then
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 if ARGV[7] == '1' then
-  redis.call('SET', KEYS[2], redis.call('GET', KEYS[2]) or (token .. id), 'PX', ARGV[5])
-  redis.call('SET', KEYS[3], redis.call('GET', KEYS[3]) or token, 'PX', ARGV[6])
+  local hold, mark = redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3])
+  local nobody = string.rep('0', #token)
+  local holds = (hold and hold ~= token .. id) and nobody or token
+  local marks = (mark and mark ~= token) and nobody or token
+  redis.call('SET', KEYS[2], holds .. id, 'PX', ARGV[5])
+  redis.call('SET', KEYS[3], marks, 'PX', ARGV[6])
 end
 return 1

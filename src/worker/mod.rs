@@ -6,7 +6,10 @@ mod process;
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -26,6 +29,9 @@ use crate::{
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// A session that is lost so soon did not work.
+const YOUNG: Duration = Duration::from_secs(5);
+const YOUNG_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether jobs may be taken.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -90,6 +96,8 @@ struct Crew {
     redis_up: watch::Receiver<bool>,
     health: Arc<Health>,
     drain_timeout: Duration,
+    /// Set when the drain begins.
+    drain_until: Option<Instant>,
     stop: CancellationToken,
 }
 
@@ -125,13 +133,19 @@ impl Crew {
             redis_up,
             health: worker.health,
             drain_timeout: worker.drain_timeout,
+            drain_until: None,
             stop,
         }
     }
 
     async fn work(mut self) -> Result<Drained, OpenError> {
+        let (mut is_first, mut pause) = (true, Duration::ZERO);
         loop {
-            let Some(session) = self.open().await? else { return Ok(self.drain(None).await) };
+            let Some(session) = self.open(is_first).await? else {
+                return Ok(self.drain(None).await);
+            };
+            is_first = false;
+            let opened = Instant::now();
             let session = Arc::new(session);
             let watching = tokio::spawn({
                 let session = Arc::clone(&session);
@@ -143,14 +157,23 @@ impl Crew {
             if matches!(ended, Ended::Stopped) {
                 return Ok(self.drain(Some(&session)).await);
             }
+            // A message that the client can't read ends session after session, until the broker gives it up.
+            let young = opened.elapsed() < YOUNG;
+            pause = if young {
+                (pause * 2).clamp(BACKOFF_MIN, YOUNG_PAUSE_MAX)
+            } else {
+                Duration::ZERO
+            };
+            tokio::time::sleep(pause).await;
             watching.await.unwrap_or_default();
             // A broker that is gone may let the closing wait: the next session does not.
             tokio::spawn(async move { session.close().await });
         }
     }
 
-    /// Opens a session, for ever, with growing pauses. `None`: told to stop.
-    async fn open(&self) -> Result<Option<Session>, OpenError> {
+    /// Opens a session, for ever, with growing pauses. `None`: told to stop. A topology of another shape is an error only at
+    /// the start: later, captures are in flight, and whoever changed it may change it back.
+    async fn open(&self, is_first: bool) -> Result<Option<Session>, OpenError> {
         let mut backoff = BACKOFF_MIN;
         loop {
             self.health.turned();
@@ -163,7 +186,9 @@ impl Crew {
                     tracing::info!("the broker's session is open");
                     return Ok(Some(session));
                 }
-                Err(error @ (OpenError::Url | OpenError::Topology(_))) => return Err(error),
+                Err(error @ (OpenError::Url | OpenError::Topology(_))) if is_first => {
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             let pause = backoff.mul_f32(rand::random_range(0.75..1.25));
@@ -186,6 +211,8 @@ impl Crew {
             } else if !may_take && intake.is_open() {
                 tracing::warn!("consumption pauses");
                 intake.stop().await;
+            } else if intake.may_widen(self.tasks.is_empty()) {
+                intake.widen().await;
             }
             self.health.turned();
             let taken = tokio::select! {
@@ -215,7 +242,8 @@ impl Crew {
     }
 
     /// Ceases to consume, and gives back what was handed out and has not begun.
-    async fn hand_back(&self, intake: &mut Intake) {
+    async fn hand_back(&mut self, intake: &mut Intake) {
+        self.drain_until = Some(Instant::now() + self.drain_timeout);
         self.health.draining();
         self.ctx.draining.cancel();
         intake.stop().await;
@@ -234,7 +262,8 @@ impl Crew {
         self.tasks.close();
         let in_flight = self.tasks.len();
         tracing::info!(in_flight, "draining");
-        let drained = match tokio::time::timeout(self.drain_timeout, self.tasks.wait()).await {
+        let until = self.drain_until.unwrap_or_else(|| Instant::now() + self.drain_timeout);
+        let drained = match tokio::time::timeout_at(until, self.tasks.wait()).await {
             Ok(()) => Drained::Whole,
             Err(_) => {
                 let in_flight = self.tasks.len();

@@ -26,8 +26,10 @@ use crate::{
 
 /// A call is begun only if it ends so much before its lease.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
-/// A job in hand that can't begin (Redis is away, the rate limit) is kept so long, then deferred.
+/// A job in hand that can't begin because Redis is away is kept so long, then deferred.
 const KEPT_IN_HAND: Duration = Duration::from_secs(60);
+/// The rate limit is waited for at least so long.
+const RATE_WAIT_MIN: Duration = Duration::from_millis(500);
 /// Between two tries to reach Redis.
 const REDIS_RETRY: Duration = Duration::from_millis(100);
 
@@ -114,13 +116,13 @@ async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
     if turn.is_none() && !is_old {
         return Ended::deferred(Deferral::LineFull, Sent::Unknown);
     }
-    let keep_until = Instant::now() + KEPT_IN_HAND;
-    if let Some(ended) = rate_limited(ctx, keep_until).await {
-        return ended;
-    }
     let posts = posts_at_once(ctx, history, job);
-    match acquire(ctx, delivery, job, posts, keep_until).await {
-        Err(ended) => ended,
+    let token = Token::fresh();
+    match acquire(ctx, delivery, job, &token, posts).await {
+        Err(ended) => {
+            tokio::spawn(forget_later(Arc::clone(ctx), job.clone(), token));
+            ended
+        }
         Ok(Acquired::Known(fate)) => {
             Ended { outcome: fate.into(), sent: Sent::Yes, remembered: true }
         }
@@ -138,29 +140,23 @@ fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool {
     first_call(&Before { history, marked: false, past_expiry }, &ctx.codes) == Call::Post
 }
 
-async fn rate_limited(ctx: &Context, keep_until: Instant) -> Option<Ended> {
-    let limit = ctx.rate_limit.as_ref()?;
-    tokio::select! {
-        () = ctx.draining.cancelled() => Some(Ended::of(Outcome::HandBack, Sent::Unknown)),
-        ready = tokio::time::timeout_at(keep_until, limit.until_ready()) => {
-            ready.is_err().then(|| Ended::deferred(Deferral::RateLimit, Sent::Unknown))
-        }
-    }
-}
-
 /// Asks for the lease; while Redis is away the job is kept in hand, for a while.
 async fn acquire(
     ctx: &Context,
     delivery: &Delivery,
     job: &Job,
+    token: &Token,
     posts: bool,
-    keep_until: Instant,
 ) -> Result<Acquired, Ended> {
-    let token = Token::fresh();
+    let keep_until = Instant::now() + KEPT_IN_HAND;
     let mut up = ctx.leases.up();
     loop {
+        // Whoever has the job by now, or will have it, begins it.
+        if ctx.draining.is_cancelled() || !delivery.is_alive() {
+            return Err(Ended::of(Outcome::HandBack, Sent::Unknown));
+        }
         let asked = Instant::now();
-        match ctx.leases.acquire(job, &token, posts).await {
+        match ctx.leases.acquire(job, token, posts).await {
             Ok(acquired) => {
                 ctx.metrics.leased("acquire", asked.elapsed());
                 return Ok(acquired);
@@ -178,9 +174,14 @@ async fn acquire(
             }
             _ = back => {}
         }
-        if !delivery.is_alive() {
-            return Err(Ended::of(Outcome::HandBack, Sent::Unknown));
-        }
+    }
+}
+
+/// An acquisition that was given up may have been granted, and its answer lost: what it wrote is taken back.
+async fn forget_later(ctx: Arc<Context>, job: Job, token: Token) {
+    let until = Instant::now() + KEPT_IN_HAND;
+    while ctx.leases.forget(&job, &token).await.is_err() && Instant::now() < until {
+        tokio::time::sleep(REDIS_RETRY * 5).await;
     }
 }
 
@@ -245,14 +246,22 @@ async fn post(
     judge_capture(reply, job, before, &ctx.codes)
 }
 
-/// Makes sure that a call ends within the lease, and that a capture is announced (hold and mark are written) before it
-/// leaves. An outcome if the call may not begin.
+/// Makes sure that a call keeps to the rate limit, that it ends within the lease, and that a capture is announced (hold
+/// and mark are written) before it leaves. An outcome if the call may not begin.
 async fn secure(
     ctx: &Context,
     lease: &mut Lease,
     timeout: Duration,
     announced: Option<bool>,
 ) -> Option<Outcome> {
+    if let Some(limit) = &ctx.rate_limit {
+        // A lease that is no longer than the call is renewed below, after a short wait at most.
+        let spare = lease.left().saturating_sub(timeout + LEASE_MARGIN).max(RATE_WAIT_MIN);
+        let ready = tokio::time::timeout(spare, limit.until_ready()).await;
+        if ready.is_err() {
+            return Some(Outcome::Deferred(Deferral::RateLimit));
+        }
+    }
     if lease.left() >= timeout + LEASE_MARGIN && announced != Some(false) {
         return None;
     }
@@ -288,9 +297,15 @@ async fn release(ctx: &Arc<Context>, lease: Lease, outcome: Outcome) -> Outcome 
     }
 }
 
-/// Goes on trying to give a lease back for as long as it could last: the settlement does not wait for it.
+/// Goes on trying to give a lease back for as long as it could last, or the hold of an id whose verdict is known: the
+/// settlement does not wait for it.
 async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
-    while !lease.left().is_zero() {
+    let hold = ctx.leases.hold_in_doubt();
+    let until = match release {
+        Release::Final(_) | Release::EndHold => Instant::now() + hold,
+        Release::KeepHold | Release::TakeBack => Instant::now() + lease.left(),
+    };
+    while Instant::now() < until {
         tokio::time::sleep(REDIS_RETRY * 5).await;
         if ctx.leases.release(&lease, &release).await.is_ok() {
             return;

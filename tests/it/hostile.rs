@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     shop::{LIMIT, Shop, headers, job, text},
-    support::poll::eventually,
+    support::{poll::eventually, raw_amqp, servers::shared_rabbit},
 };
 
 /// A job's text with these members instead of the good ones.
@@ -229,6 +229,53 @@ async fn what_is_no_job_ends_malformed_with_its_reason_and_good_jobs_between_are
     assert!(shop.results_now("c").is_empty(), "an id that stands twice is not known");
     eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
     assert_eq!(worker.process.stderr().matches("panicked").count(), 0);
+}
+
+/// RabbitMQ takes text that is not UTF-8 in header names; the client library does not, and gives its connection up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_client_cannot_read_ends_as_poison_alone() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    for n in 0..30 {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        if n == 10 {
+            let table = raw_amqp::entry(b"\xff\xfe", b"x");
+            let exchange = format!("{}.jobs", shop.prefix);
+            raw_amqp::publish(rabbit.port(), &exchange, &table, &job("bad", "bad", 100)).unwrap();
+        }
+    }
+    for n in 0..30 {
+        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+    }
+    let queue = format!("{}.dead.poison", shop.prefix);
+    eventually("the message is poison", LIMIT, async || {
+        shop.broker.queue_depth(&queue).await.unwrap() == Some(1)
+    })
+    .await;
+    assert_eq!(shop.queued().await, [("dead.poison".to_owned(), 1)].into());
+    worker.becomes_ready().await;
+    shop.publish(&job("after", "p", 100)).await;
+    shop.ends_as("after", "CAPTURED", None).await;
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_publisher_stuffed_into_trace_headers_does_not_keep_its_result_away() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    shop.publish_with(&job("c", "p", 100), headers([("tracestate", text(&"x".repeat(120_000)))]))
+        .await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    let metadata = r#"{"$serde_json::private::RawValue":"{\"evil\":\"1\"}"}"#;
+    let odd = String::from_utf8(job("odd", "p", 100)).unwrap();
+    let odd = odd.replacen('{', &format!("{{\"metadata\":{metadata},"), 1);
+    shop.publish(odd.as_bytes()).await;
+    shop.ends_as("odd", "CAPTURED", None).await;
+    let bodies =
+        shop.results.all().into_iter().map(|letter| String::from_utf8(letter.body).unwrap());
+    let told = bodies.filter(|body| body.contains(&format!("\"metadata\":{metadata}")));
+    assert_eq!(told.count(), 1, "metadata as it was written");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,7 +79,9 @@ async fn release(leases: &Leases, lease: &Lease, release: Release) -> bool {
 }
 
 fn keys(redis: &PrivateRedis) -> Vec<String> {
-    let Reply::List(keys) = redis.cmd(&["KEYS", "*"]).expect("keys") else { panic!("no list") };
+    let Reply::List(keys) = redis.cmd(&["KEYS", "capture:{*"]).expect("keys") else {
+        panic!("no list")
+    };
     let text = |key| if let Reply::Text(key) = key { key } else { panic!("no text: {key:?}") };
     let mut keys: Vec<String> = keys.into_iter().map(text).collect();
     keys.sort();
@@ -178,15 +180,43 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
     assert!(!leases.renew(&mut lease, true).await.unwrap());
-    for mode in [Release::TakeBack, Release::EndHold, Release::KeepHold] {
+    for (mode, marked) in
+        [(Release::KeepHold, true), (Release::EndHold, true), (Release::TakeBack, false)]
+    {
         assert!(!release(&leases, &lease, mode).await);
-        refused(acquire(&leases, &a).await, false, true);
+        refused(acquire(&leases, &a).await, false, marked);
     }
     // A verdict is true whoever holds the lease by now, and a capture stands whatever comes after it.
     assert!(!release(&leases, &lease, Release::Final(captured())).await);
     assert!(!release(&leases, &lease, Release::Final(failed())).await);
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
     assert!(release(&leases, &others, Release::KeepHold).await);
+}
+
+/// An acquisition whose answer was lost asks again after its time, when a copy of the job has been sent meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let (a, b) = (of("a", 100), of("b", 100));
+    let token = Token::fresh();
+    taken(leases.acquire(&a, &token, true).await.unwrap());
+    redis.cmd(&["DEL", "capture:{p}:lease"]).unwrap();
+    let copy = taken(acquire(&leases, &a).await);
+    assert!(copy.marked());
+    release(&leases, &copy, Release::KeepHold).await;
+    let late = taken(leases.acquire(&a, &token, true).await.unwrap());
+    assert!(late.marked());
+    release(&leases, &late, Release::TakeBack).await;
+    refused(acquire(&leases, &b).await, true, false);
+
+    // And one that is given up takes back what it wrote, even after its time.
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    taken(leases.acquire(&a, &token, true).await.unwrap());
+    redis.cmd(&["DEL", "capture:{p}:lease"]).unwrap();
+    leases.forget(&a, &token).await.unwrap();
+    assert_eq!(keys(&redis), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

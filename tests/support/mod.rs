@@ -9,4 +9,5 @@ pub(crate) mod http;
 pub(crate) mod poll;
 pub(crate) mod processes;
 pub(crate) mod proxy;
+pub(crate) mod raw_amqp;
 pub(crate) mod servers;
