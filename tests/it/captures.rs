@@ -160,12 +160,7 @@ async fn a_settings_file_gives_a_new_code_its_class() {
     shop.settings.insert("BROKER__PREFETCH".into(), "4".into());
     let mut run = shop.program(&["run", "--config"]);
     run.arg(&file);
-    let _worker = crate::support::processes::Process::spawn(run).unwrap();
-    let jobs = format!("{}.jobs", shop.prefix);
-    eventually("the queues are declared", LIMIT, async || {
-        shop.broker.queue_depth(&jobs).await.unwrap().is_some()
-    })
-    .await;
+    let _worker = Shop::worker_from(run).await;
     shop.publish(&job("c", "sim-BRAND_NEW_CODE-1", 100)).await;
     shop.ends_as("c", "FAILED", Some("payer")).await;
     shop.dead(Class::Payer, 1).await;

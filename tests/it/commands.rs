@@ -218,12 +218,7 @@ async fn the_sandbox_is_told_what_to_do_over_http() {
         .env_remove("CAPTURE__GATEWAY__PUBLIC_KEY")
         .env("CAPTURE__GATEWAY__PRIVATE_KEY_FILE", folder.path().join("private_key"))
         .env("CAPTURE__GATEWAY__PUBLIC_KEY_FILE", folder.path().join("public_key"));
-    let _worker = Process::spawn(run).unwrap();
-    let jobs = format!("{}.jobs", shop.prefix);
-    eventually("the queues are declared", LIMIT, async || {
-        shop.broker.queue_depth(&jobs).await.unwrap().is_some()
-    })
-    .await;
+    let _worker = Shop::worker_from(run).await;
 
     let authorized = json!({"authorized": {"currency": "HKD", "value": "150"}});
     let tell = async |method: &str, path: &str, body: Value| {

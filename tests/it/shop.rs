@@ -137,6 +137,11 @@ impl Shop {
     pub(crate) async fn worker_with(&self, settings: &[(&str, &str)]) -> Worker {
         let mut program = self.program(&["run"]);
         program.envs(settings.iter().map(|(key, value)| (format!("CAPTURE__{key}"), value)));
+        Self::worker_from(program).await
+    }
+
+    /// Starts a worker by this command.
+    pub(crate) async fn worker_from(program: std::process::Command) -> Worker {
         let worker = Self::start(program).await;
         worker.becomes_ready().await;
         worker

@@ -1,0 +1,102 @@
+//! What is read of headers, and what goes on.
+
+use super::*;
+
+const NOW_MS: i64 = 1_800_000_000_000;
+
+fn properties(headers: &[(&str, AMQPValue)]) -> BasicProperties {
+    let table: BTreeMap<_, _> =
+        headers.iter().map(|(name, value)| (ShortString::from(*name), value.clone())).collect();
+    BasicProperties::default().with_headers(table.into())
+}
+
+fn names(properties: &BasicProperties) -> Vec<String> {
+    let table = properties.headers().as_ref().unwrap();
+    table.inner().keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_is_carried_is_read_back() {
+    let history = History {
+        attempts: 3,
+        deferrals: 2,
+        first_seen_ms: NOW_MS - 5,
+        last_word: Some(LastWord::new("UNKNOWN_EXCEPTION", "U")),
+        sent: true,
+        redelivered: false,
+        replays: 1,
+        returns: 4,
+        parent: Some("p".into()),
+        origin: Some("o".into()),
+    };
+    let carried = carry(&BasicProperties::default(), &history, None);
+    assert_eq!(read(&carried, false, NOW_MS), history);
+}
+
+#[test]
+fn nonsense_counts_as_absent() {
+    let hostile = properties(&[
+        (ATTEMPT, long("7")),
+        (DEFERRALS, AMQPValue::LongInt(-1)),
+        (FIRST_SEEN, AMQPValue::LongLongInt(NOW_MS + 2 * DAY_MS)),
+        (LAST_CODE, AMQPValue::LongInt(1)),
+        (LAST_STATUS, AMQPValue::LongString(vec![0xff].into())),
+        (REPLAYS, AMQPValue::Void),
+        (RETURNS, AMQPValue::Double(1.0)),
+        (DELIVERY_COUNT, AMQPValue::LongLongInt(500)),
+        (SENT, AMQPValue::Boolean(false)),
+    ]);
+    let fresh = History { first_seen_ms: NOW_MS, ..History::default() };
+    assert_eq!(read(&hostile, false, NOW_MS), fresh);
+    let old = properties(&[(FIRST_SEEN, AMQPValue::LongLongInt(YEAR_2020_MS - 1))]);
+    assert_eq!(read(&old, false, NOW_MS).first_seen_ms, NOW_MS);
+}
+
+#[test]
+fn whatever_stands_in_sent_but_false_is_true() {
+    for value in [AMQPValue::Void, long("false"), AMQPValue::LongInt(0), AMQPValue::Boolean(true)] {
+        assert!(read(&properties(&[(SENT, value)]), false, NOW_MS).sent);
+    }
+    assert!(read(&properties(&[(CLASS, long("poison"))]), false, NOW_MS).sent);
+}
+
+#[test]
+fn returns_add_up_the_brokers_count() {
+    let returned = properties(&[
+        (RETURNS, AMQPValue::LongInt(3)),
+        (DELIVERY_COUNT, AMQPValue::LongLongInt(2)),
+    ]);
+    assert_eq!(read(&returned, true, NOW_MS).returns, 5);
+    assert_eq!(read(&BasicProperties::default(), true, NOW_MS).returns, 1);
+}
+
+#[test]
+fn what_the_broker_would_act_on_is_not_republished() {
+    let original = properties(&[
+        ("CC", long("x")),
+        ("BCC", long("x")),
+        ("x-death", long("x")),
+        ("x-first-death-queue", long("x")),
+        ("x-last-death-reason", long("x")),
+        ("x-delivery-count", AMQPValue::LongInt(3)),
+        ("x-capture-class", long("order")),
+        ("traceparent", long("00-1")),
+        ("theirs", AMQPValue::Boolean(true)),
+    ])
+    .with_expiration("1000".into())
+    .with_user_id("guest".into())
+    .with_message_id("m".into());
+    let carried = carry(&original, &History::default(), None);
+    assert_eq!(carried.expiration(), &None);
+    assert_eq!(carried.user_id(), &None);
+    assert_eq!(carried.message_id(), &Some("m".into()));
+    assert_eq!(names(&carried), ["theirs", "traceparent", ATTEMPT, DEFERRALS, FIRST_SEEN]);
+}
+
+#[test]
+fn headers_that_fill_the_frame_give_way() {
+    let original =
+        properties(&[("huge", long(&"x".repeat(HEADERS_BYTES_MAX))), ("small", long("x"))]);
+    let names = names(&carry(&original, &History::default(), None));
+    assert!(names.contains(&"small".to_owned()) && !names.contains(&"huge".to_owned()));
+}
