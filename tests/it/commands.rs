@@ -10,7 +10,6 @@ use crate::{
     support::{
         guardian::folder,
         http,
-        poll::eventually,
         processes::{Process, command},
         servers::{Persistence, PrivateRedis, free_port, shared_rabbit},
     },
