@@ -1,8 +1,8 @@
 //! RabbitMQ: a session that is rebuilt as a whole on any error, deliveries with the duty to settle them, and publishes
 //! that are confirmed before anything is acked. The only place that names `lapin`, and the only one that acks.
 //!
-//! How its hazards are met: one task publishes in batches and judges them whole ([`publisher`]); no auto-recovery, and
-//! no delivery of a session that is lost is started ([`session`], [`intake`]); confirms have a time-out that a blocked
+//! How its hazards are met: one task publishes in batches and judges them whole (`publisher`); no auto-recovery, and
+//! no delivery of a session that is lost is started (`session`, `intake`); confirms have a time-out that a blocked
 //! broker does not trip; consuming and publishing have a connection each.
 
 mod delivery;

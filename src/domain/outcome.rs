@@ -8,7 +8,6 @@ use super::{
     class::Class,
     history::LastWord,
     job::{JobError, Subject},
-    money::Money,
 };
 
 /// What an attempt came to. Exactly one of these, whatever happened.
@@ -180,17 +179,7 @@ pub enum Sent {
     Yes,
 }
 
-/// A final outcome of an id, remembered so that a copy of its job needs no call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
-    /// The amount that it was about.
-    pub amount: Money,
-    /// What it came to.
-    #[serde(flatten)]
-    pub fate: Fate,
-}
-
-/// The two ends of a capture that the gateway signs for.
+/// The two ends of a capture that the gateway signs for, remembered so that a copy of the job needs no call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {

@@ -71,19 +71,20 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     } else {
         match parsed {
             Err(malformed) => Ended::of(Outcome::Malformed(malformed.reason), Sent::Unknown),
-            Ok(job) => AssertUnwindSafe(pursue(ctx, delivery, &job))
-                .catch_unwind()
-                .await
-                .unwrap_or_else(|_| Ended::of(panicked(), Sent::Unknown)),
+            Ok(job) => contain(pursue(ctx, delivery, &job)).await,
         }
     };
     let Ended { outcome, sent, remembered } = came_to;
     Attempt { subject, outcome, sent, remembered }
 }
 
-fn panicked() -> Outcome {
-    let reason = "the worker failed in the middle of it: a bug, see its log".to_owned();
-    Outcome::InDoubt(Doubt { reason, kind: DoubtKind::Panic, word: None })
+/// A panic ends one job's attempt, in doubt: how far it came is not known.
+async fn contain(pursuit: impl Future<Output = Ended>) -> Ended {
+    AssertUnwindSafe(pursuit).catch_unwind().await.unwrap_or_else(|_| {
+        let reason = "the worker failed in the middle of it: a bug, see its log".to_owned();
+        let doubt = Doubt { reason, kind: DoubtKind::Panic, word: None };
+        Ended::of(Outcome::InDoubt(doubt), Sent::Unknown)
+    })
 }
 
 /// How a job's attempt ended.
@@ -310,5 +311,19 @@ async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
         if ctx.leases.release(&lease, &release).await.is_ok() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_outcome_in_doubt() {
+        let ended = contain(async { panic!("a bug") }).await;
+        let Outcome::InDoubt(doubt) = ended.outcome else { panic!("not in doubt") };
+        assert_eq!((doubt.kind, ended.remembered), (DoubtKind::Panic, false));
+        let fine = contain(async { Ended::of(Outcome::HandBack, Sent::No) }).await;
+        assert_eq!(fine.outcome, Outcome::HandBack);
     }
 }
