@@ -242,12 +242,17 @@ async fn a_blocked_broker_is_waited_for() {
     let rabbit = PrivateRabbit::start().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let to_gateway = Proxy::to(shop.sandbox_port()).await.unwrap();
+    let url = to_gateway.url(&shop.sandbox_url);
+    let shop = shop.set("GATEWAY__BASE_URL", &url).set("GATEWAY__TIMEOUT", "25s");
+    let shop = shop.set("DRAIN__TIMEOUT", "30s");
     let worker = shop.worker().await;
-    shop.script("p", json!([{"delay_ms": 800}]));
+    // The broker says that it is blocked to whoever publishes: the result must come after the alarm.
+    to_gateway.freeze_answers();
     shop.publish(&job("c", "p", 100)).await;
-    eventually("the capture is under way", LIMIT, async || shop.posts("p", "c") == 1).await;
-    rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await.unwrap();
     captures_reach(&shop, 1).await;
+    rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await.unwrap();
+    to_gateway.thaw();
     let warned = async || worker.process.stderr().contains("consumption pauses");
     eventually("the worker pauses", LIMIT, warned).await;
     rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"]).await.unwrap();
