@@ -12,7 +12,7 @@ die() {
 }
 
 # Rust: cargo may be installed, but not on the PATH of a shell that started before.
-PATH="$PATH:${HOME:-/root}/.cargo/bin"
+PATH="$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin"
 
 need_cargo() {
     local minimum found
