@@ -16,7 +16,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 use crate::{
     config::LogFormat,
@@ -41,12 +44,25 @@ pub fn start_logging(format: Option<LogFormat>, filter: &str) -> Result<(), Stri
     let on_terminal = std::io::stderr().is_terminal();
     let by_default = if on_terminal { LogFormat::Text } else { LogFormat::Json };
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {error}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format.unwrap_or(by_default) {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text => builder.try_init(),
+    let (json, text) = match format.unwrap_or(by_default) {
+        LogFormat::Json => (Some(fmt::layer().json().flatten_event(true)), None),
+        LogFormat::Text => (None, Some(fmt::layer())),
     };
-    started.map_err(|error| error.to_string())
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(keeps_secrets))
+        .with(json.map(|layer| layer.with_writer(std::io::stderr)))
+        .with(text.map(|layer| layer.with_writer(std::io::stderr)))
+        .try_init()
+        .map_err(|error| error.to_string())
+}
+
+/// Whatever the filter asks for: below `info`, libraries print frames, with passwords and bodies in them; and the AMQP client
+/// prints whole messages that come back.
+fn keeps_secrets(line: &Metadata<'_>) -> bool {
+    let (target, level) = (line.target(), *line.level());
+    target.starts_with("capture_worker")
+        || (level <= Level::INFO && target != "lapin::returned_messages")
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -300,7 +300,13 @@ async fn a_returned_publish_is_never_taken_for_a_confirmed_one() {
         .queue_bind(risk.as_str().into(), exchange.as_str().into(), "risk".into(), bind, none)
         .await
         .unwrap();
-    assert_eq!(ids(shop.dead(Class::Risk, 100).await).len(), 100);
+    // Taken out as they come: 4.0 does not count what is in a queue that was declared anew.
+    let mut arrived = BTreeSet::new();
+    eventually("all letters of class risk", LIMIT, async || {
+        arrived.extend(ids(shop.broker.drain_queue(&risk).await.unwrap()));
+        arrived.len() == 100
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
