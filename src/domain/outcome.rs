@@ -207,8 +207,10 @@ pub enum Release {
     EndHold,
     /// In doubt: hold and mark stay.
     KeepHold,
-    /// Nothing was sent: take back what this acquisition wrote.
+    /// Nothing was sent: take back what this acquisition wrote, unless the lease was lost during the call.
     TakeBack,
+    /// No call was made: take back what this acquisition wrote, even if the lease is lost.
+    Forget,
 }
 
 impl Outcome {
@@ -224,13 +226,12 @@ impl Outcome {
             },
             Self::Expired { inquired: true } => Release::EndHold,
             Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold,
-            Self::NotSent(_)
-            | Self::Account(_)
-            | Self::Deferred(_)
+            Self::NotSent(_) | Self::Account(_) => Release::TakeBack,
+            Self::Deferred(_)
             | Self::Malformed(_)
             | Self::Expired { inquired: false }
             | Self::Poison
-            | Self::HandBack => Release::TakeBack,
+            | Self::HandBack => Release::Forget,
         }
     }
 

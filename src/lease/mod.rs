@@ -178,7 +178,7 @@ impl Leases {
             taken: now,
             until: now,
         };
-        self.release(&lease, &Release::TakeBack).await.map(drop)
+        self.release(&lease, &Release::Forget).await.map(drop)
     }
 
     /// How long an id in doubt keeps others out.
@@ -220,6 +220,7 @@ impl Leases {
             Release::EndHold => ("end", String::new()),
             Release::KeepHold => ("keep", String::new()),
             Release::TakeBack => ("back", String::new()),
+            Release::Forget => ("forget", String::new()),
         };
         let passed_ms = i64::try_from(lease.taken.elapsed().as_millis()).unwrap_or(i64::MAX);
         let hold_left_ms = match lease.hold_left_ms {

@@ -1,7 +1,7 @@
 -- Gives the lease back, by its token.
 -- KEYS as for acquire. ARGV: token, captureRequestId, mode, known outcome, remember ms, ms the hold had left (-2: none).
 -- Modes: final (remember the outcome, end the hold), end (end the hold), keep, back (take back what this acquisition
--- wrote). Returns 1, or 0 if the lease was no longer this acquisition's.
+-- wrote), forget (the same, even after the lease was lost: no call was made under it). Returns 1, or 0 if the lease was no longer this acquisition's.
 local token, id, mode = ARGV[1], ARGV[2], ARGV[3]
 local mine = redis.call('GET', KEYS[1]) == token
 local hold = redis.call('GET', KEYS[2])
@@ -15,8 +15,7 @@ if mode == 'final' then
   if held_by_id then redis.call('DEL', KEYS[2]) end
 elseif mine and mode == 'end' then
   if held_by_id then redis.call('DEL', KEYS[2]) end
-elseif mode == 'back' then
-  -- What carries this token was written by this acquisition, whoever holds the lease by now.
+elseif mode == 'forget' or mine and mode == 'back' then
   if held_by_id then
     if string.sub(hold, 1, #token) == token then
       redis.call('DEL', KEYS[2])

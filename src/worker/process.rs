@@ -304,7 +304,7 @@ async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
     let hold = ctx.leases.hold_in_doubt();
     let until = match release {
         Release::Final(_) | Release::EndHold => Instant::now() + hold,
-        Release::KeepHold | Release::TakeBack => Instant::now() + lease.left(),
+        Release::KeepHold | Release::TakeBack | Release::Forget => Instant::now() + lease.left(),
     };
     while Instant::now() < until {
         tokio::time::sleep(REDIS_RETRY * 5).await;

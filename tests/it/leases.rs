@@ -180,9 +180,8 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
     assert!(!leases.renew(&mut lease, true).await.unwrap());
-    for (mode, marked) in
-        [(Release::KeepHold, true), (Release::EndHold, true), (Release::TakeBack, false)]
-    {
+    let modes = [Release::KeepHold, Release::EndHold, Release::TakeBack, Release::Forget];
+    for (mode, marked) in modes.into_iter().zip([true, true, true, false]) {
         assert!(!release(&leases, &lease, mode).await);
         refused(acquire(&leases, &a).await, false, marked);
     }
