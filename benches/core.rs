@@ -62,8 +62,13 @@ fn decide(bencher: Bencher<'_, '_>, result: &str) {
     let reply = reply(&job, result);
     bencher.with_inputs(|| reply.clone()).bench_local_values(|reply| {
         let outcome = judge_capture(reply, &job, &before, &codes);
-        let attempt =
-            Attempt { subject: job.subject(), outcome, sent: Sent::No, remembered: false };
+        let attempt = Attempt {
+            subject: job.subject(),
+            outcome,
+            sent: Sent::No,
+            remembered: false,
+            outage: false,
+        };
         settle(&attempt, &history, &policy, now)
     });
 }

@@ -54,9 +54,11 @@ async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
 
 async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
     let redis_away = (!*probes.redis_up.borrow()).then_some("Redis is away");
+    // The gateway is told of, and never makes a worker unready: no restart and no other worker mends it.
+    let guard = probes.metrics.guard();
     match probes.health.unready().or(redis_away) {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        None => (StatusCode::OK, format!("ok\n{guard}\n")),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n{guard}\n")),
     }
 }
 

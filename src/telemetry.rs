@@ -109,6 +109,9 @@ pub struct Metrics {
     lease_seconds: Times<CallLabel>,
     job_seconds: Histogram,
     jobs_in_flight: Gauge,
+    breaker_open: Gauge,
+    breaker_openings: Counter,
+    calls_per_second_max: Gauge,
 }
 
 impl Default for Metrics {
@@ -125,6 +128,9 @@ impl Default for Metrics {
             lease_seconds: Family::new_with_constructor(histogram),
             job_seconds: Histogram::new(SECONDS),
             jobs_in_flight: Gauge::default(),
+            breaker_open: Gauge::default(),
+            breaker_openings: Counter::default(),
+            calls_per_second_max: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -153,6 +159,35 @@ impl Metrics {
             "Jobs begun and not ended",
             self.jobs_in_flight.clone(),
         );
+        let help = "1 while captures pause because the gateway answers nobody, else 0";
+        registry.register("breaker_open", help, self.breaker_open.clone());
+        let help = "How often captures began to pause";
+        registry.register("breaker_openings", help, self.breaker_openings.clone());
+        let help = "The pace of calls to the gateway at present; 0: as they come";
+        registry.register("calls_per_second_max", help, self.calls_per_second_max.clone());
+    }
+
+    /// The breaker opened, or closed.
+    pub fn breaker(&self, is_open: bool) {
+        self.breaker_open.set(i64::from(is_open));
+        if is_open {
+            self.breaker_openings.inc();
+        }
+    }
+
+    /// How many calls a second may leave at present; 0: as they come.
+    pub fn pace(&self, calls_per_second: u64) {
+        self.calls_per_second_max.set(i64::try_from(calls_per_second).unwrap_or(i64::MAX));
+    }
+
+    /// What keeps calls to the gateway back, for people.
+    #[must_use]
+    pub fn guard(&self) -> String {
+        let breaker = if self.breaker_open.get() == 0 { "closed" } else { "open" };
+        match self.calls_per_second_max.get() {
+            0 => format!("breaker {breaker}, calls not limited"),
+            max => format!("breaker {breaker}, at most {max} calls a second"),
+        }
     }
 
     /// One job begun; ended when the guard is dropped.

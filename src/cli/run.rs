@@ -68,6 +68,7 @@ fn build(
             leases,
             codes: settings.classes.clone(),
             policy: settings::policy(settings),
+            breaker: settings::breaker(settings),
             rate_limit: settings::rate_limit(settings),
             drain_timeout: settings.drain.timeout,
             metrics: Arc::clone(metrics),

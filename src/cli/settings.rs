@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use super::{Exit, complain};
 use crate::{
     broker::{BrokerOptions, Session},
-    config::{Settings, Tls},
+    config::{Breaker, Settings, Tls},
     domain::settle::Policy,
     gateway::{
         Gateway, GatewayOptions,
@@ -19,6 +19,7 @@ use crate::{
     },
     lease::{LeaseTimes, Leases, RedisOptions},
     telemetry,
+    worker::BreakerOptions,
 };
 
 /// Loads the settings, or says everything that is wrong with them.
@@ -112,6 +113,11 @@ pub(super) fn policy(settings: &Settings) -> Policy {
         defer_schedule: settings.retry.defer_schedule.clone(),
         max_age: settings.retry.max_age,
     }
+}
+
+pub(super) fn breaker(settings: &Settings) -> BreakerOptions {
+    let Breaker { failures, pause, max_pause } = settings.breaker;
+    BreakerOptions { failures, pause, max_pause }
 }
 
 pub(super) fn rate_limit(settings: &Settings) -> Option<(NonZeroU32, Duration)> {

@@ -1,5 +1,7 @@
 //! Which call an attempt makes, and what a reply proves. The rules of money: read them beside the gateway's page.
 
+use std::time::Duration;
+
 use super::{
     class::{
         CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT, SUCCESS,
@@ -82,6 +84,40 @@ pub enum Inquired {
     Over(Outcome),
     /// Evidence that there is no such capture, and the job may go on: post, in the same attempt.
     Post,
+}
+
+/// What a reply says of the gateway and the account, rather than of one capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// A normal answer, whatever it says of the capture.
+    Well,
+    /// No answer, or one to nobody: it will be the same for the next job.
+    Ill(String),
+    /// Too many calls.
+    Throttled(Option<Duration>),
+}
+
+/// What a reply says of the gateway and the account: class `access`, not sent, no answer that counts; and too many calls. A
+/// bad signature is one of them: a wrong public key would spend the attempts of every job.
+pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> Health {
+    let answer = match reply {
+        Reply::Answered(answer) => answer,
+        Reply::NotSent(reason) => return Health::Ill(reason.clone()),
+        Reply::NoAnswer(NoAnswer::HttpStatus { status: TOO_MANY_REQUESTS, retry_after }) => {
+            return Health::Throttled(*retry_after);
+        }
+        Reply::NoAnswer(reason) => return Health::Ill(reason.to_string()),
+    };
+    let result = &answer.result;
+    if answer.signature == Signature::Bad {
+        Health::Ill("a bad signature".into())
+    } else if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
+        Health::Throttled(answer.retry_after)
+    } else if result.status == Status::F && codes.class_of(&result.code) == Class::Access {
+        Health::Ill(describe(result))
+    } else {
+        Health::Well
+    }
 }
 
 /// What the reply to a capture proves.

@@ -133,10 +133,12 @@ pub enum Deferral {
     LeaseHeld,
     /// Another capture of this payment is in doubt.
     HoldOfAnother,
-    /// Too many jobs of this payment wait in this worker.
-    LineFull,
+    /// Too many jobs of this payment wait in this worker: there may be room after so long.
+    LineFull(Duration),
     /// Redis is away: nothing is captured without a lease.
     LeaseUnavailable,
+    /// The gateway answers nobody, or does not know us: the breaker is open.
+    GatewayPaused,
     /// Our own rate limit.
     RateLimit,
 }
@@ -148,8 +150,9 @@ impl Deferral {
         match self {
             Self::LeaseHeld => "lease_held",
             Self::HoldOfAnother => "hold_of_another",
-            Self::LineFull => "line_full",
+            Self::LineFull(_) => "line_full",
             Self::LeaseUnavailable => "lease_unavailable",
+            Self::GatewayPaused => "gateway_paused",
             Self::RateLimit => "rate_limit",
         }
     }
@@ -166,6 +169,8 @@ pub struct Attempt {
     pub sent: Sent,
     /// Whether the outcome was known already: no attempt was spent on it.
     pub remembered: bool,
+    /// Whether the breaker was open already when it failed: then no attempt is spent.
+    pub outage: bool,
 }
 
 /// Whether a capture request for an id may have left.

@@ -1,4 +1,4 @@
-//! The names of delays.
+//! Delays: their names, and which of them fits.
 
 use std::time::Duration;
 
@@ -14,6 +14,13 @@ pub fn delay_name(delay: Duration) -> String {
     }
 }
 
+/// The longest of these ascending delays that is no longer than `wait`; the first if all are.
+#[must_use]
+pub fn fit(delays: &[Duration], wait: Duration) -> Duration {
+    let fitting = delays.iter().rev().find(|delay| **delay <= wait);
+    fitting.or_else(|| delays.first()).copied().unwrap_or(Duration::from_secs(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -24,6 +31,15 @@ mod tests {
             [(250, "250ms"), (90_000, "90s"), (60_000, "1m"), (86_400_000, "24h"), (1001, "1001ms")]
         {
             assert_eq!(delay_name(Duration::from_millis(ms)), name);
+        }
+    }
+
+    #[test]
+    fn a_delay_fits_if_it_ends_before_the_wait() {
+        let delays = [250, 1000, 4000].map(Duration::from_millis);
+        for (wait, fitting) in [(0, 250), (250, 250), (999, 250), (1000, 1000), (90_000, 4000)] {
+            let fitted = fit(&delays, Duration::from_millis(wait));
+            assert_eq!(fitted, Duration::from_millis(fitting), "{wait}");
         }
     }
 }

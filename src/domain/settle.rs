@@ -9,7 +9,8 @@ use super::{
     class::Class,
     history::{History, LastWord},
     job::Subject,
-    outcome::{Attempt, Capture, Outcome, Sent, Verdict},
+    outcome::{Attempt, Capture, Deferral, Outcome, Sent, Verdict},
+    schedule::fit,
 };
 
 /// When a job is tried again, and when it is given up.
@@ -148,12 +149,17 @@ pub fn settle(
         Outcome::NotSent(reason) => at.retry(None, Class::Unreachable, reason),
         Outcome::Throttled(throttle) => {
             let reason = "too many calls for the gateway";
-            at.defer(throttle.retry_after, throttle.word.as_ref(), &ours(Class::InDoubt, reason))
+            let word = throttle.word.as_ref();
+            at.defer(at.asked(throttle.retry_after), word, &ours(Class::InDoubt, reason))
         }
-        Outcome::Account(verdict) => at.defer(None, None, verdict),
+        Outcome::Account(verdict) => at.defer(at.nth(), None, verdict),
         Outcome::Deferred(deferral) => {
             let reason = format!("deferred past its age, last for {}", deferral.name());
-            at.defer(None, None, &ours(Class::Expired, &reason))
+            let delay = match deferral {
+                Deferral::LineFull(wait) => fit(&policy.defer_schedule, *wait),
+                _ => at.nth(),
+            };
+            at.defer(delay, None, &ours(Class::Expired, &reason))
         }
         Outcome::Malformed(error) => {
             at.dead(&ours(Class::Malformed, &error.to_string()), history.attempts)
@@ -201,8 +207,11 @@ impl At<'_> {
         }))
     }
 
-    /// One attempt is spent: again after the schedule's next delay, unless schedule or age is spent.
+    /// One attempt is spent: again after the schedule's next delay, unless schedule or age is spent. In an outage none is.
     fn retry(&self, word: Option<&LastWord>, class: Class, reason: &str) -> Settlement {
+        if self.attempt.outage {
+            return self.defer(self.nth(), word, &ours(class, reason));
+        }
         let spent = self.history.attempts.saturating_add(1);
         let carry = History { attempts: spent, deferrals: 0, ..self.carry(word) };
         let next = usize::try_from(spent).ok().and_then(|n| self.policy.schedule.get(n - 1));
@@ -212,24 +221,32 @@ impl At<'_> {
         }
     }
 
-    /// No attempt is spent: again after the next delay of the deferrals, unless age is spent.
-    fn defer(
-        &self,
-        retry_after: Option<Duration>,
-        word: Option<&LastWord>,
-        at_the_end: &Verdict,
-    ) -> Settlement {
-        let deferrals = self.history.deferrals.saturating_add(1);
-        let carry = History { deferrals, ..self.carry(word) };
+    /// No attempt is spent: again after this delay, unless age is spent.
+    fn defer(&self, delay: Duration, word: Option<&LastWord>, at_the_end: &Verdict) -> Settlement {
+        let carry = History { deferrals: self.deferrals(), ..self.carry(word) };
         if self.is_too_old() {
             return self.dead_with(at_the_end, carry);
         }
-        let delays = &self.policy.defer_schedule;
-        let nth = usize::try_from(deferrals - 1).ok().and_then(|n| delays.get(n));
-        let asked = retry_after.and_then(|asked| delays.iter().find(|delay| **delay >= asked));
-        let delay = if retry_after.is_some() { asked } else { nth };
-        let delay = delay.or_else(|| delays.last()).copied().unwrap_or(Duration::from_secs(1));
         Settlement::Retry { delay, carry }
+    }
+
+    const fn deferrals(&self) -> u32 {
+        self.history.deferrals.saturating_add(1)
+    }
+
+    /// The nth deferral waits for the nth delay, all after the last one as long as that.
+    fn nth(&self) -> Duration {
+        let delays = &self.policy.defer_schedule;
+        let nth = usize::try_from(self.deferrals() - 1).ok().and_then(|n| delays.get(n));
+        nth.or_else(|| delays.last()).copied().unwrap_or(Duration::from_secs(1))
+    }
+
+    /// The smallest delay that is not under what the gateway asks for; the last if none is.
+    fn asked(&self, retry_after: Option<Duration>) -> Duration {
+        let Some(asked) = retry_after else { return self.nth() };
+        let delays = &self.policy.defer_schedule;
+        let delay = delays.iter().find(|delay| **delay >= asked);
+        delay.or_else(|| delays.last()).copied().unwrap_or(asked)
     }
 
     fn dead(&self, verdict: &Verdict, attempts: u32) -> Settlement {

@@ -2,10 +2,12 @@
 //! doubt takes no other until that is known.
 //!
 //! Keys, all of one payment in one Cluster slot: `capture:{<paymentId>}:lease` (the token of an acquisition), `:hold`
-//! (that token and the id in doubt), `:sent:<id>` (the token that first marked it), `:known:<id>` (its final outcome).
+//! (that token and the id in doubt), `:line` (the tokens that wait for the lease, first come first served), `:sent:<id>`
+//! (the token that first marked it), `:known:<id>` (its final outcome).
 //!
 //! The lease orders captures; money safety rests on the idempotency key. Nothing here decides what an outcome means.
 
+mod claim;
 mod link;
 
 use std::{
@@ -13,21 +15,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use redis::Script;
+use redis::{Script, ScriptInvocation};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::link::Link;
-pub use self::link::{BadUrl, RedisOptions};
-use crate::domain::{
-    job::Job,
-    money::Money,
-    outcome::{Fate, Release},
+pub use self::{
+    claim::Claim,
+    link::{BadUrl, RedisOptions},
 };
+use crate::domain::outcome::{Fate, Release};
 
-/// What stays readable of an id in a key; braces, colons and percent signs do not.
-const KEY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// A lease that was given to the next in line is free again if that one does not claim it within this time: many times
+/// the pause in which waiters ask.
+const GRANT: Duration = Duration::from_millis(500);
 
 /// How long leases and what they leave behind live.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,7 @@ struct Scripts {
     acquire: Script,
     renew: Script,
     release: Script,
+    hand_over: Script,
 }
 
 /// What came of trying to take a lease.
@@ -61,44 +63,43 @@ pub enum Acquired {
     Taken(Lease),
     /// The id's final outcome is known: no call is needed.
     Known(Fate),
-    /// Not now.
-    Refused {
-        /// Because of another id that is in doubt, rather than of a call under way.
-        by_hold: bool,
+    /// Another capture of the payment is under way.
+    Held {
+        /// How many stand before us in line; `None` if we do not stand there.
+        place: Option<u32>,
+        /// Whether an earlier acquisition marked this id as sent.
+        marked: bool,
+    },
+    /// Another id of the payment is in doubt.
+    OnHold {
         /// Whether an earlier acquisition marked this id as sent.
         marked: bool,
     },
 }
 
-/// One acquisition of a payment's lease.
+/// The lease of a payment, in the hands of one acquisition.
 #[derive(Debug)]
 pub struct Lease {
-    token: Token,
-    keys: [String; 4],
-    id: String,
-    amount: Money,
+    claim: Claim,
     marked: bool,
     hold_left_ms: i64,
     taken: Instant,
     until: Instant,
 }
 
-/// The name of one acquisition. The same token may ask again: a lost answer does no harm.
-#[derive(Clone, Debug)]
-pub struct Token(String);
-
-impl Token {
-    /// A fresh one.
-    #[must_use]
-    pub fn fresh() -> Self {
-        Self(format!("{:032x}", rand::random::<u128>()))
-    }
-}
-
 /// Redis did not answer, or not as it should.
 #[derive(Debug, thiserror::Error)]
 #[error("Redis is away: {0}")]
 pub struct Away(String);
+
+/// As the scripts say it: verb, detail, 1 if marked, ms that the hold had left, place in line.
+type Taken = (String, String, i64, i64, i64);
+
+macro_rules! script {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("common.lua"), include_str!($file)))
+    };
+}
 
 impl Leases {
     /// Leases at this Redis. Nothing is connected until [`Leases::keep_connected`] runs.
@@ -107,9 +108,10 @@ impl Leases {
     /// The URL can't be used.
     pub fn new(options: &RedisOptions, times: LeaseTimes) -> Result<Self, BadUrl> {
         let scripts = Scripts {
-            acquire: Script::new(include_str!("acquire.lua")),
-            renew: Script::new(include_str!("renew.lua")),
-            release: Script::new(include_str!("release.lua")),
+            acquire: script!("acquire.lua"),
+            renew: script!("renew.lua"),
+            release: script!("release.lua"),
+            hand_over: script!("hand_over.lua"),
         };
         Ok(Self { link: Link::new(options)?, scripts: Arc::new(scripts), times })
     }
@@ -125,156 +127,170 @@ impl Leases {
         self.link.up()
     }
 
-    /// Takes the lease of a job's payment. `posts` says that a capture is sent at once: only then the hold and the mark
-    /// of the id are written.
-    ///
-    /// # Errors
-    /// Redis is away; whether the lease was taken is not known, and asking again with the same token is safe.
-    pub async fn acquire(&self, job: &Job, token: &Token, posts: bool) -> Result<Acquired, Away> {
-        let keys = keys(job);
-        let asked = Instant::now();
-        let invocation = self.invocation(
-            &self.scripts.acquire,
-            &keys,
-            token,
-            &job.capture_request_id,
-            job.amount,
-            posts,
-        );
-        let (verb, detail, marked, hold_left_ms): (String, String, i64, i64) =
-            self.run(&invocation).await?;
-        let marked = marked == 1;
-        match verb.as_str() {
-            "taken" => Ok(Acquired::Taken(Lease {
-                token: token.clone(),
-                keys,
-                id: job.capture_request_id.clone(),
-                amount: job.amount,
-                marked,
-                hold_left_ms,
-                taken: asked,
-                until: asked + self.times.ttl,
-            })),
-            "known" => serde_json::from_str(&detail)
-                .map(Acquired::Known)
-                .map_err(|error| Away(format!("a known outcome can't be read: {error}"))),
-            verb => Ok(Acquired::Refused { by_hold: verb == "hold", marked }),
-        }
-    }
-
-    /// Takes back whatever an acquisition may have written whose answer was lost, and that is given up.
-    ///
-    /// # Errors
-    /// Redis is away.
-    pub async fn forget(&self, job: &Job, token: &Token) -> Result<(), Away> {
-        let now = Instant::now();
-        let lease = Lease {
-            token: token.clone(),
-            keys: keys(job),
-            id: job.capture_request_id.clone(),
-            amount: job.amount,
-            marked: false,
-            hold_left_ms: -2,
-            taken: now,
-            until: now,
-        };
-        self.release(&lease, &Release::Forget).await.map(drop)
-    }
-
     /// How long an id in doubt keeps others out.
     #[must_use]
     pub const fn hold_in_doubt(&self) -> Duration {
         self.times.hold_in_doubt
     }
 
-    /// Makes sure that a call of this length ends within the lease; before a capture that was not announced to
-    /// [`Leases::acquire`], writes the hold and the mark. `false`: the lease is lost, begin no call.
+    /// Takes the lease of a job's payment. `waits`: where another has it, stand in line, and ask again with the same claim.
+    ///
+    /// # Errors
+    /// Redis is away; whether the lease was taken is not known, and asking again with the same claim is safe.
+    pub async fn acquire(&self, claim: &Claim, waits: bool) -> Result<Acquired, Away> {
+        let asked = Instant::now();
+        let mut call = self.call(&self.scripts.acquire, claim);
+        call.arg(claim.amount()).arg(i64::from(claim.posts())).arg(i64::from(waits));
+        let taken = self.run(&call).await?;
+        self.acquired(taken, claim, asked)
+    }
+
+    /// What is known of the id's final outcome, without a lease.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn known(&self, claim: &Claim) -> Result<Option<Fate>, Away> {
+        let mut wire = self.wire()?;
+        let known: Option<String> =
+            redis::cmd("GET").arg(claim.known_key()).query_async(&mut wire).await.map_err(
+                |error| {
+                    self.link.suspect();
+                    Away(link::describe(&error))
+                },
+            )?;
+        let of_this_amount = known
+            .as_deref()
+            .and_then(|known| known.strip_prefix(claim.amount()))
+            .and_then(|known| known.strip_prefix('\n'));
+        of_this_amount.map(read_fate).transpose()
+    }
+
+    /// Takes back whatever an acquisition may have written whose answer was lost, or that stands in line, and is given up.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn forget(&self, claim: &Claim) -> Result<(), Away> {
+        let now = Instant::now();
+        let lease =
+            Lease { claim: claim.clone(), marked: false, hold_left_ms: -2, taken: now, until: now };
+        self.release(&lease, &Release::Forget).await.map(drop)
+    }
+
+    /// Makes sure that a call of this length ends within the lease; before a capture that was not announced when the
+    /// lease was taken, writes the hold and the mark. `false`: the lease is lost, begin no call.
     ///
     /// # Errors
     /// Redis is away.
     pub async fn renew(&self, lease: &mut Lease, posts: bool) -> Result<bool, Away> {
         let asked = Instant::now();
-        let invocation = self.invocation(
-            &self.scripts.renew,
-            &lease.keys,
-            &lease.token,
-            &lease.id,
-            lease.amount,
-            posts,
-        );
-        let renewed: i64 = self.run(&invocation).await?;
+        let mut call = self.call(&self.scripts.renew, &lease.claim);
+        call.arg(lease.claim.amount()).arg(i64::from(posts));
+        let renewed: i64 = self.run(&call).await?;
         lease.until = asked + self.times.ttl;
         Ok(renewed == 1)
     }
 
-    /// Gives the lease back. `false`: it was lost before.
+    /// Gives the lease back, to whoever is next in line. `false`: it was lost before.
     ///
     /// # Errors
     /// Redis is away: the lease ends by its time.
     pub async fn release(&self, lease: &Lease, release: &Release) -> Result<bool, Away> {
-        let (mode, known) = match release {
+        let call = self.release_call(&self.scripts.release, lease, release)?;
+        self.run::<i64>(&call).await.map(|mine| mine == 1)
+    }
+
+    /// Gives the lease back and takes it for the next job of the same payment, in one step. `stays`: even if another
+    /// worker waits in line; else that one has it first, and the next job stands in line behind. Says also whether the
+    /// lease was still ours.
+    ///
+    /// # Errors
+    /// Redis is away: of neither job it is known how far that came.
+    pub async fn hand_over(
+        &self,
+        lease: &Lease,
+        release: &Release,
+        next: &Claim,
+        stays: bool,
+    ) -> Result<(bool, Acquired), Away> {
+        let asked = Instant::now();
+        let mut call = self.release_call(&self.scripts.hand_over, lease, release)?;
+        call.key(next.mark_key()).key(next.known_key());
+        call.arg(i64::from(stays)).arg(next.token()).arg(next.id());
+        call.arg(next.amount()).arg(i64::from(next.posts()));
+        let (mine, verb, detail, marked, hold_left_ms, place): (i64, _, _, _, _, _) =
+            self.run(&call).await?;
+        let taken = (verb, detail, marked, hold_left_ms, place);
+        Ok((mine == 1, self.acquired(taken, next, asked)?))
+    }
+
+    fn acquired(&self, taken: Taken, claim: &Claim, asked: Instant) -> Result<Acquired, Away> {
+        let (verb, detail, marked, hold_left_ms, place) = taken;
+        let marked = marked == 1;
+        Ok(match verb.as_str() {
+            "taken" => Acquired::Taken(Lease {
+                claim: claim.clone(),
+                marked,
+                hold_left_ms,
+                taken: asked,
+                until: asked + self.times.ttl,
+            }),
+            "known" => Acquired::Known(read_fate(&detail)?),
+            "hold" => Acquired::OnHold { marked },
+            _ => Acquired::Held { place: u32::try_from(place).ok(), marked },
+        })
+    }
+
+    /// A script with what all of them are told.
+    fn call<'s>(&self, script: &'s Script, claim: &Claim) -> ScriptInvocation<'s> {
+        let mut call = script.prepare_invoke();
+        for key in claim.keys() {
+            call.key(key);
+        }
+        let LeaseTimes { ttl, hold_in_doubt, remember } = self.times;
+        for time in [ttl, hold_in_doubt, remember, GRANT] {
+            call.arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        }
+        call.arg(claim.token()).arg(claim.id());
+        call
+    }
+
+    fn release_call<'s>(
+        &self,
+        script: &'s Script,
+        lease: &Lease,
+        release: &Release,
+    ) -> Result<ScriptInvocation<'s>, Away> {
+        let (mode, outcome) = match release {
             Release::Final(fate) => {
                 let fate = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
-                ("final", format!("{}\n{fate}", amount_text(lease.amount)))
+                ("final", format!("{}\n{fate}", lease.claim.amount()))
             }
             Release::EndHold => ("end", String::new()),
             Release::KeepHold => ("keep", String::new()),
             Release::TakeBack => ("back", String::new()),
             Release::Forget => ("forget", String::new()),
         };
-        let passed_ms = i64::try_from(lease.taken.elapsed().as_millis()).unwrap_or(i64::MAX);
-        let hold_left_ms = match lease.hold_left_ms {
-            left if left > 0 => left.saturating_sub(passed_ms).max(1),
-            none => none,
-        };
-        let mut invocation = self.scripts.release.prepare_invoke();
-        for key in &lease.keys {
-            invocation.key(key);
-        }
-        invocation
-            .arg(&lease.token.0)
-            .arg(&lease.id)
-            .arg(mode)
-            .arg(known)
-            .arg(millis(self.times.remember))
-            .arg(hold_left_ms);
-        self.run::<i64>(&invocation).await.map(|mine| mine == 1)
+        let mut call = self.call(script, &lease.claim);
+        call.arg(mode).arg(outcome).arg(lease.hold_left_ms());
+        Ok(call)
     }
 
-    fn invocation<'s>(
-        &self,
-        script: &'s Script,
-        keys: &[String; 4],
-        token: &Token,
-        id: &str,
-        amount: Money,
-        posts: bool,
-    ) -> redis::ScriptInvocation<'s> {
-        let mut invocation = script.prepare_invoke();
-        for key in keys {
-            invocation.key(key);
-        }
-        invocation
-            .arg(&token.0)
-            .arg(id)
-            .arg(amount_text(amount))
-            .arg(millis(self.times.ttl))
-            .arg(millis(self.times.hold_in_doubt))
-            .arg(millis(self.times.remember))
-            .arg(i64::from(posts));
-        invocation
-    }
-
-    async fn run<T: redis::FromRedisValue>(
-        &self,
-        invocation: &redis::ScriptInvocation<'_>,
-    ) -> Result<T, Away> {
-        let mut wire = self.link.wire().ok_or_else(|| Away("not connected".into()))?;
-        invocation.invoke_async(&mut wire).await.map_err(|error| {
+    async fn run<T: redis::FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, Away> {
+        let mut wire = self.wire()?;
+        call.invoke_async(&mut wire).await.map_err(|error| {
             self.link.suspect();
             Away(link::describe(&error))
         })
     }
+
+    fn wire(&self) -> Result<link::Wire, Away> {
+        self.link.wire().ok_or_else(|| Away("not connected".into()))
+    }
+}
+
+fn read_fate(known: &str) -> Result<Fate, Away> {
+    serde_json::from_str(known)
+        .map_err(|error| Away(format!("a known outcome can't be read: {error}")))
 }
 
 impl Lease {
@@ -284,42 +300,24 @@ impl Lease {
         self.marked
     }
 
+    /// Whether hold and mark were written when it was taken.
+    #[must_use]
+    pub fn is_announced(&self) -> bool {
+        self.claim.posts()
+    }
+
     /// How much of the lease is left, counted from before it was asked for.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
-}
 
-fn keys(job: &Job) -> [String; 4] {
-    let payment = utf8_percent_encode(&job.payment_id, KEY);
-    let id = utf8_percent_encode(&job.capture_request_id, KEY);
-    [
-        format!("capture:{{{payment}}}:lease"),
-        format!("capture:{{{payment}}}:hold"),
-        format!("capture:{{{payment}}}:sent:{id}"),
-        format!("capture:{{{payment}}}:known:{id}"),
-    ]
-}
-
-fn amount_text(amount: Money) -> String {
-    format!("{}:{}", amount.currency().code(), amount.value())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_keys_of_a_payment_share_one_slot_whatever_its_id() {
-        let body = r#"{"captureRequestId":"a:}b","paymentId":"p{1}/é","amount":{"currency":"HKD","value":"1"}}"#;
-        let job = Job::parse(body.as_bytes()).unwrap();
-        let keys = keys(&job);
-        assert_eq!(keys[0], "capture:{p%7B1%7D%2F%C3%A9}:lease");
-        assert_eq!(keys[3], "capture:{p%7B1%7D%2F%C3%A9}:known:a%3A%7Db");
+    /// What is left by now of the hold that was there before.
+    fn hold_left_ms(&self) -> i64 {
+        let passed_ms = i64::try_from(self.taken.elapsed().as_millis()).unwrap_or(i64::MAX);
+        match self.hold_left_ms {
+            left if left > 0 => left.saturating_sub(passed_ms).max(1),
+            none => none,
+        }
     }
 }

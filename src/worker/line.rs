@@ -1,161 +1,342 @@
-//! The local line: jobs of one payment in one worker stand behind each other instead of asking Redis all at once.
-//! Bounded in length, share of the prefetch, and time.
+//! The local line: jobs of one payment in one worker stand behind each other instead of asking Redis all at once, the
+//! oldest first. Whoever ends its turn hands it, and with it the lease, to the next.
+//!
+//! Bounded in share of the prefetch, places for one payment, and time. A job that finds no place is deferred for as long as
+//! the line will take, those counted in that were deferred before it: so a payment with a thousand jobs does not spin. A
+//! job that was deferred is older than those that came since, and goes before them: so none starves.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
-/// The most jobs of one payment that stand in line.
-const PAYMENT_MAX: usize = 16;
-/// The longest that a job stands in line.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+use crate::{
+    domain::schedule::fit,
+    lease::{Acquired, Claim},
+};
+
+/// A payment has at least so many places, if the share of the prefetch allows; else an eighth of the prefetch.
+const PAYMENT_MIN: usize = 16;
+/// So many jobs of a payment in a row have the lease of this worker while another worker waits for it.
+const HANDED_MAX: u32 = 8;
+/// How long a turn is taken to last before one was measured.
+const PACE_FIRST: Duration = Duration::from_millis(50);
+/// Payments that nobody stands for are forgotten at the latest when there are so many.
+const SWEEP_MIN: usize = 1024;
 
 /// The lines of all payments.
 #[derive(Clone)]
-pub(super) struct Line {
-    places: Arc<Mutex<Places>>,
-    waiting_max: usize,
-}
+pub(super) struct Line(Arc<Mutex<Places>>);
 
-#[derive(Default)]
 struct Places {
     waiting: usize,
-    payments: HashMap<String, VecDeque<oneshot::Sender<Turn>>>,
+    waiting_max: usize,
+    payment_max: usize,
+    delays: Vec<Duration>,
+    arrivals: u64,
+    payments: HashMap<String, Payment>,
+    sweep_at: usize,
+}
+
+/// A place in line: when a worker first had the job, then the order of arrival.
+type Seat = (i64, u64);
+
+struct Payment {
+    /// Whether somebody has the turn.
+    is_taken: bool,
+    waiters: BTreeMap<Seat, (Claim, oneshot::Sender<Call>)>,
+    /// When those come back that found no place.
+    deferred: BinaryHeap<Reverse<Instant>>,
+    /// How long a turn lasts, lately.
+    pace: Duration,
+    turned: Option<Instant>,
+}
+
+/// What a waiter is told.
+enum Call {
+    Turn(Turn, Option<Acquired>),
+    Displaced(Duration),
+}
+
+/// What came of standing in line.
+pub(super) enum Entered {
+    /// It is this job's turn; with what came of asking for the lease, if the job before has handed it over.
+    Turn(Turn, Option<Acquired>),
+    /// There is no place, or it was given up: there may be one after so long.
+    Full(Duration),
 }
 
 /// A payment's turn, passed on to the next in line when it is dropped.
 pub(super) struct Turn {
-    places: Arc<Mutex<Places>>,
+    line: Line,
+    /// Empty once the turn was passed on.
     payment_id: String,
+    /// How often the lease was handed over in this worker since it was acquired.
+    handed: u32,
+}
+
+/// The next in line, called and not yet told.
+pub(super) struct Waiter {
+    pub(super) claim: Claim,
+    ticket: oneshot::Sender<Call>,
 }
 
 impl Line {
-    /// Lines in which at most half of the prefetch waits, so that one payment does not keep the others out.
-    pub(super) fn new(prefetch: u16) -> Self {
-        Self { places: Arc::default(), waiting_max: usize::from(prefetch) / 2 }
+    /// Lines in which at most half of the prefetch waits, so that one payment does not keep the others out. The delays are
+    /// those of deferrals.
+    pub(super) fn new(prefetch: u16, delays: Vec<Duration>) -> Self {
+        let waiting_max = usize::from(prefetch).div_ceil(2);
+        Self(Arc::new(Mutex::new(Places {
+            waiting: 0,
+            waiting_max,
+            payment_max: usize::from(prefetch / 8).max(PAYMENT_MIN).min(waiting_max),
+            delays,
+            arrivals: 0,
+            payments: HashMap::new(),
+            sweep_at: SWEEP_MIN,
+        })))
     }
 
-    /// Waits for the payment's turn; `None` if the line is full or does not move.
-    pub(super) async fn enter(&self, payment_id: &str) -> Option<Turn> {
-        let turn = {
-            let mut places = lock(&self.places);
-            let Places { waiting, payments } = &mut *places;
-            let Some(line) = payments.get_mut(payment_id) else {
-                payments.insert(payment_id.to_owned(), VecDeque::new());
-                return Some(self.turn(payment_id));
-            };
-            line.retain(|waiter| !waiter.is_closed());
-            if line.len() >= PAYMENT_MAX || *waiting >= self.waiting_max {
-                return None;
+    /// Waits for the payment's turn, until it is there or `given_up`.
+    pub(super) async fn enter(
+        &self,
+        payment_id: &str,
+        claim: &Claim,
+        first_seen_ms: i64,
+        given_up: impl Future<Output = ()>,
+    ) -> Entered {
+        let (ticket, called) = oneshot::channel();
+        let seat = {
+            let mut places = self.lock();
+            match places.sit(payment_id, first_seen_ms) {
+                Sat::Turn => return Entered::Turn(self.turn(payment_id.to_owned(), 0), None),
+                Sat::Full(wait) => return Entered::Full(wait),
+                Sat::At(seat) => {
+                    places.payment(payment_id).waiters.insert(seat, (claim.clone(), ticket));
+                    seat
+                }
             }
-            *waiting += 1;
-            let (waiter, turn) = oneshot::channel();
-            line.push_back(waiter);
-            turn
         };
-        let _waiting = Waiting(&self.places);
-        tokio::time::timeout(WAIT_MAX, turn).await.ok()?.ok()
+        let seated = Seated { line: self, payment_id, seat };
+        let mut called = std::pin::pin!(called);
+        let call = tokio::select! {
+            biased;
+            call = &mut called => call.ok(),
+            () = given_up => {
+                // Called in this very moment: the turn, and maybe a lease, must not be lost.
+                called.close();
+                called.try_recv().ok()
+            }
+        };
+        drop(seated);
+        match call {
+            Some(Call::Turn(turn, acquired)) => Entered::Turn(turn, acquired),
+            Some(Call::Displaced(wait)) => Entered::Full(wait),
+            None => Entered::Full(self.lock().defer(payment_id)),
+        }
     }
 
-    fn turn(&self, payment_id: &str) -> Turn {
-        Turn { places: Arc::clone(&self.places), payment_id: payment_id.to_owned() }
+    /// Leave for the one that has the turn to wait for the lease in Redis, within the share of those that wait.
+    pub(super) fn wait_outside(&self) -> Option<Outside<'_>> {
+        let mut places = self.lock();
+        let has_room = places.waiting < places.waiting_max;
+        has_room.then(|| {
+            places.waiting += 1;
+            Outside(self)
+        })
+    }
+
+    fn turn(&self, payment_id: String, handed: u32) -> Turn {
+        Turn { line: self.clone(), payment_id, handed }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Counts a waiter until it waits no more.
-struct Waiting<'a>(&'a Mutex<Places>);
+enum Sat {
+    Turn,
+    At(Seat),
+    Full(Duration),
+}
 
-impl Drop for Waiting<'_> {
+impl Places {
+    fn payment(&mut self, payment_id: &str) -> &mut Payment {
+        if !self.payments.contains_key(payment_id) {
+            if self.payments.len() >= self.sweep_at {
+                let now = Instant::now();
+                self.payments.retain(|_, payment| payment.is_wanted(now));
+                self.sweep_at = (self.payments.len() * 2).max(SWEEP_MIN);
+            }
+            self.payments.insert(payment_id.to_owned(), Payment::default());
+        }
+        // Was put there just now, if it was not there before.
+        self.payments.entry(payment_id.to_owned()).or_default()
+    }
+
+    fn sit(&mut self, payment_id: &str, first_seen_ms: i64) -> Sat {
+        self.arrivals += 1;
+        let seat = (first_seen_ms, self.arrivals);
+        let (payment_max, no_share) = (self.payment_max, self.waiting >= self.waiting_max);
+        let payment = self.payment(payment_id);
+        if !payment.is_taken {
+            payment.is_taken = true;
+            return Sat::Turn;
+        }
+        if !no_share && payment.waiters.len() < payment_max {
+            self.waiting += 1;
+            return Sat::At(seat);
+        }
+        // The oldest stay: the youngest of the line makes room for one that is older.
+        let youngest = payment.waiters.last_entry().filter(|youngest| *youngest.key() > seat);
+        let Some(youngest) = youngest else { return Sat::Full(self.defer(payment_id)) };
+        let (_, ticket) = youngest.remove();
+        let wait = self.defer(payment_id);
+        // One that has just given up counts itself out.
+        ticket.send(Call::Displaced(wait)).unwrap_or_default();
+        Sat::At(seat)
+    }
+
+    /// How long the line will take, with those that were deferred; counts one more of these.
+    fn defer(&mut self, payment_id: &str) -> Duration {
+        let now = Instant::now();
+        let payment = self.payment(payment_id);
+        payment.forget_returned(now);
+        let before = payment.waiters.len() + payment.deferred.len() + 1;
+        let wait = payment.pace.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
+        let back = now + fit(&self.delays, wait);
+        self.payment(payment_id).deferred.push(Reverse(back));
+        wait
+    }
+
+    /// The next in line; nobody has the turn if there is none.
+    fn next(&mut self, payment_id: &str) -> Option<Waiter> {
+        let payment = self.payments.get_mut(payment_id)?;
+        let now = Instant::now();
+        while let Some((_, (claim, ticket))) = payment.waiters.pop_first() {
+            self.waiting -= 1;
+            if !ticket.is_closed() {
+                payment.turned_at(now);
+                return Some(Waiter { claim, ticket });
+            }
+        }
+        None
+    }
+}
+
+impl Default for Payment {
+    fn default() -> Self {
+        Self {
+            is_taken: false,
+            waiters: BTreeMap::new(),
+            deferred: BinaryHeap::new(),
+            pace: PACE_FIRST,
+            turned: None,
+        }
+    }
+}
+
+impl Payment {
+    fn forget_returned(&mut self, now: Instant) {
+        while self.deferred.peek().is_some_and(|Reverse(back)| *back <= now) {
+            self.deferred.pop();
+        }
+    }
+
+    fn is_wanted(&mut self, now: Instant) -> bool {
+        self.forget_returned(now);
+        self.is_taken || !self.deferred.is_empty()
+    }
+
+    /// A moving average: an eighth of what is new.
+    fn turned_at(&mut self, now: Instant) {
+        if let Some(before) = self.turned.replace(now) {
+            self.pace = (self.pace * 7 + now.duration_since(before)) / 8;
+        }
+    }
+}
+
+/// Gives a place up when it is dropped, if it was not called by then.
+struct Seated<'a> {
+    line: &'a Line,
+    payment_id: &'a str,
+    seat: Seat,
+}
+
+impl Drop for Seated<'_> {
     fn drop(&mut self) {
-        lock(self.0).waiting -= 1;
+        let mut places = self.line.lock();
+        let payment = places.payments.get_mut(self.payment_id);
+        if payment.is_some_and(|payment| payment.waiters.remove(&self.seat).is_some()) {
+            places.waiting -= 1;
+        }
+    }
+}
+
+/// One that has the turn and waits in Redis.
+pub(super) struct Outside<'a>(&'a Line);
+
+impl Drop for Outside<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+    }
+}
+
+impl Turn {
+    /// Calls the next in line, who must then be told.
+    pub(super) fn next(&self) -> Option<Waiter> {
+        self.line.lock().next(&self.payment_id)
+    }
+
+    /// Whether this worker may keep the lease for one job more although another worker waits for it.
+    pub(super) const fn stays(&self) -> bool {
+        self.handed < HANDED_MAX
+    }
+
+    /// Passes the turn on, with what came of asking for the lease in the waiter's name. `false`: the waiter is gone, and
+    /// the turn goes to the next one.
+    pub(super) fn pass(mut self, waiter: Waiter, acquired: Option<Acquired>) -> bool {
+        let handed = match acquired {
+            Some(Acquired::Taken(_)) => self.handed.saturating_add(1),
+            _ => 0,
+        };
+        let turn = self.line.turn(std::mem::take(&mut self.payment_id), handed);
+        waiter.ticket.send(Call::Turn(turn, acquired)).is_ok()
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let next = {
-            let mut places = lock(&self.places);
-            let line = places.payments.get_mut(&self.payment_id);
-            let next = line.and_then(VecDeque::pop_front);
-            if next.is_none() {
-                places.payments.remove(&self.payment_id);
+        if self.payment_id.is_empty() {
+            return;
+        }
+        let waiter = {
+            let mut places = self.line.lock();
+            let waiter = places.next(&self.payment_id);
+            if waiter.is_none() {
+                let now = Instant::now();
+                if let Some(payment) = places.payments.get_mut(&self.payment_id) {
+                    payment.is_taken = false;
+                    payment.turned = None;
+                    if !payment.is_wanted(now) {
+                        places.payments.remove(&self.payment_id);
+                    }
+                }
             }
-            next
+            waiter
         };
-        if let Some(waiter) = next {
-            let payment_id = std::mem::take(&mut self.payment_id);
+        if let Some(Waiter { ticket, .. }) = waiter {
+            let turn = self.line.turn(std::mem::take(&mut self.payment_id), 0);
             // A waiter that gave up meanwhile drops the turn, which passes it on once more.
-            drop(waiter.send(Self { places: Arc::clone(&self.places), payment_id }));
+            drop(ticket.send(Call::Turn(turn, None)));
         }
     }
-}
-
-fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
-    places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn jobs_of_one_payment_take_turns_in_order() {
-        let line = Line::new(64);
-        let first = line.enter("p").await.unwrap();
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let mut waiters = Vec::new();
-        for n in 0..5 {
-            let (line, order) = (line.clone(), Arc::clone(&order));
-            let waiter = async move {
-                let _turn = line.enter("p").await.unwrap();
-                order.lock().unwrap().push(n);
-            };
-            waiters.push(tokio::spawn(waiter));
-            tokio::task::yield_now().await;
-        }
-        assert!(line.enter("other").await.is_some());
-        drop(first);
-        for waiter in waiters {
-            waiter.await.unwrap();
-        }
-        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4]);
-        assert!(lock(&line.places).payments.is_empty());
-        assert_eq!(lock(&line.places).waiting, 0);
-    }
-
-    #[tokio::test]
-    async fn a_waiter_that_gives_up_keeps_nobody_from_the_turn() {
-        let line = Line::new(64);
-        let first = line.enter("p").await.unwrap();
-        let gives_up = tokio::spawn({
-            let line = line.clone();
-            async move { line.enter("p").await.is_some() }
-        });
-        let waits = tokio::spawn({
-            let line = line.clone();
-            async move { line.enter("p").await.is_some() }
-        });
-        tokio::task::yield_now().await;
-        gives_up.abort();
-        drop(first);
-        assert!(waits.await.unwrap());
-        assert!(lock(&line.places).payments.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_full_line_turns_jobs_away() {
-        let line = Line::new(2);
-        let _first = line.enter("p").await.unwrap();
-        let waiter = tokio::spawn({
-            let line = line.clone();
-            async move { line.enter("p").await.is_some() }
-        });
-        tokio::task::yield_now().await;
-        assert!(line.enter("p").await.is_none());
-        waiter.abort();
-    }
-}
+mod tests;

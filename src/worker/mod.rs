@@ -1,19 +1,24 @@
 //! The worker: one session after the other, one pipeline for every job, and the drain.
 
+mod breaker;
+mod call;
 mod line;
+mod pace;
 mod process;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use governor::{DefaultDirectRateLimiter, Quota};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::breaker::BreakerOptions;
 use self::{
+    breaker::Breaker,
     line::Line,
+    pace::Pace,
     process::{Context, process},
 };
 use crate::{
@@ -47,6 +52,8 @@ pub struct Worker {
     pub codes: Codes,
     /// When a job is tried again.
     pub policy: Policy,
+    /// When captures pause.
+    pub breaker: BreakerOptions,
     /// The most calls, as (how many, in how long).
     pub rate_limit: Option<(NonZeroU32, Duration)>,
     /// How long the jobs in flight may take at the end.
@@ -79,9 +86,14 @@ impl Worker {
             async move { leases.keep_connected(links).await }
         });
         let crew = Crew::new(self, stop);
+        let prober = tokio::spawn({
+            let (ctx, links) = (Arc::clone(&crew.ctx), links.clone());
+            async move { ctx.breaker.probe(&ctx.gateway, &ctx.codes, links).await }
+        });
         let ended = crew.work().await;
         links.cancel();
         keeper.await.unwrap_or_default();
+        prober.abort();
         ended
     }
 }
@@ -94,6 +106,7 @@ struct Crew {
     /// One permit for each job in flight, whichever session it came with.
     permits: Arc<Semaphore>,
     redis_up: watch::Receiver<bool>,
+    breaker_open: watch::Receiver<bool>,
     health: Arc<Health>,
     drain_timeout: Duration,
     /// Set when the drain begins.
@@ -110,26 +123,24 @@ enum Ended {
 impl Crew {
     fn new(worker: Worker, stop: CancellationToken) -> Self {
         let redis_up = worker.leases.up();
-        let rate_limit = worker.rate_limit.and_then(|(calls, period)| {
-            let quota = Quota::with_period(period / calls.get())?;
-            // No burst: a limit of 100 calls a second is one call every 10 ms.
-            Some(DefaultDirectRateLimiter::direct(quota.allow_burst(NonZeroU32::MIN)))
-        });
+        let Worker { policy, metrics, .. } = worker;
         let ctx = Context {
             gateway: worker.gateway,
             leases: worker.leases,
-            line: Line::new(worker.broker.prefetch),
+            line: Line::new(worker.broker.prefetch, policy.defer_schedule.clone()),
             codes: worker.codes,
-            policy: worker.policy,
-            rate_limit,
-            metrics: worker.metrics,
+            policy,
+            breaker: Breaker::new(worker.breaker, Arc::clone(&metrics)),
+            pace: Pace::new(worker.rate_limit, Arc::clone(&metrics)),
+            metrics,
             draining: CancellationToken::new(),
         };
         Self {
-            ctx: Arc::new(ctx),
             permits: Arc::new(Semaphore::new(worker.broker.prefetch.into())),
             broker: worker.broker,
             tasks: TaskTracker::new(),
+            breaker_open: ctx.breaker.watch(),
+            ctx: Arc::new(ctx),
             redis_up,
             health: worker.health,
             drain_timeout: worker.drain_timeout,
@@ -205,7 +216,9 @@ impl Crew {
     async fn consume(&mut self, session: &Arc<Session>) -> Ended {
         let mut intake = Intake::new(Arc::clone(session));
         loop {
-            let may_take = *self.redis_up.borrow_and_update() && !session.is_blocked();
+            let may_take = *self.redis_up.borrow_and_update()
+                && !*self.breaker_open.borrow_and_update()
+                && !session.is_blocked();
             if may_take && intake.is_stopped() {
                 intake.open().await;
             } else if !may_take && intake.is_open() {
@@ -223,6 +236,7 @@ impl Crew {
                 }
                 () = session.lost() => return Ended::Lost,
                 _ = self.redis_up.changed() => continue,
+                _ = self.breaker_open.changed() => continue,
                 taken = take(&self.permits, &mut intake) => taken,
                 () = tokio::time::sleep(LOOK_EVERY) => continue,
             };

@@ -3,35 +3,41 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use governor::DefaultDirectRateLimiter;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::line::Line;
+use super::{
+    breaker::Breaker,
+    call::{hold, posts_at_once},
+    line::{Entered, Line},
+    pace::Pace,
+};
 use crate::{
     broker::{DELIVERY_LIMIT, Delivery},
     domain::{
         class::Codes,
         history::History,
         job::Job,
-        judge::{Before, Call, Inquired, first_call, judge_capture, judge_inquiry},
-        outcome::{Attempt, Deferral, Doubt, DoubtKind, Outcome, Release, Sent},
+        outcome::{Attempt, Deferral, Doubt, DoubtKind, Fate, Outcome, Sent},
         settle::{Policy, epoch_ms, settle},
     },
     gateway::Gateway,
-    lease::{Acquired, Lease, Leases, Token},
+    lease::{Acquired, Away, Claim, Leases},
     telemetry::Metrics,
 };
 
-/// A call is begun only if it ends so much before its lease.
-const LEASE_MARGIN: Duration = Duration::from_secs(1);
-/// A job in hand that can't begin because Redis is away is kept so long, then deferred.
+/// A job in hand that can't begin (the breaker is open, Redis is away, others of its payment stand before it) is kept so
+/// long, then deferred.
 const KEPT_IN_HAND: Duration = Duration::from_secs(60);
-/// The rate limit is waited for at least so long.
-const RATE_WAIT_MIN: Duration = Duration::from_millis(500);
+/// The longest that a job waits for another worker's lease.
+const OUTSIDE_MAX: Duration = Duration::from_secs(10);
+/// How often the next in line asks whether the lease is its own by now. Those behind ask more rarely, and often enough to
+/// claim a lease that is granted to them.
+const ASK_EVERY: Duration = Duration::from_millis(12);
+const ASK_EVERY_BEHIND: Duration = Duration::from_millis(100);
 /// Between two tries to reach Redis.
-const REDIS_RETRY: Duration = Duration::from_millis(100);
+pub(super) const REDIS_RETRY: Duration = Duration::from_millis(100);
 
 /// What every job needs.
 pub(super) struct Context {
@@ -40,7 +46,8 @@ pub(super) struct Context {
     pub(super) line: Line,
     pub(super) codes: Codes,
     pub(super) policy: Policy,
-    pub(super) rate_limit: Option<DefaultDirectRateLimiter>,
+    pub(super) breaker: Breaker,
+    pub(super) pace: Pace,
     pub(super) metrics: Arc<Metrics>,
     /// Cancelled when the worker drains: what has not begun is handed back.
     pub(super) draining: CancellationToken,
@@ -74,8 +81,8 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
             Ok(job) => contain(pursue(ctx, delivery, &job)).await,
         }
     };
-    let Ended { outcome, sent, remembered } = came_to;
-    Attempt { subject, outcome, sent, remembered }
+    let Ended { outcome, sent, remembered, outage } = came_to;
+    Attempt { subject, outcome, sent, remembered, outage }
 }
 
 /// A panic ends one job's attempt, in doubt: how far it came is not known.
@@ -88,230 +95,183 @@ async fn contain(pursuit: impl Future<Output = Ended>) -> Ended {
 }
 
 /// How a job's attempt ended.
-struct Ended {
-    outcome: Outcome,
-    sent: Sent,
-    remembered: bool,
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) sent: Sent,
+    pub(super) remembered: bool,
+    /// The breaker was open already when it failed.
+    pub(super) outage: bool,
 }
 
 impl Ended {
-    const fn of(outcome: Outcome, sent: Sent) -> Self {
-        Self { outcome, sent, remembered: false }
+    pub(super) const fn of(outcome: Outcome, sent: Sent) -> Self {
+        Self { outcome, sent, remembered: false, outage: false }
+    }
+
+    /// Of an id whose final outcome was known already.
+    fn known(fate: Fate) -> Self {
+        Self { remembered: true, ..Self::of(fate.into(), Sent::Yes) }
     }
 
     const fn deferred(why: Deferral, sent: Sent) -> Self {
         Self::of(Outcome::Deferred(why), sent)
     }
+
+    const fn handed_back() -> Self {
+        Self::of(Outcome::HandBack, Sent::Unknown)
+    }
 }
 
-/// Takes the payment's turn and lease, calls the gateway, gives the lease back.
+/// Takes the payment's turn and lease, calls the gateway, gives lease and turn to the next.
 async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
     let history = delivery.history();
-    let is_old = history.age_ms(epoch_ms(OffsetDateTime::now_utc()))
-        >= i64::try_from(ctx.policy.max_age.as_millis()).unwrap_or(i64::MAX);
-    let turn = tokio::select! {
-        () = ctx.draining.cancelled() => return Ended::of(Outcome::HandBack, Sent::Unknown),
-        turn = ctx.line.enter(&job.payment_id) => turn,
+    let claim = Claim::of(job, posts_at_once(ctx, history, job));
+    let given_up = async {
+        tokio::select! {
+            () = ctx.draining.cancelled() => {}
+            () = tokio::time::sleep(KEPT_IN_HAND) => {}
+        }
     };
-    // A job at the end of its time asks Redis even so: whether it was sent decides how it ends.
-    if turn.is_none() && !is_old {
-        return Ended::deferred(Deferral::LineFull, Sent::Unknown);
-    }
-    let posts = posts_at_once(ctx, history, job);
-    let token = Token::fresh();
-    match acquire(ctx, delivery, job, &token, posts).await {
+    let entered = ctx.line.enter(&job.payment_id, &claim, history.first_seen_ms, given_up).await;
+    let (turn, handed) = match entered {
+        Entered::Turn(turn, handed) => (Some(turn), handed),
+        Entered::Full(_) if ctx.draining.is_cancelled() => return Ended::handed_back(),
+        // A job at the end of its time asks Redis even so: whether it was sent decides how it ends.
+        Entered::Full(_) if is_old(ctx, history) => (None, None),
+        Entered::Full(wait) => return without_place(ctx, &claim, history, wait).await,
+    };
+    let acquired = match handed {
+        Some(acquired @ (Acquired::Taken(_) | Acquired::Known(_) | Acquired::OnHold { .. })) => {
+            Ok(acquired)
+        }
+        Some(Acquired::Held { .. }) | None => acquire(ctx, delivery, &claim, turn.is_some()).await,
+    };
+    match acquired {
         Err(ended) => {
-            tokio::spawn(forget_later(Arc::clone(ctx), job.clone(), token));
+            give_up(ctx, claim).await;
             ended
         }
-        Ok(Acquired::Known(fate)) => {
-            Ended { outcome: fate.into(), sent: Sent::Yes, remembered: true }
-        }
-        Ok(Acquired::Refused { by_hold, marked }) => {
-            let why = if by_hold { Deferral::HoldOfAnother } else { Deferral::LeaseHeld };
-            Ended::deferred(why, if marked { Sent::Yes } else { Sent::No })
-        }
-        Ok(Acquired::Taken(lease)) => hold(ctx, job, history, lease, posts).await,
+        Ok(Acquired::Known(fate)) => Ended::known(fate),
+        Ok(Acquired::Held { marked, .. }) => Ended::deferred(Deferral::LeaseHeld, sent(marked)),
+        Ok(Acquired::OnHold { marked }) => Ended::deferred(Deferral::HoldOfAnother, sent(marked)),
+        Ok(Acquired::Taken(lease)) => hold(ctx, job, history, lease, turn).await,
     }
 }
 
-/// Whether a capture will be posted as soon as the lease is taken, as far as the headers tell.
-fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool {
-    let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
-    first_call(&Before { history, marked: false, past_expiry }, &ctx.codes) == Call::Post
+const fn sent(marked: bool) -> Sent {
+    if marked { Sent::Yes } else { Sent::No }
 }
 
-/// Asks for the lease; while Redis is away the job is kept in hand, for a while.
+fn is_old(ctx: &Context, history: &History) -> bool {
+    let max_age_ms = i64::try_from(ctx.policy.max_age.as_millis()).unwrap_or(i64::MAX);
+    history.age_ms(epoch_ms(OffsetDateTime::now_utc())) >= max_age_ms
+}
+
+/// A job for which the line has no place. A copy of one that has ended needs none: it is looked for once, at the first of
+/// its deferrals in a row.
+async fn without_place(ctx: &Context, claim: &Claim, history: &History, wait: Duration) -> Ended {
+    if history.deferrals == 0
+        && let Ok(Some(fate)) = ctx.leases.known(claim).await
+    {
+        return Ended::known(fate);
+    }
+    Ended::deferred(Deferral::LineFull(wait), Sent::Unknown)
+}
+
+/// Asks for the lease until it is there, as long as the job may be kept: while the breaker is open or Redis is away nothing
+/// is asked; while another worker has it, the job stands in line in Redis, if it has the payment's turn in this worker.
 async fn acquire(
     ctx: &Context,
     delivery: &Delivery,
-    job: &Job,
-    token: &Token,
-    posts: bool,
+    claim: &Claim,
+    in_turn: bool,
 ) -> Result<Acquired, Ended> {
-    let keep_until = Instant::now() + KEPT_IN_HAND;
-    let mut up = ctx.leases.up();
+    let begun = Instant::now();
+    let keep_until = begun + KEPT_IN_HAND;
+    let mut outside = None;
+    let mut marked_before = Sent::Unknown;
     loop {
         // Whoever has the job by now, or will have it, begins it.
         if ctx.draining.is_cancelled() || !delivery.is_alive() {
-            return Err(Ended::of(Outcome::HandBack, Sent::Unknown));
+            return Err(Ended::handed_back());
         }
-        let asked = Instant::now();
-        match ctx.leases.acquire(job, token, posts).await {
-            Ok(acquired) => {
-                ctx.metrics.leased("acquire", asked.elapsed());
-                return Ok(acquired);
-            }
-            Err(away) => tracing::debug!(%away, "no lease yet"),
+        if ctx.breaker.is_open() {
+            keep(ctx, keep_until, ctx.breaker.closed()).await.map_err(|over| {
+                over.unwrap_or_else(|| Ended::deferred(Deferral::GatewayPaused, marked_before))
+            })?;
+            continue;
         }
-        let back = async {
-            tokio::time::sleep(REDIS_RETRY).await;
-            up.wait_for(|up| *up).await.is_ok()
-        };
-        tokio::select! {
-            () = ctx.draining.cancelled() => return Err(Ended::of(Outcome::HandBack, Sent::Unknown)),
-            () = tokio::time::sleep_until(keep_until) => {
-                return Err(Ended::deferred(Deferral::LeaseUnavailable, Sent::Unknown));
+        match ask(ctx, claim, in_turn).await {
+            Ok(Acquired::Held { place: Some(place), marked }) => {
+                marked_before = sent(marked);
+                if outside.is_none() {
+                    outside = ctx.line.wait_outside();
+                }
+                if outside.is_none() || begun.elapsed() >= OUTSIDE_MAX {
+                    return Err(Ended::deferred(Deferral::LeaseHeld, marked_before));
+                }
+                let every = if place == 0 { ASK_EVERY } else { ASK_EVERY_BEHIND };
+                let pause = every.mul_f32(rand::random_range(0.8..1.2));
+                tokio::select! {
+                    () = ctx.draining.cancelled() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
             }
-            _ = back => {}
-        }
-    }
-}
-
-/// An acquisition that was given up may have been granted, and its answer lost: what it wrote is taken back.
-async fn forget_later(ctx: Arc<Context>, job: Job, token: Token) {
-    let until = Instant::now() + KEPT_IN_HAND;
-    while ctx.leases.forget(&job, &token).await.is_err() && Instant::now() < until {
-        tokio::time::sleep(REDIS_RETRY * 5).await;
-    }
-}
-
-/// With the lease in hand: call, and give it back.
-async fn hold(
-    ctx: &Arc<Context>,
-    job: &Job,
-    history: &History,
-    mut lease: Lease,
-    announced: bool,
-) -> Ended {
-    let before = Before {
-        history,
-        marked: lease.marked(),
-        past_expiry: job.is_past_expiry(OffsetDateTime::now_utc()),
-    };
-    let sent = if before.sent() { Sent::Yes } else { Sent::No };
-    let outcome = call(ctx, job, &before, &mut lease, announced).await;
-    Ended::of(release(ctx, lease, outcome).await, sent)
-}
-
-async fn call(
-    ctx: &Context,
-    job: &Job,
-    before: &Before<'_>,
-    lease: &mut Lease,
-    announced: bool,
-) -> Outcome {
-    match first_call(before, &ctx.codes) {
-        Call::Expired => Outcome::Expired { inquired: false },
-        Call::Post => post(ctx, job, before, lease, announced).await,
-        Call::Inquire => {
-            if let Some(outcome) = secure(ctx, lease, ctx.gateway.inquiry_timeout(), None).await {
-                return outcome;
-            }
-            let asked = Instant::now();
-            let reply = ctx.gateway.inquire(&job.payment_id).await;
-            ctx.metrics.called("inquiry", asked.elapsed());
-            let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
-            match judge_inquiry(reply, job, &Before { past_expiry, ..*before }, &ctx.codes) {
-                Inquired::Over(outcome) => outcome,
-                Inquired::Post => post(ctx, job, before, lease, false).await,
+            Ok(acquired) => return Ok(acquired),
+            Err(away) => {
+                tracing::debug!(%away, "no lease yet");
+                keep(ctx, keep_until, redis_back(ctx)).await.map_err(|over| {
+                    over.unwrap_or_else(|| {
+                        Ended::deferred(Deferral::LeaseUnavailable, marked_before)
+                    })
+                })?;
             }
         }
     }
 }
 
-async fn post(
-    ctx: &Context,
-    job: &Job,
-    before: &Before<'_>,
-    lease: &mut Lease,
-    announced: bool,
-) -> Outcome {
-    let timeout = ctx.gateway.capture_timeout();
-    if let Some(outcome) = secure(ctx, lease, timeout, Some(announced)).await {
-        return outcome;
-    }
+async fn ask(ctx: &Context, claim: &Claim, waits: bool) -> Result<Acquired, Away> {
     let asked = Instant::now();
-    let reply = ctx.gateway.capture(job).await;
-    ctx.metrics.called("capture", asked.elapsed());
-    judge_capture(reply, job, before, &ctx.codes)
+    let acquired = ctx.leases.acquire(claim, waits).await;
+    ctx.metrics.leased("acquire", asked.elapsed());
+    acquired
 }
 
-/// Makes sure that a call keeps to the rate limit, that it ends within the lease, and that a capture is announced (hold
-/// and mark are written) before it leaves. An outcome if the call may not begin.
-async fn secure(
+/// Keeps a job until something is over. An error if that takes too long (`None`), or the worker drains.
+async fn keep(
     ctx: &Context,
-    lease: &mut Lease,
-    timeout: Duration,
-    announced: Option<bool>,
-) -> Option<Outcome> {
-    if let Some(limit) = &ctx.rate_limit {
-        // A lease that is no longer than the call is renewed below, after a short wait at most.
-        let spare = lease.left().saturating_sub(timeout + LEASE_MARGIN).max(RATE_WAIT_MIN);
-        let ready = tokio::time::timeout(spare, limit.until_ready()).await;
-        if ready.is_err() {
-            return Some(Outcome::Deferred(Deferral::RateLimit));
-        }
-    }
-    if lease.left() >= timeout + LEASE_MARGIN && announced != Some(false) {
-        return None;
-    }
-    match ctx.leases.renew(lease, announced.is_some()).await {
-        Ok(true) => None,
-        Ok(false) => Some(Outcome::Deferred(Deferral::LeaseHeld)),
-        Err(away) => {
-            tracing::debug!(%away, "the lease can't be renewed");
-            Some(Outcome::Deferred(Deferral::LeaseUnavailable))
-        }
+    until: Instant,
+    over: impl Future<Output = ()>,
+) -> Result<(), Option<Ended>> {
+    tokio::select! {
+        () = ctx.draining.cancelled() => Err(Some(Ended::handed_back())),
+        () = tokio::time::sleep_until(until) => Err(None),
+        () = over => Ok(()),
     }
 }
 
-/// Gives the lease back. One that was lost meanwhile makes every outcome doubtful but the gateway's signed word.
-async fn release(ctx: &Arc<Context>, lease: Lease, outcome: Outcome) -> Outcome {
-    let release = outcome.release();
-    let asked = Instant::now();
-    let released = ctx.leases.release(&lease, &release).await;
-    ctx.metrics.leased("release", asked.elapsed());
-    let called = !matches!(outcome, Outcome::Deferred(_) | Outcome::Expired { inquired: false });
-    match released {
-        Ok(false) if called && !outcome.is_final() => Outcome::InDoubt(Doubt {
-            reason: format!("the lease was lost during the call, which came to {}", outcome.name()),
-            kind: DoubtKind::LeaseLost,
-            word: None,
-        }),
-        Ok(_) => outcome,
-        Err(away) => {
-            tracing::warn!(%away, "a lease could not be given back yet; it ends by its time");
-            tokio::spawn(release_later(Arc::clone(ctx), lease, release));
-            outcome
-        }
-    }
+async fn redis_back(ctx: &Context) {
+    tokio::time::sleep(REDIS_RETRY).await;
+    // The sender lives as long as the leases.
+    drop(ctx.leases.up().wait_for(|up| *up).await);
 }
 
-/// Goes on trying to give a lease back for as long as it could last, or the hold of an id whose verdict is known: the
-/// settlement does not wait for it.
-async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
-    let hold = ctx.leases.hold_in_doubt();
-    let until = match release {
-        Release::Final(_) | Release::EndHold => Instant::now() + hold,
-        Release::KeepHold | Release::TakeBack | Release::Forget => Instant::now() + lease.left(),
-    };
-    while Instant::now() < until {
-        tokio::time::sleep(REDIS_RETRY * 5).await;
-        if ctx.leases.release(&lease, &release).await.is_ok() {
-            return;
-        }
+/// An acquisition that is given up stands in line, or may have been granted and its answer lost: what it wrote is taken
+/// back, later if Redis is away.
+pub(super) async fn give_up(ctx: &Arc<Context>, claim: Claim) {
+    if ctx.leases.forget(&claim).await.is_ok() {
+        return;
     }
+    let ctx = Arc::clone(ctx);
+    tokio::spawn(async move {
+        let until = Instant::now() + KEPT_IN_HAND;
+        while Instant::now() < until {
+            tokio::time::sleep(REDIS_RETRY * 5).await;
+            if ctx.leases.forget(&claim).await.is_ok() {
+                return;
+            }
+        }
+    });
 }
 
 #[cfg(test)]

@@ -226,6 +226,8 @@ async fn the_hold_outlives_a_worker_that_was_killed_in_the_middle() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_without_headers_of_a_job_in_doubt_never_ends_expired_or_unreachable() {
     let shop = Shop::open().await.set("LEASE__HOLD_IN_DOUBT", "3s").set("LEASE__TTL", "2500ms");
+    // The outage of this test is not to end in a pause.
+    let shop = shop.set("BREAKER__FAILURES", "100");
     let mut worker = shop.worker().await;
     shop.script("p", json!([{"answer": "no_answer", "times": "forever"}]));
     let until = SystemTime::now() + Duration::from_secs(2);

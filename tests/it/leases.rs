@@ -8,7 +8,7 @@ use capture_worker::{
         job::Job,
         outcome::{Capture, Fate, Release, Verdict},
     },
-    lease::{Acquired, Lease, LeaseTimes, Leases, RedisOptions, Token},
+    lease::{Acquired, Claim, Lease, LeaseTimes, Leases, RedisOptions},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -44,7 +44,7 @@ fn of(id: &str, value: u64) -> Job {
 
 /// Acquires for a capture that is posted at once.
 async fn acquire(leases: &Leases, job: &Job) -> Acquired {
-    leases.acquire(job, &Token::fresh(), true).await.expect("Redis answers")
+    leases.acquire(&Claim::of(job, true), false).await.expect("Redis answers")
 }
 
 #[track_caller]
@@ -57,12 +57,12 @@ fn taken(acquired: Acquired) -> Lease {
 
 #[track_caller]
 fn refused(acquired: Acquired, expected_by_hold: bool, expected_marked: bool) {
-    match acquired {
-        Acquired::Refused { by_hold, marked } => {
-            assert_eq!((by_hold, marked), (expected_by_hold, expected_marked));
-        }
+    let refused = match acquired {
+        Acquired::Held { place: None, marked } => (false, marked),
+        Acquired::OnHold { marked } => (true, marked),
         other => panic!("not refused: {other:?}"),
-    }
+    };
+    assert_eq!(refused, (expected_by_hold, expected_marked));
 }
 
 fn captured() -> Fate {
@@ -158,7 +158,7 @@ async fn an_inquiry_announces_nothing_until_it_posts() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let a = of("a", 100);
-    let asked = leases.acquire(&a, &Token::fresh(), false).await.unwrap();
+    let asked = leases.acquire(&Claim::of(&a, false), false).await.unwrap();
     let mut lease = taken(asked);
     assert_eq!(keys(&redis), ["capture:{p}:lease"]);
     assert!(leases.renew(&mut lease, true).await.unwrap());
@@ -172,9 +172,9 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
-    let token = Token::fresh();
-    taken(leases.acquire(&a, &token, true).await.unwrap());
-    let mut lease = taken(leases.acquire(&a, &token, true).await.unwrap());
+    let claim = Claim::of(&a, true);
+    taken(leases.acquire(&claim, false).await.unwrap());
+    let mut lease = taken(leases.acquire(&claim, false).await.unwrap());
     assert!(!lease.marked(), "its own mark is none of an earlier acquisition");
 
     redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
@@ -198,13 +198,13 @@ async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
-    let token = Token::fresh();
-    taken(leases.acquire(&a, &token, true).await.unwrap());
+    let claim = Claim::of(&a, true);
+    taken(leases.acquire(&claim, false).await.unwrap());
     redis.cmd(&["DEL", "capture:{p}:lease"]).unwrap();
     let copy = taken(acquire(&leases, &a).await);
     assert!(copy.marked());
     release(&leases, &copy, Release::KeepHold).await;
-    let late = taken(leases.acquire(&a, &token, true).await.unwrap());
+    let late = taken(leases.acquire(&claim, false).await.unwrap());
     assert!(late.marked());
     release(&leases, &late, Release::TakeBack).await;
     refused(acquire(&leases, &b).await, true, false);
@@ -212,9 +212,9 @@ async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
     // And one that is given up takes back what it wrote, even after its time.
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
-    taken(leases.acquire(&a, &token, true).await.unwrap());
+    taken(leases.acquire(&claim, false).await.unwrap());
     redis.cmd(&["DEL", "capture:{p}:lease"]).unwrap();
-    leases.forget(&a, &token).await.unwrap();
+    leases.forget(&claim).await.unwrap();
     assert_eq!(keys(&redis), Vec::<String>::new());
 }
 
@@ -231,6 +231,114 @@ async fn a_lease_ends_by_its_time_and_leaves_the_hold_behind() {
     taken(acquire(&leases, &a).await);
 }
 
+/// Stands in line, or is granted the lease.
+async fn wait(leases: &Leases, claim: &Claim) -> Acquired {
+    leases.acquire(claim, true).await.expect("Redis answers")
+}
+
+#[track_caller]
+fn stands_at(acquired: &Acquired, expected: u32) {
+    assert!(
+        matches!(acquired, Acquired::Held { place: Some(place), .. } if *place == expected),
+        "{acquired:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let claims = ["a", "b", "c", "d"].map(|id| Claim::of(&of(id, 100), true));
+    let [a, b, c, d] = &claims;
+    let lease = taken(wait(&leases, a).await);
+    for (claim, place) in [(b, 0), (c, 1), (b, 0), (d, 2)] {
+        stands_at(&wait(&leases, claim).await, place);
+    }
+    leases.forget(c).await.unwrap();
+    stands_at(&wait(&leases, d).await, 1);
+    assert!(release(&leases, &lease, Release::EndHold).await);
+    // It is b's, whoever asks first, in line or not.
+    stands_at(&wait(&leases, d).await, 0);
+    refused(acquire(&leases, &of("e", 100)).await, false, false);
+    let lease = taken(wait(&leases, b).await);
+    assert!(release(&leases, &lease, Release::EndHold).await);
+    // One that gives up what it was granted passes it on.
+    stands_at(&wait(&leases, c).await, 0);
+    leases.forget(d).await.unwrap();
+    let lease = taken(wait(&leases, c).await);
+    // A copy whose outcome becomes known while it waits needs no lease, and stands in nobody's way.
+    let copy = Claim::of(&of("c", 100), true);
+    stands_at(&wait(&leases, &copy).await, 0);
+    stands_at(&wait(&leases, d).await, 1);
+    assert!(release(&leases, &lease, Release::Final(captured())).await);
+    assert!(matches!(wait(&leases, &copy).await, Acquired::Known(_)));
+    taken(wait(&leases, d).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_nobody_claims_ends_soon() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let [a, dead, c] = ["a", "dead", "c"].map(|id| Claim::of(&of(id, 100), true));
+    let lease = taken(wait(&leases, &a).await);
+    stands_at(&wait(&leases, &dead).await, 0);
+    stands_at(&wait(&leases, &c).await, 1);
+    release(&leases, &lease, Release::EndHold).await;
+    assert!((1..=500).contains(&ttl_ms(&redis, "capture:{p}:lease")));
+    eventually("the next one has it", Duration::from_secs(5), async || {
+        matches!(wait(&leases, &c).await, Acquired::Taken(_))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_handed_over_in_one_step_and_to_another_worker_in_its_turn() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let claims = ["a", "b", "c", "other"].map(|id| Claim::of(&of(id, 100), true));
+    let [a, b, c, other] = &claims;
+    let lease = taken(wait(&leases, a).await);
+    stands_at(&wait(&leases, other).await, 0);
+    // The lease stays, though another waits.
+    let handed = leases.hand_over(&lease, &Release::Final(captured()), b, true).await.unwrap();
+    let (true, Acquired::Taken(lease)) = handed else { panic!("{handed:?}") };
+    assert!(!lease.marked());
+    assert!(matches!(leases.known(a).await.unwrap(), Some(fate) if fate == captured()));
+    assert!(leases.known(b).await.unwrap().is_none());
+    assert!(ttl_ms(&redis, "capture:{p}:hold") > 590_000, "the hold of b");
+    // And now it does not.
+    let handed = leases.hand_over(&lease, &Release::EndHold, c, false).await.unwrap();
+    let (true, handed) = handed else { panic!("{handed:?}") };
+    stands_at(&handed, 0);
+    let lease = taken(wait(&leases, other).await);
+    // To a job whose outcome is known nothing is handed, and the line moves on.
+    let copy = Claim::of(&of("a", 100), true);
+    let handed = leases.hand_over(&lease, &Release::EndHold, &copy, true).await.unwrap();
+    assert!(matches!(handed, (true, Acquired::Known(_))), "{handed:?}");
+    let lease = taken(wait(&leases, c).await);
+    // In doubt: the hold keeps the next one out, and the lease is free for the one that may re-enter.
+    let b = Claim::of(&of("b", 100), true);
+    let handed = leases.hand_over(&lease, &Release::KeepHold, &b, true).await.unwrap();
+    assert!(matches!(handed, (true, Acquired::OnHold { marked: true })), "{handed:?}");
+    let again = taken(acquire(&leases, &of("c", 100)).await);
+    assert!(again.marked());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lease_is_not_handed_over() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
+    let [a, b, c] = ["a", "b", "c"].map(|id| Claim::of(&of(id, 100), true));
+    let lost = taken(wait(&leases, &a).await);
+    redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
+    let others = taken(wait(&leases, &c).await);
+    let handed = leases.hand_over(&lost, &Release::KeepHold, &b, true).await.unwrap();
+    let (false, handed) = handed else { panic!("{handed:?}") };
+    stands_at(&handed, 0);
+    release(&leases, &others, Release::EndHold).await;
+    taken(wait(&leases, &b).await);
+}
+
 /// The same scripts through the clients for a Cluster and for Sentinels.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
@@ -244,7 +352,13 @@ async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
         let (a, b) = (of("a", 100), of("b", 100));
         let lease = taken(acquire(&leases, &a).await);
         refused(acquire(&leases, &b).await, false, false);
+        let [b, c] = [&b, &of("c", 1)].map(|job| Claim::of(job, true));
+        let handed = leases.hand_over(&lease, &Release::Final(captured()), &b, true).await;
+        let Ok((true, Acquired::Taken(lease))) = handed else { panic!("{url}: {handed:?}") };
+        stands_at(&wait(&leases, &c).await, 0);
         assert!(release(&leases, &lease, Release::Final(captured())).await, "{url}");
+        assert!(leases.known(&b).await.unwrap().is_some(), "{url}");
+        taken(wait(&leases, &c).await);
         assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
         let elsewhere = Job::parse(&job("z", "another payment: {p}", 1)).unwrap();
         taken(acquire(&leases, &elsewhere).await);

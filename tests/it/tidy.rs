@@ -15,7 +15,6 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("clap", &["src/cli"]),
     ("prometheus_client", &["src/telemetry.rs"]),
     ("tracing_subscriber", &["src/telemetry.rs"]),
-    ("governor", &["src/worker"]),
     ("aws_lc_rs", &["src/gateway/signing.rs"]),
     ("rust_decimal", &["src/domain/money.rs"]),
     ("iso_currency", &["src/domain/money.rs"]),

@@ -113,7 +113,8 @@ fn inquired(reply: InquiryReply, before: &Before<'_>) -> Inquired {
 }
 
 fn settled(outcome: Outcome, sent: Sent, history: &History) -> Settlement {
-    let attempt = Attempt { subject: job().subject(), outcome, sent, remembered: false };
+    let attempt =
+        Attempt { subject: job().subject(), outcome, sent, remembered: false, outage: false };
     settle(&attempt, history, &policy(), now())
 }
 

@@ -115,7 +115,13 @@ fn ends_of_our_own_are_told_as_what_they_are() {
 #[test]
 fn a_known_outcome_spends_no_attempt() {
     let outcome = Outcome::Captured(Capture::default());
-    let attempt = Attempt { subject: job().subject(), outcome, sent: Sent::Yes, remembered: true };
+    let attempt = Attempt {
+        subject: job().subject(),
+        outcome,
+        sent: Sent::Yes,
+        remembered: true,
+        outage: false,
+    };
     let settlement = settle(&attempt, &sent_history(), &policy(), now());
     assert_eq!(describe(&settlement), "captured after 1");
 }
@@ -165,6 +171,7 @@ fn a_malformed_job_without_a_readable_id_has_nobody_to_tell() {
         outcome: Outcome::Malformed(malformed.reason),
         sent: Sent::Unknown,
         remembered: false,
+        outage: false,
     };
     let settlement = settle(&attempt, &history(), &policy(), now());
     assert_eq!(describe(&settlement), "dead malformed after 0, told nobody");

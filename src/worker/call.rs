@@ -1,0 +1,219 @@
+//! With the lease in hand: which call, and what becomes of the lease after it.
+
+use std::{sync::Arc, time::Duration};
+
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::{
+    breaker,
+    line::{Turn, Waiter},
+    process::{Context, Ended, REDIS_RETRY, give_up},
+};
+use crate::{
+    domain::{
+        history::History,
+        job::Job,
+        judge::{Before, Call, Health, Inquired, first_call, health, judge_capture, judge_inquiry},
+        outcome::{Deferral, Doubt, DoubtKind, Outcome, Release, Sent},
+        reply::Reply,
+    },
+    lease::{Acquired, Away, Lease},
+};
+
+/// A call is begun only if it ends so much before its lease.
+const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// The pace is waited for at least so long.
+const PACE_WAIT_MIN: Duration = Duration::from_millis(500);
+
+/// Whether a capture will be posted as soon as the lease is taken, as far as the headers tell.
+pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool {
+    let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
+    first_call(&Before { history, marked: false, past_expiry }, &ctx.codes) == Call::Post
+}
+
+/// Calls, and gives the lease back or on.
+pub(super) async fn hold(
+    ctx: &Arc<Context>,
+    job: &Job,
+    history: &History,
+    mut lease: Lease,
+    turn: Option<Turn>,
+) -> Ended {
+    let before = Before {
+        history,
+        marked: lease.marked(),
+        past_expiry: job.is_past_expiry(OffsetDateTime::now_utc()),
+    };
+    let sent = if before.sent() { Sent::Yes } else { Sent::No };
+    let mut call = UnderLease { ctx, job, before, lease: &mut lease, outage: false };
+    let outcome = call.begin().await;
+    let outage = call.outage;
+    Ended { outage, ..Ended::of(release(ctx, lease, outcome, turn).await, sent) }
+}
+
+/// The calls of one attempt.
+struct UnderLease<'a> {
+    ctx: &'a Context,
+    job: &'a Job,
+    before: Before<'a>,
+    lease: &'a mut Lease,
+    /// Whether the breaker was open already when the last call was answered.
+    outage: bool,
+}
+
+impl UnderLease<'_> {
+    async fn begin(&mut self) -> Outcome {
+        match first_call(&self.before, &self.ctx.codes) {
+            Call::Expired => Outcome::Expired { inquired: false },
+            Call::Post => self.post(self.lease.is_announced()).await,
+            Call::Inquire => self.inquire().await,
+        }
+    }
+
+    async fn inquire(&mut self) -> Outcome {
+        let Self { ctx, job, .. } = *self;
+        if let Some(outcome) = self.secure(ctx.gateway.inquiry_timeout(), None).await {
+            return outcome;
+        }
+        let asked = Instant::now();
+        let reply = ctx.gateway.inquire(&job.payment_id).await;
+        ctx.metrics.called("inquiry", asked.elapsed());
+        self.heard(breaker::Call::Inquiry, &reply);
+        self.before.past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
+        match judge_inquiry(reply, job, &self.before, &ctx.codes) {
+            Inquired::Over(outcome) => outcome,
+            Inquired::Post => self.post(false).await,
+        }
+    }
+
+    /// `announced`: hold and mark are written already.
+    async fn post(&mut self, announced: bool) -> Outcome {
+        let Self { ctx, job, .. } = *self;
+        if let Some(outcome) = self.secure(ctx.gateway.capture_timeout(), Some(announced)).await {
+            return outcome;
+        }
+        let asked = Instant::now();
+        let reply = ctx.gateway.capture(job).await;
+        ctx.metrics.called("capture", asked.elapsed());
+        self.heard(breaker::Call::Capture, &reply);
+        judge_capture(reply, job, &self.before, &ctx.codes)
+    }
+
+    /// What a reply says of the gateway concerns all jobs.
+    fn heard<B>(&mut self, call: breaker::Call, reply: &Reply<B>) {
+        let Self { ctx, job, .. } = *self;
+        let health = health(reply, &ctx.codes);
+        self.outage = ctx.breaker.is_open();
+        ctx.breaker.heard(call, &job.payment_id, &health);
+        match health {
+            Health::Throttled(retry_after) => ctx.pace.throttled(retry_after),
+            Health::Well => ctx.pace.went_well(),
+            Health::Ill(_) => {}
+        }
+    }
+
+    /// Makes sure that a call keeps to the pace, that it ends within the lease, and that a capture is announced (hold and
+    /// mark are written) before it leaves. An outcome if the call may not begin.
+    async fn secure(&mut self, timeout: Duration, announced: Option<bool>) -> Option<Outcome> {
+        // A lease that is no longer than the call is renewed below, after a short wait at most.
+        let spare = self.lease.left().saturating_sub(timeout + LEASE_MARGIN).max(PACE_WAIT_MIN);
+        if !self.ctx.pace.slot(spare).await {
+            return Some(Outcome::Deferred(Deferral::RateLimit));
+        }
+        if self.ctx.breaker.is_open() {
+            return Some(Outcome::Deferred(Deferral::GatewayPaused));
+        }
+        if self.lease.left() >= timeout + LEASE_MARGIN && announced != Some(false) {
+            return None;
+        }
+        match self.ctx.leases.renew(self.lease, announced.is_some()).await {
+            Ok(true) => None,
+            Ok(false) => Some(Outcome::Deferred(Deferral::LeaseHeld)),
+            Err(away) => {
+                tracing::debug!(%away, "the lease can't be renewed");
+                Some(Outcome::Deferred(Deferral::LeaseUnavailable))
+            }
+        }
+    }
+}
+
+/// Gives the lease back, or on to the next in line. One that was lost meanwhile makes every outcome doubtful but the
+/// gateway's signed word.
+async fn release(
+    ctx: &Arc<Context>,
+    lease: Lease,
+    outcome: Outcome,
+    turn: Option<Turn>,
+) -> Outcome {
+    let release = outcome.release();
+    let called = !matches!(outcome, Outcome::Deferred(_) | Outcome::Expired { inquired: false });
+    match give_on(ctx, &lease, &release, turn).await {
+        Ok(false) if called && !outcome.is_final() => Outcome::InDoubt(Doubt {
+            reason: format!("the lease was lost during the call, which came to {}", outcome.name()),
+            kind: DoubtKind::LeaseLost,
+            word: None,
+        }),
+        Ok(_) => outcome,
+        Err(away) => {
+            tracing::warn!(%away, "a lease could not be given back yet; it ends by its time");
+            tokio::spawn(release_later(Arc::clone(ctx), lease, release));
+            outcome
+        }
+    }
+}
+
+/// Whether the lease was still ours. Nobody is handed a lease for a call that may not begin.
+async fn give_on(
+    ctx: &Arc<Context>,
+    lease: &Lease,
+    release: &Release,
+    turn: Option<Turn>,
+) -> Result<bool, Away> {
+    let may_begin = !ctx.breaker.is_open() && !ctx.draining.is_cancelled();
+    let next = turn.as_ref().filter(|_| may_begin).and_then(Turn::next);
+    let asked = Instant::now();
+    let (Some(turn), Some(waiter)) = (turn, next) else {
+        let released = ctx.leases.release(lease, release).await;
+        ctx.metrics.leased("release", asked.elapsed());
+        return released;
+    };
+    let handed = ctx.leases.hand_over(lease, release, &waiter.claim, turn.stays()).await;
+    ctx.metrics.leased("hand_over", asked.elapsed());
+    match handed {
+        Ok((mine, acquired)) => {
+            pass(ctx, turn, waiter, Some(acquired));
+            Ok(mine)
+        }
+        // The waiter asks for itself, with the same claim.
+        Err(away) => {
+            pass(ctx, turn, waiter, None);
+            Err(away)
+        }
+    }
+}
+
+/// Passes the turn on; what was acquired for a waiter that is gone is taken back.
+fn pass(ctx: &Arc<Context>, turn: Turn, waiter: Waiter, acquired: Option<Acquired>) {
+    let claim = waiter.claim.clone();
+    if !turn.pass(waiter, acquired) {
+        let ctx = Arc::clone(ctx);
+        tokio::spawn(async move { give_up(&ctx, claim).await });
+    }
+}
+
+/// Goes on trying to give a lease back for as long as it could last, or the hold of an id whose verdict is known: the
+/// settlement does not wait for it.
+async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
+    let hold = ctx.leases.hold_in_doubt();
+    let until = match release {
+        Release::Final(_) | Release::EndHold => Instant::now() + hold,
+        Release::KeepHold | Release::TakeBack | Release::Forget => Instant::now() + lease.left(),
+    };
+    while Instant::now() < until {
+        tokio::time::sleep(REDIS_RETRY * 5).await;
+        if ctx.leases.release(&lease, &release).await.is_ok() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,168 @@
+use super::*;
+use crate::domain::job::Job;
+
+fn claim() -> Claim {
+    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
+    Claim::of(&Job::parse(body.as_bytes()).unwrap(), true)
+}
+
+fn line(prefetch: u16) -> Line {
+    Line::new(prefetch, [250, 1000, 4000].map(Duration::from_millis).to_vec())
+}
+
+/// Enters for good, first seen at this time.
+async fn enter(line: &Line, first_seen_ms: i64) -> Entered {
+    line.enter("p", &claim(), first_seen_ms, std::future::pending()).await
+}
+
+async fn turn(line: &Line, first_seen_ms: i64) -> Turn {
+    match enter(line, first_seen_ms).await {
+        Entered::Turn(turn, _) => turn,
+        Entered::Full(_) => panic!("no place"),
+    }
+}
+
+/// Waiters of these ages, each of which writes down when it had its turn.
+async fn waiters(
+    line: &Line,
+    ages: impl IntoIterator<Item = i64>,
+) -> (Vec<tokio::task::JoinHandle<()>>, Arc<Mutex<Vec<i64>>>) {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut waiters = Vec::new();
+    for age in ages {
+        let (line, order) = (line.clone(), Arc::clone(&order));
+        waiters.push(tokio::spawn(async move {
+            if let Entered::Turn(_turn, _) = enter(&line, age).await {
+                order.lock().unwrap().push(age);
+            }
+        }));
+        tokio::task::yield_now().await;
+    }
+    (waiters, order)
+}
+
+async fn end(waiters: Vec<tokio::task::JoinHandle<()>>) {
+    for waiter in waiters {
+        waiter.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn jobs_of_one_payment_take_turns_the_oldest_first() {
+    let line = line(64);
+    let first = turn(&line, 0).await;
+    let (waiting, order) = waiters(&line, [3, 5, 4, 5, 1]).await;
+    let other = line.enter("other", &claim(), 9, std::future::pending()).await;
+    assert!(matches!(other, Entered::Turn(..)));
+    drop(other);
+    drop(first);
+    end(waiting).await;
+    assert_eq!(*order.lock().unwrap(), [1, 3, 4, 5, 5]);
+    assert!(line.lock().payments.is_empty());
+    assert_eq!(line.lock().waiting, 0);
+}
+
+#[tokio::test]
+async fn a_waiter_that_gives_up_keeps_nobody_from_the_turn() {
+    let line = line(64);
+    let first = turn(&line, 0).await;
+    let (mut waiting, order) = waiters(&line, [1, 2]).await;
+    waiting.remove(0).abort();
+    drop(first);
+    end(waiting).await;
+    assert_eq!(*order.lock().unwrap(), [2]);
+    assert!(line.lock().payments.is_empty());
+    assert_eq!(line.lock().waiting, 0);
+}
+
+#[tokio::test]
+async fn a_waiter_called_while_it_gives_up_has_the_turn_to_pass_on() {
+    let line = line(64);
+    let first = turn(&line, 0).await;
+    let (give_up, given_up) = oneshot::channel::<()>();
+    let waiter = tokio::spawn({
+        let line = line.clone();
+        async move {
+            let given_up = async { drop(given_up.await) };
+            line.enter("p", &claim(), 1, given_up).await
+        }
+    });
+    tokio::task::yield_now().await;
+    let next = first.next().unwrap();
+    drop(give_up);
+    assert!(matches!(waiter.await.unwrap(), Entered::Full(_)));
+    assert!(!first.pass(next, None), "the waiter is gone");
+    drop(turn(&line, 2).await);
+    assert_eq!(line.lock().waiting, 0);
+}
+
+#[tokio::test]
+async fn a_full_line_takes_only_jobs_that_are_older_and_defers_the_youngest_for_them() {
+    let line = line(4);
+    let first = turn(&line, 0).await;
+    let (waiting, order) = waiters(&line, [10, 20]).await;
+    assert!(matches!(enter(&line, 30).await, Entered::Full(_)));
+    let (older, older_order) = waiters(&line, [15]).await;
+    assert_eq!(line.lock().waiting, 2);
+    drop(first);
+    end(waiting).await;
+    end(older).await;
+    assert_eq!((&*order.lock().unwrap(), &*older_order.lock().unwrap()), (&vec![10], &vec![15]));
+    assert_eq!(line.lock().waiting, 0);
+}
+
+/// However many come, each of those that find no place is told a time behind all before it; and they are forgotten again.
+#[tokio::test(start_paused = true)]
+async fn deferrals_are_spread_over_the_time_that_the_line_will_take() {
+    let line = line(64);
+    let first = turn(&line, 0).await;
+    let (waiting, _) = waiters(&line, 1..=16).await;
+    let mut waits = Vec::new();
+    for age in 100..600 {
+        let Entered::Full(wait) = enter(&line, age).await else { panic!("a place") };
+        waits.push(wait);
+    }
+    assert!(waits.is_sorted());
+    assert_eq!(waits[0], PACE_FIRST * 17);
+    assert_eq!(waits[499], PACE_FIRST * 516);
+    tokio::time::sleep(Duration::from_millis(1001)).await;
+    let Entered::Full(wait) = enter(&line, 700).await else { panic!("a place") };
+    assert!(wait < waits[499], "those that are back by now don't count: {wait:?}");
+    drop(first);
+    end(waiting).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    drop(turn(&line, 800).await);
+    assert!(line.lock().payments.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pace_of_a_line_is_measured() {
+    let line = line(256);
+    let mut held = turn(&line, 0).await;
+    let (waiting, _) = waiters(&line, std::iter::empty()).await;
+    for age in 1..=40 {
+        let waiter = tokio::spawn({
+            let line = line.clone();
+            async move { turn(&line, age).await }
+        });
+        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let next = held.next().unwrap();
+        assert!(held.pass(next, None));
+        held = waiter.await.unwrap();
+    }
+    let pace = line.lock().payments["p"].pace;
+    assert!((19..=22).contains(&pace.as_millis()), "{pace:?}");
+    end(waiting).await;
+}
+
+#[tokio::test]
+async fn those_that_wait_outside_count_among_those_that_wait() {
+    let line = line(4);
+    let outside = (line.wait_outside().unwrap(), line.wait_outside().unwrap());
+    assert!(line.wait_outside().is_none());
+    let _first = turn(&line, 0).await;
+    assert!(matches!(enter(&line, 1).await, Entered::Full(_)));
+    drop(outside);
+    assert!(line.wait_outside().is_some());
+}
