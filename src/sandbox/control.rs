@@ -78,7 +78,7 @@ async fn steps_for_all(State(sandbox): Shared) -> Json<Value> {
 }
 
 async fn clear_for_all(State(sandbox): Shared) -> StatusCode {
-    sandbox.books(|books| books.script = super::Script::default());
+    sandbox.clear_steps(None);
     StatusCode::NO_CONTENT
 }
 
@@ -96,7 +96,7 @@ async fn steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> Json<V
 }
 
 async fn clear_steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> StatusCode {
-    sandbox.books(|books| books.scripts.remove(&payment_id));
+    sandbox.clear_steps(Some(&payment_id));
     StatusCode::NO_CONTENT
 }
 
@@ -186,11 +186,25 @@ impl Sandbox {
         self.watch.look(|seen| json!(seen.calls.iter().filter(wanted).collect::<Vec<_>>()))
     }
 
+    /// How many capture calls of a payment are being answered.
+    #[must_use]
+    pub fn in_flight(&self, payment_id: &str) -> usize {
+        self.watch.look(|seen| seen.in_flight.get(payment_id).map_or(0, Vec::len))
+    }
+
     /// Adds steps for one payment, or for every call: `POST …/script`.
     pub fn add_steps(&self, payment_id: Option<&str>, steps: Vec<Step>) {
         self.books(|books| match payment_id {
             Some(payment_id) => books.scripts.entry(payment_id.to_owned()).or_default().add(steps),
             None => books.script.add(steps),
+        });
+    }
+
+    /// Forgets the steps that are left for one payment, or for every call: `DELETE …/script`.
+    pub fn clear_steps(&self, payment_id: Option<&str>) {
+        self.books(|books| match payment_id {
+            Some(payment_id) => drop(books.scripts.remove(payment_id)),
+            None => books.script = super::Script::default(),
         });
     }
 }

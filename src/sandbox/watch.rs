@@ -29,7 +29,7 @@ pub(super) struct CallRecord {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// Capture calls that are being answered, by payment: how many, and the id of each.
-    in_flight: HashMap<String, Vec<String>>,
+    pub(super) in_flight: HashMap<String, Vec<String>>,
     /// How often a capture call began while one of another id of its payment was being answered.
     pub(super) overlaps: u64,
     /// How often one began while another of the same id was being answered.

@@ -7,9 +7,11 @@ mod shop;
 
 mod captures;
 mod commands;
+mod contention;
 mod doubt;
 mod faults;
 mod hostile;
 mod leases;
+mod outages;
 mod servers;
 mod tidy;

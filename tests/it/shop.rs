@@ -121,6 +121,12 @@ impl Shop {
         program
     }
 
+    /// Declares the names at the broker, as a first worker does, so that jobs can wait for the next one.
+    pub(crate) async fn declare(self) -> Self {
+        assert_eq!(self.worker().await.drain().await, Some(0));
+        self
+    }
+
     /// Starts a worker and waits until it consumes.
     pub(crate) async fn worker(&self) -> Worker {
         let worker = self.start_worker().await;

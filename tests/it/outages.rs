@@ -1,0 +1,220 @@
+//! When the gateway answers nobody, does not know us, or is too busy, and when Redis is away for long: the backlog waits,
+//! no job is given up for it, and nobody has to act afterwards.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{
+    shop::{LIMIT, Shop, Worker, job},
+    support::{
+        http,
+        poll::{eventually, within},
+        proxy::Proxy,
+        servers::{Persistence, PrivateRedis, shared_rabbit},
+    },
+};
+
+/// A backlog, one payment for each job.
+async fn publish_backlog(shop: &Shop, count: usize) {
+    for n in 0..count {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+    }
+}
+
+async fn captures_reach(shop: &Shop, count: usize, limit: Duration) {
+    let what = format!("{count} captures");
+    let captured = async || shop.sandbox.ledger()["captures"].as_array().unwrap().len() >= count;
+    eventually(&what, limit, captured).await;
+}
+
+/// A counter or gauge of a worker; 0 if it is not there yet.
+async fn metric(worker: &Worker, name: &str) -> u64 {
+    let metrics = http::get(&worker.url, "/metrics").await.unwrap();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+async fn breaker_becomes(worker: &Worker, open: bool) {
+    let expected = u64::from(open);
+    eventually(&format!("the breaker is {expected}"), LIMIT, async || {
+        metric(worker, "capture_worker_breaker_open").await == expected
+    })
+    .await;
+}
+
+fn logged(worker: &Worker, what: &str) -> usize {
+    worker.process.stderr().lines().filter(|line| line.contains(what)).count()
+}
+
+/// Every job is captured once, in few attempts, and none became a dead letter.
+async fn assert_untouched(shop: &Shop, count: usize, limit: Duration) {
+    captures_reach(shop, count, limit).await;
+    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("every job has its result", LIMIT, async || shop.results.all().len() >= count).await;
+    let results: Vec<Value> =
+        shop.results.all().iter().map(|result| result.json().unwrap()).collect();
+    assert!(results.iter().all(|result| result["status"] == "CAPTURED"), "no dead letter");
+    let attempts = results.iter().map(|result| result["attempts"].as_u64().unwrap());
+    assert!(attempts.max() < Some(4), "a job's schedule was spent");
+    shop.assert_clean_books();
+}
+
+/// Twenty seconds in which the gateway refuses connections, then answers 503, then nothing, then that it does not know us.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_down_costs_no_job_its_attempts() {
+    const JOBS: usize = 2000;
+    let shop = Shop::open().await;
+    let gateway = Proxy::to(shop.sandbox_port()).await.unwrap();
+    let url = gateway.url(&shop.sandbox_url);
+    let shop = shop.set("GATEWAY__BASE_URL", &url).set("BROKER__PREFETCH", "64");
+    let shop = shop.set("BREAKER__PAUSE", "200ms").set("BREAKER__MAX_PAUSE", "1s");
+    let shop = shop.declare().await;
+    publish_backlog(&shop, JOBS).await;
+    let worker = shop.worker().await;
+    captures_reach(&shop, 20, LIMIT).await;
+
+    let phase = Duration::from_secs(5);
+    gateway.refuse().await;
+    gateway.cut();
+    breaker_becomes(&worker, true).await;
+    let ready = http::get(&worker.url, "/readyz").await.expect("ready, for no restart mends it");
+    assert!(ready.contains("breaker open"), "{}", ready);
+    tokio::time::sleep(phase).await;
+    for answer in [json!({"http": 503}), json!("hang"), json!({"code": "INVALID_SIGNATURE"})] {
+        let step =
+            |call| json!({"call": call, "answer": answer, "signed": false, "times": "forever"});
+        shop.sandbox.clear_steps(None);
+        shop.script_all(json!([step("capture"), step("inquiry")]));
+        gateway.accept().await.unwrap();
+        tokio::time::sleep(phase).await;
+        assert_eq!(metric(&worker, "capture_worker_breaker_open").await, 1, "{answer}");
+    }
+    let before = shop.sandbox.ledger()["captures"].as_array().unwrap().len();
+    assert!(before < JOBS, "the outage came too late to show anything");
+    shop.sandbox.clear_steps(None);
+    assert_untouched(&shop, JOBS, 3 * LIMIT).await;
+    breaker_becomes(&worker, false).await;
+    let openings = metric(&worker, "capture_worker_breaker_openings_total").await;
+    assert_eq!(logged(&worker, "the breaker opens"), usize::try_from(openings).unwrap());
+    assert_eq!(logged(&worker, "the breaker closes"), logged(&worker, "the breaker opens"));
+}
+
+/// As after a rotation of keys that only one side knows of: from the first job on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_does_not_know_us_makes_no_dead_letters() {
+    let shop = Shop::open().await.set("BROKER__PREFETCH", "64").set("BREAKER__PAUSE", "200ms");
+    let denied = |call: &str| {
+        let answer = json!({"code": "INVALID_SIGNATURE"});
+        json!({"call": call, "answer": answer, "signed": false, "times": "forever"})
+    };
+    shop.script_all(json!([denied("capture"), denied("inquiry")]));
+    let shop = shop.declare().await;
+    publish_backlog(&shop, 300).await;
+    let worker = shop.worker().await;
+    breaker_becomes(&worker, true).await;
+    let posts = async || shop.sandbox.calls(None).as_array().unwrap().len();
+    let before = posts().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(posts().await < before + 64 + 5, "probes, and what was under way");
+    shop.sandbox.clear_steps(None);
+    assert_untouched(&shop, 300, LIMIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn business_failures_and_doubt_in_an_answer_never_open_the_breaker() {
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    for n in 0..12 {
+        let name = if n % 2 == 0 { "RISK_REJECT" } else { "UNKNOWN_EXCEPTION" };
+        shop.script(&format!("p-{n}"), json!([{"answer": {"code": name}, "times": "forever"}]));
+    }
+    publish_backlog(&shop, 12).await;
+    for n in 0..12 {
+        shop.results_of(&format!("c-{n}")).await;
+    }
+    assert_eq!(metric(&worker, "capture_worker_breaker_openings_total").await, 0);
+}
+
+/// The gateway answers inquiries and no captures: what a probe closes is opened again by the next capture, and only that
+/// one spends an attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn captures_alone_that_fail_are_tried_one_at_a_time() {
+    let shop = Shop::open().await.set("BREAKER__PAUSE", "100ms").set("BREAKER__MAX_PAUSE", "400ms");
+    let shop = shop.set("RETRY__SCHEDULE", "100ms,200ms,400ms,800ms,1s,1s,1s,1s,1s,1s,1s,1s");
+    let shop = shop.declare().await;
+    shop.script_all(json!([{"answer": {"http": 503}, "times": "forever"}]));
+    publish_backlog(&shop, 100).await;
+    let worker = shop.worker().await;
+    let reopened = async || metric(&worker, "capture_worker_breaker_openings_total").await >= 5;
+    eventually("it opens again and again", LIMIT, reopened).await;
+    shop.sandbox.clear_steps(None);
+    captures_reach(&shop, 100, LIMIT).await;
+    eventually("every job has its result", LIMIT, async || shop.results.all().len() >= 100).await;
+    let spent = metric(&worker, "capture_worker_attempts_total").await;
+    let openings = metric(&worker, "capture_worker_breaker_openings_total").await;
+    assert!(spent <= 100 + 5 + openings * 3, "{spent} attempts, {openings} openings");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_calls_slow_the_worker_down_and_retry_after_stops_it() {
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    shop.script_all(json!([{"answer": {"http": 429}, "retry_after": 1}]));
+    publish_backlog(&shop, 30).await;
+    let slowed = async || metric(&worker, "capture_worker_calls_per_second_max").await > 0;
+    eventually("calls are limited", LIMIT, slowed).await;
+    let ready = http::get(&worker.url, "/readyz").await.unwrap();
+    assert!(ready.contains("calls a second"), "{}", ready);
+    assert_untouched(&shop, 30, LIMIT).await;
+    assert_eq!(logged(&worker, "too many calls for the gateway: slower"), 1);
+    let results = shop.results.all();
+    let attempts = results.iter().map(|result| result.json().unwrap()["attempts"].as_u64());
+    assert!(attempts.flatten().all(|attempts| attempts == 1), "none is spent on it");
+}
+
+/// Longer than jobs are kept in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_is_away_for_more_than_a_minute_raises_no_delivery_count() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let mut redis = PrivateRedis::start(Persistence::Always).await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::from_millis(20)).await;
+    let worker = shop.worker().await;
+    // What is on its way when a consumer is cancelled (after the first job, for the full prefetch; and in a pause) the
+    // broker takes back by itself. Nothing is, here.
+    shop.publish(&job("first", "first", 100)).await;
+    shop.ends_as("first", "CAPTURED", None).await;
+    shop.script("hot", json!([{"answer": "honest", "delay_ms": 500}]));
+    for n in 0..5 {
+        shop.publish(&job(&format!("h-{n}"), "hot", 100)).await;
+    }
+    let in_hand = async || metric(&worker, "capture_worker_jobs_in_flight").await == 5;
+    eventually("all are in hand", LIMIT, in_hand).await;
+    redis.kill9();
+    let paused = async || logged(&worker, "consumption pauses") == 1;
+    eventually("consumption pauses", LIMIT, paused).await;
+    publish_backlog(&shop, 50).await;
+    let away = "capture_worker_deferrals_total{reason=\"lease_unavailable\"}";
+    let jobs = format!("{}.jobs", shop.prefix);
+    let deferred = within(Duration::from_secs(90), async || {
+        metric(&worker, away).await >= 1
+            && metric(&worker, "capture_worker_jobs_in_flight").await == 0
+            && shop.queued().await.keys().eq(["jobs"])
+    });
+    deferred.await.expect("what was in hand is deferred after a minute");
+    let letters = shop.broker.peek_queue(&jobs).await.unwrap();
+    let deferred = letters.iter().filter(|letter| letter.header("x-capture-deferrals").is_some());
+    assert!(deferred.count() >= 1);
+    for letter in &letters {
+        assert!(!letter.redelivered, "the broker had to take it back: {letter:?}");
+        assert!(letter.header("x-capture-returns").is_none_or(|returns| returns == "0"));
+        assert!(
+            letter.header("x-capture-attempt").is_none_or(|attempt| attempt == "0"),
+            "{letter:?}"
+        );
+    }
+    redis.start_again().await.unwrap();
+    assert_untouched(&shop, 56, LIMIT).await;
+}
