@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lapin::{
-    BasicProperties,
-    options::{BasicAckOptions, BasicNackOptions},
-};
+use lapin::{BasicProperties, options::BasicNackOptions};
 use time::OffsetDateTime;
 
 use super::{
@@ -93,26 +90,25 @@ impl Delivery {
             }
             Settlement::HandBack => return self.hand_back().await,
         }
-        self.ack().await
+        self.ack()
     }
 
-    async fn ack(&self) -> Result<(), SessionLost> {
-        let acked = self.session.channel.basic_ack(self.tag, BasicAckOptions::default()).await;
-        self.or_lost(acked)
+    fn ack(&self) -> Result<(), SessionLost> {
+        if !self.session.is_alive() {
+            return Err(SessionLost);
+        }
+        self.session.acks.ack(self.tag);
+        Ok(())
     }
 
     async fn hand_back(&self) -> Result<(), SessionLost> {
         let options = BasicNackOptions { requeue: true, ..Default::default() };
         let nacked = self.session.channel.basic_nack(self.tag, options).await;
-        self.or_lost(nacked)
-    }
-
-    fn or_lost(&self, done: lapin::Result<()>) -> Result<(), SessionLost> {
         if !self.session.is_alive() {
             return Err(SessionLost);
         }
-        done.map_err(|error| {
-            self.session.end(&format!("acking failed: {error}"));
+        nacked.map_err(|error| {
+            self.session.end(&format!("handing back failed: {error}"));
             SessionLost
         })
     }

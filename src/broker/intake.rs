@@ -13,15 +13,21 @@ use super::{delivery::Delivery, session::Session};
 /// So long without a delivery, and nothing that came back is left to be tried alone.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Deliveries of one session, as they come. It begins narrow, with one delivery at a time: what came back when the last
-/// session was lost comes first, and a message that ends sessions (the client can't read it) then takes no neighbours
-/// along, whose returns would be counted with it.
+/// The prefetch of a session's first deliveries, until twice as many have come.
+const NARROW: [u16; 3] = [1, 8, 64];
+
+/// Deliveries of one session, as they come. It begins narrow, with one delivery at a time, and widens in steps: what came
+/// back when the last session was lost comes first, and a message that ends sessions (the client can't read it) or
+/// workers then takes few neighbours along, whose returns are counted with it: none once it is the first to come back.
 pub struct Intake {
     session: Arc<Session>,
     consumer: Option<Consumer>,
     cancelled: bool,
     started: u32,
-    is_wide: bool,
+    /// Which of the narrow steps; past the last one, the full prefetch.
+    step: usize,
+    /// Deliveries since the step began.
+    taken: u16,
     /// A delivery came that was never handed out before.
     saw_fresh: bool,
     last_change: Instant,
@@ -46,17 +52,28 @@ impl Intake {
             consumer: None,
             cancelled: false,
             started: 0,
-            is_wide: false,
+            step: 0,
+            taken: 0,
             saw_fresh: false,
             last_change: Instant::now(),
         }
     }
 
-    /// Whether it is time to take the full prefetch. `idle`: nothing is in flight.
+    /// Whether it is time to take more at once. `idle`: nothing is in flight.
     #[must_use]
     pub fn may_widen(&self, idle: bool) -> bool {
-        let quiet = idle && self.last_change.elapsed() >= QUIET;
-        self.is_open() && !self.is_wide && (self.saw_fresh || quiet)
+        let Some(narrow) = self.narrow() else { return false };
+        self.is_open() && (self.is_over(idle) || self.taken >= narrow.saturating_mul(2))
+    }
+
+    /// What came back has come.
+    fn is_over(&self, idle: bool) -> bool {
+        self.saw_fresh || idle && self.last_change.elapsed() >= QUIET
+    }
+
+    /// The prefetch of this step; `None` if it is the full one.
+    fn narrow(&self) -> Option<u16> {
+        NARROW.get(self.step).copied().filter(|narrow| *narrow < self.session.prefetch())
     }
 
     /// Whether jobs are asked for.
@@ -76,16 +93,17 @@ impl Intake {
         self.started = self.started.wrapping_add(1);
         self.cancelled = false;
         self.last_change = Instant::now();
-        let prefetch = if self.is_wide { self.session.prefetch() } else { 1 };
+        let prefetch = self.narrow().unwrap_or_else(|| self.session.prefetch());
         match self.session.start_consumer(&self.tag(), prefetch).await {
             Ok(consumer) => self.consumer = Some(consumer),
             Err(error) => self.session.end(&format!("consuming failed: {error}")),
         }
     }
 
-    /// Takes the full prefetch from the next opening on; until then as [`Intake::stop`].
-    pub async fn widen(&mut self) {
-        self.is_wide = true;
+    /// Takes more at once from the next opening on; until then as [`Intake::stop`].
+    pub async fn widen(&mut self, idle: bool) {
+        self.step = if self.is_over(idle) { NARROW.len() } else { self.step + 1 };
+        self.taken = 0;
         self.stop().await;
     }
 
@@ -110,6 +128,7 @@ impl Intake {
             // Buffered deliveries still come out after the broker is gone: ghosts, not to be started.
             Some(Ok(delivery)) if self.session.is_alive() => {
                 self.saw_fresh |= !delivery.redelivered;
+                self.taken = self.taken.saturating_add(1);
                 self.last_change = Instant::now();
                 Taken::Delivery(Box::new(Delivery::new(Arc::clone(&self.session), delivery)))
             }

@@ -5,6 +5,7 @@
 //! no delivery of a session that is lost is started (`session`, `intake`); confirms have a time-out that a blocked
 //! broker does not trip; consuming and publishing have a connection each.
 
+mod acks;
 mod delivery;
 mod headers;
 mod intake;

@@ -19,6 +19,7 @@ use lapin::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    acks::Acks,
     publisher::Publisher,
     topology::{self, Names, Topology, TopologyError},
 };
@@ -105,6 +106,7 @@ impl Life {
 pub struct Session {
     pub(super) names: Names,
     pub(super) publisher: Publisher,
+    pub(super) acks: Acks,
     pub(super) channel: Channel,
     pub(super) life: Life,
     consuming: Connection,
@@ -137,8 +139,9 @@ impl Session {
         confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
         let life = Life::default();
         let publisher = Publisher::start(confirmed, life.clone());
+        let acks = Acks::start(channel.clone(), life.clone());
         let options = options.clone();
-        Ok(Self { names, publisher, channel, life, consuming, publishing, options })
+        Ok(Self { names, publisher, acks, channel, life, consuming, publishing, options })
     }
 
     /// Whether this is a URL that can be connected to.
@@ -231,8 +234,11 @@ impl Session {
         }
     }
 
-    /// Closes both connections, if they still are.
+    /// Closes both connections, if they still are, once everything is acked.
     pub async fn close(&self) {
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.acks.flush()).await.is_err() {
+            tracing::debug!("not everything was acked in time");
+        }
         self.life.lost.cancel();
         let close = async |connection: &Connection| {
             let closing = connection.close(200, "done".into());

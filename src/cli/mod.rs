@@ -79,11 +79,22 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .thread_stack_size(STACK_BYTES)
-        .enable_all()
-        .build()
-    {
+    // Bodies of others may be nested deeper than the stack of a first thread takes.
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(|| run(cli));
+    match thread.map(std::thread::JoinHandle::join) {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(_)) => Exit::Failed.into(),
+        Err(error) => fail(&format!("no thread can start: {error}"), Exit::Failed),
+    }
+}
+
+/// A worker runs on one thread: it takes less CPU for each job than on several, and more workers use more cores.
+fn run(cli: Cli) -> ExitCode {
+    let mut runtime = match cli.command {
+        Command::Run => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match runtime.thread_stack_size(STACK_BYTES).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime can't start: {error}"), Exit::Failed),
     };

@@ -20,9 +20,8 @@ local function leave(token)
   if redis.call('GET', KEYS[1]) == token then pass_on() end
 end
 
--- Writes the hold and the mark of an id whose capture is sent next.
-local function announce(token, id, mark_key)
-  local hold, mark = redis.call('GET', KEYS[2]), redis.call('GET', mark_key)
+-- Writes the hold and the mark of an id whose capture is sent next; what is there now is given.
+local function announce(token, id, mark_key, hold, mark)
   local nobody = string.rep('0', #token)
   local holds = (hold and hold ~= token .. id) and nobody or token
   local marks = (mark and mark ~= token) and nobody or token
@@ -33,14 +32,13 @@ end
 -- Takes the lease, or says why not: {verb, detail, 1 if an earlier acquisition marked the id as sent, ms that the hold had
 -- left (-2: none), place in line (-1: none)}.
 local function take(token, id, amount, posts, waits, mark_key, known_key)
-  local known = redis.call('GET', known_key)
+  local now = redis.call('MGET', known_key, mark_key, KEYS[1], KEYS[2])
+  local known, mark, holder, hold = now[1], now[2], now[3], now[4]
   if known and string.sub(known, 1, #amount + 1) == amount .. '\n' then
     leave(token)
     return {'known', string.sub(known, #amount + 2), 1, -2, -1}
   end
-  local mark = redis.call('GET', mark_key)
   local marked = (mark and mark ~= token or known) and 1 or 0
-  local holder = redis.call('GET', KEYS[1])
   if holder and holder ~= token then
     local place = redis.call('LPOS', KEYS[3], token)
     if waits == '1' then
@@ -49,7 +47,6 @@ local function take(token, id, amount, posts, waits, mark_key, known_key)
     end
     return {'held', '', marked, -2, place or -1}
   end
-  local hold = redis.call('GET', KEYS[2])
   if hold and string.sub(hold, #token + 1) ~= id then
     leave(token)
     return {'hold', '', marked, -2, -1}
@@ -60,7 +57,7 @@ local function take(token, id, amount, posts, waits, mark_key, known_key)
   end
   redis.call('LREM', KEYS[3], 1, token)
   redis.call('SET', KEYS[1], token, 'PX', ARGV[1])
-  if posts == '1' then announce(token, id, mark_key) end
+  if posts == '1' then announce(token, id, mark_key, hold, mark) end
   return {'taken', '', marked, hold_left, -1}
 end
 
@@ -68,12 +65,11 @@ end
 -- back what this acquisition wrote), forget (the same, even after the lease was lost: no call was made under it). Says
 -- whether the lease was still its own; that it gives up is the caller's to do.
 local function record(token, id, mode, outcome, hold_left, mark_key, known_key)
-  local mine = redis.call('GET', KEYS[1]) == token
-  local hold = redis.call('GET', KEYS[2])
+  local now = redis.call('MGET', KEYS[1], KEYS[2], known_key)
+  local mine, hold, before = now[1] == token, now[2], now[3]
   local held_by_id = hold and string.sub(hold, #token + 1) == id
   if mode == 'final' then
     -- True whoever holds the lease by now; and a capture stands whatever comes after it.
-    local before = redis.call('GET', known_key)
     if not (before and string.find(before, '\n{"captured"', 1, true)) then
       redis.call('SET', known_key, outcome, 'PX', ARGV[3])
     end

@@ -1,13 +1,13 @@
 //! The local line: jobs of one payment in one worker stand behind each other instead of asking Redis all at once, the
 //! oldest first. Whoever ends its turn hands it, and with it the lease, to the next.
 //!
-//! Bounded in share of the prefetch, places for one payment, and time. A job that finds no place is deferred for as long as
-//! the line will take, those counted in that were deferred before it: so a payment with a thousand jobs does not spin. A
-//! job that was deferred is older than those that came since, and goes before them: so none starves.
+//! Bounded in share of the prefetch, places for one payment, and time. A job that finds no place is deferred until the line
+//! will be through, those counted in that were deferred before and will be back by then: so a payment with a thousand
+//! jobs neither spins nor stands still. A job that was deferred is older than those that came since, and goes before
+//! them: so none starves.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,6 +25,10 @@ const PAYMENT_MIN: usize = 16;
 const HANDED_MAX: u32 = 8;
 /// How long a turn is taken to last before one was measured.
 const PACE_FIRST: Duration = Duration::from_millis(50);
+/// Deferrals come back so late at times: wait queues are no clocks.
+const LATENESS: Duration = Duration::from_millis(100);
+/// Deferrals are counted by when they come back, so exactly.
+const TICK: Duration = Duration::from_millis(10);
 /// Payments that nobody stands for are forgotten at the latest when there are so many.
 const SWEEP_MIN: usize = 1024;
 
@@ -33,6 +37,7 @@ const SWEEP_MIN: usize = 1024;
 pub(super) struct Line(Arc<Mutex<Places>>);
 
 struct Places {
+    began: Instant,
     waiting: usize,
     waiting_max: usize,
     payment_max: usize,
@@ -49,8 +54,8 @@ struct Payment {
     /// Whether somebody has the turn.
     is_taken: bool,
     waiters: BTreeMap<Seat, (Claim, oneshot::Sender<Call>)>,
-    /// When those come back that found no place.
-    deferred: BinaryHeap<Reverse<Instant>>,
+    /// How many come back when, of those that found no place: ticks since the lines began.
+    deferred: BTreeMap<u32, u32>,
     /// How long a turn lasts, lately.
     pace: Duration,
     turned: Option<Instant>,
@@ -91,6 +96,7 @@ impl Line {
     pub(super) fn new(prefetch: u16, delays: Vec<Duration>) -> Self {
         let waiting_max = usize::from(prefetch).div_ceil(2);
         Self(Arc::new(Mutex::new(Places {
+            began: Instant::now(),
             waiting: 0,
             waiting_max,
             payment_max: usize::from(prefetch / 8).max(PAYMENT_MIN).min(waiting_max),
@@ -169,7 +175,7 @@ impl Places {
     fn payment(&mut self, payment_id: &str) -> &mut Payment {
         if !self.payments.contains_key(payment_id) {
             if self.payments.len() >= self.sweep_at {
-                let now = Instant::now();
+                let now = self.began.elapsed();
                 self.payments.retain(|_, payment| payment.is_wanted(now));
                 self.sweep_at = (self.payments.len() * 2).max(SWEEP_MIN);
             }
@@ -202,15 +208,15 @@ impl Places {
         Sat::At(seat)
     }
 
-    /// How long the line will take, with those that were deferred; counts one more of these.
+    /// When the line will be through; counts one more that is deferred until then.
     fn defer(&mut self, payment_id: &str) -> Duration {
-        let now = Instant::now();
+        let now = self.began.elapsed();
         let payment = self.payment(payment_id);
         payment.forget_returned(now);
-        let before = payment.waiters.len() + payment.deferred.len() + 1;
-        let wait = payment.pace.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
-        let back = now + fit(&self.delays, wait);
-        self.payment(payment_id).deferred.push(Reverse(back));
+        let wait = payment.through_in(now).saturating_sub(LATENESS);
+        let back = ticks(now + fit(&self.delays, wait));
+        let at = self.payment(payment_id).deferred.entry(back).or_default();
+        *at = at.saturating_add(1);
         wait
     }
 
@@ -234,7 +240,7 @@ impl Default for Payment {
         Self {
             is_taken: false,
             waiters: BTreeMap::new(),
-            deferred: BinaryHeap::new(),
+            deferred: BTreeMap::new(),
             pace: PACE_FIRST,
             turned: None,
         }
@@ -242,15 +248,27 @@ impl Default for Payment {
 }
 
 impl Payment {
-    fn forget_returned(&mut self, now: Instant) {
-        while self.deferred.peek().is_some_and(|Reverse(back)| *back <= now) {
-            self.deferred.pop();
-        }
+    fn forget_returned(&mut self, now: Duration) {
+        self.deferred = self.deferred.split_off(&ticks(now));
     }
 
-    fn is_wanted(&mut self, now: Instant) -> bool {
+    fn is_wanted(&mut self, now: Duration) -> bool {
         self.forget_returned(now);
         self.is_taken || !self.deferred.is_empty()
+    }
+
+    /// How long those in line will take, and those that come back before these are through.
+    fn through_in(&self, now: Duration) -> Duration {
+        let turns = |jobs: u32| self.pace.saturating_mul(jobs);
+        let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX);
+        let mut through = now + turns(waiters.saturating_add(1));
+        for (back, jobs) in &self.deferred {
+            if *back > ticks(through) {
+                break;
+            }
+            through += turns(*jobs);
+        }
+        through.saturating_sub(now)
     }
 
     /// A moving average: an eighth of what is new.
@@ -259,6 +277,10 @@ impl Payment {
             self.pace = (self.pace * 7 + now.duration_since(before)) / 8;
         }
     }
+}
+
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Gives a place up when it is dropped, if it was not called by then.
@@ -319,7 +341,7 @@ impl Drop for Turn {
             let mut places = self.line.lock();
             let waiter = places.next(&self.payment_id);
             if waiter.is_none() {
-                let now = Instant::now();
+                let now = places.began.elapsed();
                 if let Some(payment) = places.payments.get_mut(&self.payment_id) {
                     payment.is_taken = false;
                     payment.turned = None;

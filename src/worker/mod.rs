@@ -225,7 +225,7 @@ impl Crew {
                 tracing::warn!("consumption pauses");
                 intake.stop().await;
             } else if intake.may_widen(self.tasks.is_empty()) {
-                intake.widen().await;
+                intake.widen(self.tasks.is_empty()).await;
             }
             self.health.turned();
             let taken = tokio::select! {

@@ -170,10 +170,13 @@ fn is_old(ctx: &Context, history: &History) -> bool {
 /// A job for which the line has no place. A copy of one that has ended needs none: it is looked for once, at the first of
 /// its deferrals in a row.
 async fn without_place(ctx: &Context, claim: &Claim, history: &History, wait: Duration) -> Ended {
-    if history.deferrals == 0
-        && let Ok(Some(fate)) = ctx.leases.known(claim).await
-    {
-        return Ended::known(fate);
+    if history.deferrals == 0 {
+        let asked = Instant::now();
+        let known = ctx.leases.known(claim).await;
+        ctx.metrics.leased("known", asked.elapsed());
+        if let Ok(Some(fate)) = known {
+            return Ended::known(fate);
+        }
     }
     Ended::deferred(Deferral::LineFull(wait), Sent::Unknown)
 }

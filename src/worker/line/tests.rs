@@ -111,27 +111,35 @@ async fn a_full_line_takes_only_jobs_that_are_older_and_defers_the_youngest_for_
     assert_eq!(line.lock().waiting, 0);
 }
 
-/// However many come, each of those that find no place is told a time behind all before it; and they are forgotten again.
+/// However many come, they are told to come back while the line still moves, a few at each time; and they are forgotten.
 #[tokio::test(start_paused = true)]
 async fn deferrals_are_spread_over_the_time_that_the_line_will_take() {
     let line = line(64);
     let first = turn(&line, 0).await;
     let (waiting, _) = waiters(&line, 1..=16).await;
-    let mut waits = Vec::new();
-    for age in 100..600 {
-        let Entered::Full(wait) = enter(&line, age).await else { panic!("a place") };
-        waits.push(wait);
+    let defer = async || match enter(&line, 1000).await {
+        Entered::Full(wait) => fit(&line.lock().delays, wait).as_millis(),
+        Entered::Turn(..) => panic!("a place"),
+    };
+    let mut delays = BTreeMap::new();
+    for _ in 0..300 {
+        *delays.entry(defer().await).or_insert(0) += 1;
     }
-    assert!(waits.is_sorted());
-    assert_eq!(waits[0], PACE_FIRST * 17);
-    assert_eq!(waits[499], PACE_FIRST * 516);
-    tokio::time::sleep(Duration::from_millis(1001)).await;
-    let Entered::Full(wait) = enter(&line, 700).await else { panic!("a place") };
-    assert!(wait < waits[499], "those that are back by now don't count: {wait:?}");
+    // 17 turns of 50 ms take 0.85 s; with five more it is 1.1 s, with 60 more 4.1 s.
+    assert_eq!(delays, BTreeMap::from([(250, 5), (1000, 60), (4000, 235)]));
+    // A second later the line is through, and those are back that were to be; the others will be in three.
+    tokio::time::sleep(Duration::from_millis(1010)).await;
+    for _ in 0..5 {
+        assert_eq!(defer().await, 250, "nobody comes back meanwhile");
+    }
+    for _ in 0..38 {
+        assert_eq!(defer().await, 1000);
+    }
+    assert_eq!(defer().await, 4000, "now the line lasts until the others are back");
     drop(first);
     end(waiting).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    drop(turn(&line, 800).await);
+    drop(turn(&line, 2000).await);
     assert!(line.lock().payments.is_empty());
 }
 

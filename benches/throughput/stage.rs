@@ -1,0 +1,294 @@
+//! Private servers, and one run of a program against them.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use capture_worker::{gateway::signing::SigningKey, sandbox::Keys};
+use futures_util::{StreamExt as _, future::try_join_all};
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties,
+    options::{
+        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+        QueueDeclareOptions,
+    },
+    types::FieldTable,
+};
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+
+use crate::{
+    bare::SETTINGS,
+    gateway::{Answers, Call, Gateway},
+    load::Job,
+    support::{
+        http,
+        poll::within,
+        processes::{Process, command},
+        servers::{Persistence, PrivateRabbit, PrivateRedis, Reply, free_port},
+    },
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
+const PREFIX: &str = "capture";
+const LIMIT: Duration = Duration::from_secs(300);
+/// The most workers of a run.
+pub(crate) const WORKERS_MAX: usize = 4;
+
+/// What runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// So many workers.
+    Workers(usize),
+    /// One bare loop.
+    Bare,
+}
+
+/// A set of jobs with its signed answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    pub(crate) jobs: Vec<Job>,
+    answers: Answers,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Figures {
+    /// From the first call to the last result.
+    pub(crate) seconds: f64,
+    pub(crate) jobs_per_s: f64,
+    /// Of the first process, per job of the run.
+    pub(crate) cpu_ms: f64,
+    pub(crate) memory_mib: f64,
+    /// Scripts and reads at Redis, per job.
+    pub(crate) redis_calls: f64,
+    pub(crate) calls: Vec<Call>,
+}
+
+/// The servers of all runs.
+pub(crate) struct Stage {
+    rabbit: PrivateRabbit,
+    redis: PrivateRedis,
+    gateway: Arc<Gateway>,
+    keys: Keys,
+    key: SigningKey,
+    channel: Channel,
+    /// How many results have come since the beginning.
+    results: watch::Receiver<u64>,
+    _connection: Connection,
+}
+
+impl Stage {
+    pub(crate) async fn build() -> anyhow::Result<Self> {
+        let (rabbit, redis) =
+            tokio::try_join!(PrivateRabbit::start(), PrivateRedis::start(Persistence::None))?;
+        let keys = Keys::generate()?;
+        // The worker's and the gateway's keys are one pair here: who signs does not matter to the time that it takes.
+        let key = SigningKey::parse(&keys.private_key)?;
+        let keys = Keys { public_key: key.public_key().context("a public key")?, ..keys };
+        let connection =
+            Connection::connect(&rabbit.url(), ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let (counted, results) = watch::channel(0);
+        let gateway = Gateway::start(WORKERS_MAX).await?;
+        let stage =
+            Self { rabbit, redis, gateway, keys, key, channel, results, _connection: connection };
+        // The first worker declares what all runs use.
+        let mut first = stage.worker(0, 1)?;
+        stage.ready(&first).await?;
+        first.0.signal(Signal::SIGTERM)?;
+        first.0.wait(LIMIT).await?;
+        stage.count_results(counted).await?;
+        Ok(stage)
+    }
+
+    pub(crate) fn load(&self, jobs: Vec<Job>) -> Load {
+        let answers = Answers::sign(&jobs, &self.keys, &self.key);
+        Load { jobs, answers }
+    }
+
+    /// Publishes the jobs, then starts the program; the clock runs from its first call to the last result.
+    pub(crate) async fn run(
+        &self,
+        program: Program,
+        load: &Load,
+        latency_ms: u64,
+        prefetch: u16,
+    ) -> anyhow::Result<Figures> {
+        self.gateway.prepare(&load.answers, Duration::from_millis(latency_ms));
+        self.redis.cmd(&["FLUSHALL"])?;
+        // What is published is not to be handed to a program of the run before, and taken back from it.
+        within(LIMIT, async || self.consumers().await == Some(0)).await.context("consumers")?;
+        self.publish(&load.jobs).await?;
+        let results_before = *self.results.borrow();
+        let mut processes = match program {
+            Program::Workers(count) => {
+                let workers = (0..count).map(|n| self.worker(n, prefetch));
+                workers.collect::<anyhow::Result<Vec<_>>>()?
+            }
+            Program::Bare => vec![(self.bare(prefetch)?, String::new())],
+        };
+        let (first, url) = processes.first().context("a process")?;
+        let called = within(LIMIT, async || self.gateway.count() > 0);
+        called.await.with_context(|| format!("no call: {}", first.describe()))?;
+        let (cpu_before, redis_before) = (cpu_ms(first.pid())?, redis_calls(&self.redis)?);
+        let expected = results_before + u64::try_from(load.jobs.len())?;
+        let mut results = self.results.clone();
+        let done = tokio::time::timeout(LIMIT, results.wait_for(|count| *count >= expected)).await;
+        let ended = Instant::now();
+        ensure!(done.is_ok(), "it does not end: {}", first.describe());
+        let (cpu_after, redis_after) = (cpu_ms(first.pid())?, redis_calls(&self.redis)?);
+        let memory_mib = peak_memory_mib(first.pid())?;
+        let known = if url.is_empty() { 0.0 } else { known_calls(url).await? };
+        for (process, _) in &mut processes {
+            process.signal(if program == Program::Bare {
+                Signal::SIGKILL
+            } else {
+                Signal::SIGTERM
+            })?;
+            process.wait(LIMIT).await?;
+        }
+        let calls = self.gateway.calls();
+        let began = calls.iter().map(|call| call.began).min().context("a call")?;
+        let seconds = ended.duration_since(began).as_secs_f64();
+        let jobs = count(load.jobs.len());
+        Ok(Figures {
+            seconds,
+            jobs_per_s: jobs / seconds,
+            cpu_ms: (cpu_after - cpu_before) / jobs,
+            memory_mib,
+            redis_calls: (redis_after - redis_before + known) / jobs,
+            calls,
+        })
+    }
+
+    async fn consumers(&self) -> Option<u32> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = format!("{PREFIX}.jobs");
+        let queue = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+        queue.ok().map(|queue| queue.consumer_count())
+    }
+
+    /// Pipelined: the clock does not run yet.
+    async fn publish(&self, jobs: &[Job]) -> anyhow::Result<()> {
+        let mut confirms = Vec::new();
+        for job in jobs {
+            let properties = BasicProperties::default().with_delivery_mode(2);
+            let (exchange, options) = (format!("{PREFIX}.jobs"), BasicPublishOptions::default());
+            let body = job.body();
+            let confirm = self
+                .channel
+                .basic_publish(
+                    exchange.as_str().into(),
+                    "shipped".into(),
+                    options,
+                    body.as_bytes(),
+                    properties,
+                )
+                .await?;
+            confirms.push(confirm);
+        }
+        let confirms = try_join_all(confirms).await?;
+        ensure!(confirms.iter().all(|confirm| confirm.is_ack()), "a job was refused");
+        Ok(())
+    }
+
+    async fn count_results(&self, counted: watch::Sender<u64>) -> anyhow::Result<()> {
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let queue = self.channel.queue_declare("".into(), options, FieldTable::default()).await?;
+        let queue = queue.name().clone();
+        let exchange = format!("{PREFIX}.results");
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        let binding =
+            self.channel.queue_bind(queue.clone(), exchange.into(), "#".into(), options, arguments);
+        binding.await?;
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let results = self.channel.basic_consume(queue, "".into(), options, FieldTable::default());
+        let mut results = results.await?;
+        tokio::spawn(async move {
+            while let Some(Ok(_)) = results.next().await {
+                counted.send_modify(|count| *count += 1);
+            }
+        });
+        Ok(())
+    }
+
+    /// A worker, and where its metrics are.
+    fn worker(&self, number: usize, prefetch: u16) -> anyhow::Result<(Process, String)> {
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let mut run = command(Path::new(PROGRAM), &["run"]);
+        run.env("CAPTURE__BROKER__URL", self.rabbit.url())
+            .env("CAPTURE__BROKER__PREFETCH", prefetch.to_string())
+            .env("CAPTURE__REDIS__URL", self.redis.url())
+            .env("CAPTURE__GATEWAY__BASE_URL", self.gateway.url(number))
+            .env("CAPTURE__GATEWAY__CLIENT_ID", &self.keys.client_id)
+            .env("CAPTURE__GATEWAY__PRIVATE_KEY", &self.keys.private_key)
+            .env("CAPTURE__GATEWAY__PUBLIC_KEY", &self.keys.public_key)
+            .env("CAPTURE__HTTP__LISTEN", &listen);
+        Ok((Process::spawn(run)?, format!("http://{listen}")))
+    }
+
+    fn bare(&self, prefetch: u16) -> anyhow::Result<Process> {
+        let mut bare = command(&std::env::current_exe()?, &["bare"]);
+        let prefetch = prefetch.to_string();
+        let values = [
+            self.rabbit.url(),
+            PREFIX.to_owned(),
+            prefetch,
+            self.gateway.url(0),
+            self.keys.client_id.clone(),
+            self.keys.private_key.clone(),
+        ];
+        bare.envs(SETTINGS.into_iter().zip(values));
+        Process::spawn(bare)
+    }
+
+    async fn ready(&self, worker: &(Process, String)) -> anyhow::Result<()> {
+        let ready = within(LIMIT, async || http::get(&worker.1, "/readyz").await.is_ok());
+        ready.await.with_context(|| format!("not ready: {}", worker.0.describe()))
+    }
+}
+
+/// User and system time of a process, all threads (proc(5): clock ticks, of which Linux has 100 a second for programs).
+fn cpu_ms(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("a process's state")?;
+    let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? * 10.0)
+}
+
+/// The most memory that a process ever had.
+fn peak_memory_mib(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: f64 =
+        peak.and_then(|peak| peak.split_whitespace().next()).context("VmHWM")?.parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// Calls of scripts; what runs inside them is no call.
+fn redis_calls(redis: &PrivateRedis) -> anyhow::Result<f64> {
+    let Reply::Text(stats) = redis.cmd(&["INFO", "commandstats"])? else { return Ok(0.0) };
+    let scripts = stats.lines().filter_map(|line| {
+        let stats = line.strip_prefix("cmdstat_eval").and_then(|line| line.split_once(":calls="));
+        stats?.1.split(',').next()?.parse::<f64>().ok()
+    });
+    Ok(scripts.sum())
+}
+
+/// Reads of known outcomes, which `INFO` can't tell from those of scripts.
+async fn known_calls(url: &str) -> anyhow::Result<f64> {
+    let metrics = http::get(url, "/metrics").await?;
+    let known = "capture_worker_lease_seconds_count{call=\"known\"} ";
+    let line = metrics.lines().find_map(|line| line.strip_prefix(known));
+    Ok(line.map(str::parse).transpose()?.unwrap_or(0.0))
+}
+
+/// A number of things as a figure.
+pub(crate) fn count(things: usize) -> f64 {
+    u32::try_from(things).map_or(f64::INFINITY, f64::from)
+}
