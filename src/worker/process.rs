@@ -206,7 +206,10 @@ async fn acquire(
         }
         match ask(ctx, claim, in_turn).await {
             Ok(Acquired::Held { place: Some(place), marked }) => {
-                marked_before = sent(marked);
+                // A copy may be sent while this one waits: that it was not, is known only as long as it is asked.
+                if marked {
+                    marked_before = Sent::Yes;
+                }
                 if outside.is_none() {
                     outside = ctx.line.wait_outside();
                 }

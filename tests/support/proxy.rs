@@ -1,6 +1,9 @@
-//! A TCP proxy that cuts, refuses and freezes: the network's faults, on demand.
+//! A TCP proxy that cuts, refuses, freezes and throttles: the network's faults, on demand.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -22,6 +25,8 @@ pub(crate) struct Proxy {
     address: SocketAddr,
     target: SocketAddr,
     frozen: watch::Sender<Frozen>,
+    /// Bytes a second, each way of each connection.
+    pace: watch::Sender<Option<u32>>,
     /// Cancelled and replaced at each cut.
     connections: watch::Sender<CancellationToken>,
     /// `None` while connections are refused.
@@ -42,6 +47,7 @@ impl Proxy {
             address: (Ipv4Addr::LOCALHOST, free_port()?).into(),
             target: (Ipv4Addr::LOCALHOST, target_port).into(),
             frozen: watch::Sender::default(),
+            pace: watch::Sender::default(),
             connections: watch::Sender::new(CancellationToken::new()),
             acceptor: Mutex::new(None),
         };
@@ -79,15 +85,22 @@ impl Proxy {
         if acceptor.is_none() {
             let listener = TcpListener::bind(self.address).await.context("the proxy's port")?;
             let (target, frozen) = (self.target, self.frozen.subscribe());
+            let pace = self.pace.subscribe();
             let connections = self.connections.subscribe();
             *acceptor = Some(tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let cut = connections.borrow().clone();
-                    tokio::spawn(forward(client, target, frozen.clone(), cut));
+                    let faults = (frozen.clone(), pace.clone());
+                    tokio::spawn(forward(client, target, faults, cut));
                 }
             }));
         }
         Ok(())
+    }
+
+    /// So many bytes a second pass, each way of each connection; `None`: as they come.
+    pub(crate) fn throttle(&self, bytes_per_s: Option<u32>) {
+        self.pace.send_replace(bytes_per_s);
     }
 
     /// No byte passes either way, and no connection is closed.
@@ -118,7 +131,7 @@ impl Drop for Proxy {
 async fn forward(
     client: TcpStream,
     target: SocketAddr,
-    frozen: watch::Receiver<Frozen>,
+    (frozen, pace): (watch::Receiver<Frozen>, watch::Receiver<Option<u32>>),
     cut: CancellationToken,
 ) {
     let both_ways = async {
@@ -128,8 +141,8 @@ async fn forward(
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::try_join!(
-            one_way(from_client, to_server, frozen.clone(), |frozen| frozen.requests),
-            one_way(from_server, to_client, frozen, |frozen| frozen.answers),
+            one_way(from_client, to_server, frozen.clone(), pace.clone(), |frozen| frozen.requests),
+            one_way(from_server, to_client, frozen, pace, |frozen| frozen.answers),
         )
     };
     // However it ends, both connections are closed: that is all there is to say about an error.
@@ -143,6 +156,7 @@ async fn one_way(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut frozen: watch::Receiver<Frozen>,
+    pace: watch::Receiver<Option<u32>>,
     stands_still: impl Fn(&Frozen) -> bool,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
@@ -150,6 +164,10 @@ async fn one_way(
         let count = from.read(&mut buffer).await?;
         if frozen.wait_for(|frozen| !stands_still(frozen)).await.is_err() || count == 0 {
             return to.shutdown().await;
+        }
+        let bytes_per_s = *pace.borrow();
+        if let (Some(bytes_per_s), Ok(count)) = (bytes_per_s, u32::try_from(count)) {
+            tokio::time::sleep(Duration::from_secs(count.into()) / bytes_per_s.max(1)).await;
         }
         to.write_all(buffer.get(..count).unwrap_or_default()).await?;
     }

@@ -1,0 +1,139 @@
+//! The books: what was asked for, what the results say, what the gateway's ledger says, and what is left in the queues.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::PoisonError,
+};
+
+use capture_worker::domain::class::Class;
+use serde_json::Value;
+
+use crate::{
+    plan::Job,
+    shop::{DEFER_SCHEDULE, PREFIX, RETRY_SCHEDULE, Shop},
+    support::broker::TestBroker,
+};
+
+/// What a run came to.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    pub(crate) captured: usize,
+    pub(crate) failed: usize,
+    pub(crate) in_doubt: usize,
+    /// In doubt by the results, captured by the ledger: honest, and worth an operator's inquiry.
+    pub(crate) in_doubt_and_captured: usize,
+    pub(crate) letters: BTreeMap<String, usize>,
+    pub(crate) money: BTreeMap<String, u64>,
+    /// What must never be, each with its ids.
+    pub(crate) wrong: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+/// What must be empty at the end.
+const NEVER: [&str; 8] = [
+    "lost: neither a result nor a letter",
+    "captured twice",
+    "captured without a job",
+    "captured another amount",
+    "CAPTURED, and not in the ledger",
+    "FAILED, and in the ledger",
+    "captured although it was to be refused",
+    "left in a queue",
+];
+
+impl Books {
+    /// Closes the books. The workers have left by now.
+    pub(crate) async fn close(shop: &Shop, jobs: &[Job]) -> anyhow::Result<Self> {
+        let mut books =
+            Self { wrong: NEVER.map(|what| (what, BTreeSet::new())).into(), ..Self::default() };
+        let broker = TestBroker::connect(&shop.rabbit.url()).await?;
+        let mut dead = BTreeSet::new();
+        for class in Class::ALL {
+            let letters = broker.drain_queue(&format!("{PREFIX}.dead.{class}")).await?;
+            if !letters.is_empty() {
+                books.letters.insert(class.to_string(), letters.len());
+            }
+            for letter in letters {
+                let body: Value = serde_json::from_slice(&letter.body)?;
+                dead.extend(body["captureRequestId"].as_str().map(str::to_owned));
+            }
+        }
+        let delays = RETRY_SCHEDULE.split(',').chain(DEFER_SCHEDULE.split(','));
+        let queues = delays.map(|delay| format!("wait.{delay}")).chain(["jobs".to_owned()]);
+        for queue in queues.collect::<BTreeSet<_>>() {
+            let depth = broker.queue_depth(&format!("{PREFIX}.{queue}")).await?;
+            if depth.unwrap_or_default() > 0 {
+                books.wrong("left in a queue", &format!("{queue}: {depth:?}"));
+            }
+        }
+        books.compare(shop, jobs, &dead);
+        Ok(books)
+    }
+
+    fn compare(&mut self, shop: &Shop, jobs: &[Job], dead: &BTreeSet<String>) {
+        let by_id: BTreeMap<&str, &Job> = jobs.iter().map(|job| (job.id.as_str(), job)).collect();
+        let ledger = shop.sandbox.ledger();
+        let mut moved = BTreeSet::new();
+        for capture in ledger["captures"].as_array().into_iter().flatten() {
+            let id = capture["captureRequestId"].as_str().unwrap_or_default();
+            let amount = &capture["captureAmount"];
+            match by_id.get(id) {
+                None => self.wrong("captured without a job", id),
+                Some(job)
+                    if amount["currency"] != job.currency
+                        || amount["value"].as_str().and_then(|value| value.parse().ok())
+                            != Some(job.value) =>
+                {
+                    self.wrong("captured another amount", id);
+                }
+                Some(job) => {
+                    *self.money.entry(job.currency.to_owned()).or_default() += job.value;
+                    if job.refusal.is_some() {
+                        self.wrong("captured although it was to be refused", id);
+                    }
+                }
+            }
+            if !moved.insert(id.to_owned()) {
+                self.wrong("captured twice", id);
+            }
+        }
+        let results = shop.results.lock().unwrap_or_else(PoisonError::into_inner);
+        for job in jobs {
+            let seen = results.get(&job.id).map(Vec::as_slice).unwrap_or_default();
+            let says = |wanted: &str| seen.iter().any(|(status, _)| status == wanted);
+            let is_moved = moved.contains(&job.id);
+            if seen.is_empty() && !dead.contains(&job.id) {
+                self.wrong("lost: neither a result nor a letter", &job.id);
+            }
+            if says("FAILED") && is_moved {
+                self.wrong("FAILED, and in the ledger", &format!("{} {seen:?}", job.id));
+            }
+            if says("CAPTURED") {
+                self.captured += 1;
+                if !is_moved {
+                    self.wrong("CAPTURED, and not in the ledger", &job.id);
+                }
+            } else if says("FAILED") {
+                self.failed += 1;
+            } else {
+                self.in_doubt += 1;
+                self.in_doubt_and_captured += usize::from(is_moved);
+            }
+        }
+    }
+
+    fn wrong(&mut self, what: &'static str, id: &str) {
+        self.wrong.entry(what).or_default().insert(id.to_owned());
+    }
+
+    /// One line for each thing that must not be, with the first of its ids.
+    pub(crate) fn verdict(&self) -> (bool, String) {
+        let mut text = String::new();
+        for (what, ids) in &self.wrong {
+            let some: Vec<&str> = ids.iter().take(5).map(String::as_str).collect();
+            // Writing to a string does not fail.
+            writeln!(text, "  {:>6}  {what} {}", ids.len(), some.join(" ")).unwrap_or_default();
+        }
+        (self.wrong.values().all(BTreeSet::is_empty), text)
+    }
+}

@@ -1,0 +1,172 @@
+//! The storm: workers under load while servers, network, gateway and the workers themselves fail, one blow after the other;
+//! and at the end the books of all sides, which must agree. `cargo test --test storm` makes a short run,
+//! `cargo test --release --test storm -- --jobs 100000 --seed 7` a long one.
+//!
+//! Jobs, faults and blows follow from the seed. When exactly a blow meets a job does not: that is the machine's doing.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+
+mod blows;
+mod books;
+mod plan;
+mod shop;
+#[expect(dead_code, unused_imports, reason = "other tests use more of it")]
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use self::{
+    books::Books,
+    plan::{Blow, Job, Plan},
+    shop::Shop,
+    support::poll::within,
+};
+
+/// Fails everything that can fail, and checks that no job is lost and no money captured twice.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Jobs to publish.
+    #[arg(long, default_value_t = 1000)]
+    jobs: usize,
+    /// What jobs, faults and blows follow from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Worker processes.
+    #[arg(long, default_value_t = 3)]
+    workers: usize,
+    /// A test runner's filter: nothing runs unless it is part of "storm".
+    #[arg(hide = true)]
+    filter: Option<String>,
+    #[arg(long, hide = true)]
+    list: bool,
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(short, long, hide = true)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let is_meant = arguments.filter.as_deref().is_none_or(|filter| "storm".contains(filter));
+    if arguments.list || !is_meant {
+        return ExitCode::SUCCESS;
+    }
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the storm, seed {}: {error:#}", arguments.seed);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let began = Instant::now();
+    let plan = Plan::of(arguments.seed, arguments.jobs);
+    println!(
+        "storm: seed {}, {} jobs, {} workers",
+        arguments.seed, arguments.jobs, arguments.workers
+    );
+    let mut shop = Shop::open(arguments.workers).await?;
+    let excused = blow(&mut shop, &plan, arguments.seed).await?;
+    let limit =
+        Duration::from_secs(180) + Duration::from_millis(20) * u32::try_from(plan.jobs.len())?;
+    settle(&mut shop, &plan.jobs, limit).await?;
+    shop.drain_workers().await?;
+    let books = Books::close(&shop, &plan.jobs).await?;
+    let overlaps = shop.overlaps().saturating_sub(excused);
+    Ok(report(&shop, &plan, &books, (overlaps, excused), began.elapsed()))
+}
+
+/// Publishes a part of the jobs with each blow. Returns the overlaps that are excused.
+async fn blow(shop: &mut Shop, plan: &Plan, seed: u64) -> anyhow::Result<u64> {
+    let mut rng = StdRng::seed_from_u64(seed.wrapping_add(1));
+    let parts: Vec<&[Job]> = plan.jobs.chunks(plan.jobs.len().div_ceil(plan.blows.len())).collect();
+    let (mut excused, mut published) = (0, 0);
+    for (n, blow) in plan.blows.iter().enumerate() {
+        let part = parts.get(n).copied().unwrap_or_default();
+        for job in part {
+            shop.sandbox.add_steps(Some(&job.payment_id), job.steps()?);
+        }
+        published += part.len();
+        let publishing = tokio::spawn(shop::publish(shop.rabbit.url(), part.to_vec()));
+        tokio::time::sleep(Duration::from_millis(rng.random_range(100..1000))).await;
+        excused += shop.deal(*blow, &mut rng).await.with_context(|| format!("{blow:?}"))?;
+        publishing.await?;
+        shop.check_workers()?;
+        // Some quiet, in which most of it is worked off; if not, the next blow meets a longer backlog.
+        let backlog = async || published - shop.ended().min(published) <= part.len() / 2;
+        within(Duration::from_secs(15), backlog).await.unwrap_or_default();
+    }
+    Ok(excused)
+}
+
+/// Waits until every job has ended: by its result, or as a letter of the broker's own.
+async fn settle(shop: &mut Shop, jobs: &[Job], limit: Duration) -> anyhow::Result<()> {
+    let broker = support::broker::TestBroker::connect(&shop.rabbit.url()).await?;
+    let poison = format!("{}.dead.poison", shop::PREFIX);
+    let waiting = format!("{}.jobs", shop::PREFIX);
+    let ended = within(limit, async || {
+        let letters = broker.queue_depth(&poison).await.ok().flatten().unwrap_or_default();
+        let ready = broker.queue_depth(&waiting).await.ok().flatten().unwrap_or_default();
+        shop.ended() + usize::try_from(letters).unwrap_or_default() >= jobs.len() && ready == 0
+    });
+    if ended.await.is_none() {
+        let logs = shop.workers.iter().map(support::processes::Process::describe);
+        let logs: Vec<String> = logs.collect();
+        bail!("{} of {} jobs have ended\n{}", shop.ended(), jobs.len(), logs.join("\n"));
+    }
+    // Copies that are still waiting come to the same end.
+    let delay = Duration::from_secs(9);
+    tokio::time::sleep(delay).await;
+    let quiet = async || broker.queue_depth(&waiting).await.ok().flatten() == Some(0);
+    within(limit, quiet).await.context("copies are left in the queue")?;
+    shop.check_workers()
+}
+
+fn report(
+    shop: &Shop,
+    plan: &Plan,
+    books: &Books,
+    (overlaps, excused): (u64, u64),
+    took: Duration,
+) -> bool {
+    let mut blows: BTreeMap<Blow, usize> = BTreeMap::new();
+    for blow in &plan.blows {
+        *blows.entry(*blow).or_default() += 1;
+    }
+    let mut faults: BTreeMap<&str, usize> = BTreeMap::new();
+    for fault in plan.jobs.iter().filter_map(|job| job.fault.or(job.refusal)) {
+        *faults.entry(fault).or_default() += 1;
+    }
+    let copies: usize = plan.jobs.iter().map(|job| job.copies - 1).sum();
+    let ledger = shop.sandbox.ledger();
+    println!("{} jobs and {copies} copies in {} s", plan.jobs.len(), took.as_secs());
+    println!("blows: {blows:?}");
+    println!("the gateway's faults: {faults:?}");
+    println!(
+        "CAPTURED {}, FAILED {}, IN_DOUBT {} (of these in the ledger: {})",
+        books.captured, books.failed, books.in_doubt, books.in_doubt_and_captured
+    );
+    println!("dead letters: {:?}; captured: {:?}", books.letters, books.money);
+    println!(
+        "at once at most {}; same id side by side: {}",
+        ledger["atOnceMax"], ledger["sameIdOverlaps"]
+    );
+    let (good, verdict) = books.verdict();
+    print!("{verdict}");
+    println!(
+        "  {overlaps:>6}  overlaps while Redis kept its data (and {excused} while it had lost them)"
+    );
+    good && overlaps == 0
+}

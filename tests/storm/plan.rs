@@ -1,0 +1,144 @@
+//! What a run does, all of it from the seed: the jobs, what the gateway does wrong with each, and the blows.
+
+use capture_worker::sandbox::Step;
+use rand::{
+    RngExt as _, SeedableRng as _,
+    rngs::StdRng,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
+use serde_json::{Value, json};
+
+/// A job to publish.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) id: String,
+    pub(crate) payment_id: String,
+    pub(crate) currency: &'static str,
+    pub(crate) value: u64,
+    /// How often it is published.
+    pub(crate) copies: usize,
+    /// What the gateway does wrong, by its name in [`FAULTS`].
+    pub(crate) fault: Option<&'static str>,
+    /// A final refusal: the only way not to be captured in the end.
+    pub(crate) refusal: Option<&'static str>,
+}
+
+/// What is done to the servers, the workers and the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Blow {
+    KillWorker,
+    DrainWorker,
+    RestartBroker,
+    KillBroker,
+    RestartRedis,
+    KillRedis,
+    PauseRedis,
+    FlushRedis,
+    CutAll,
+    ThrottleBroker,
+    ThrottleRedis,
+    ThrottleGateway,
+    RefuseGateway,
+    HideAnswers,
+}
+
+const BLOWS: [Blow; 14] = [
+    Blow::KillWorker,
+    Blow::DrainWorker,
+    Blow::RestartBroker,
+    Blow::KillBroker,
+    Blow::RestartRedis,
+    Blow::KillRedis,
+    Blow::PauseRedis,
+    Blow::FlushRedis,
+    Blow::CutAll,
+    Blow::ThrottleBroker,
+    Blow::ThrottleRedis,
+    Blow::ThrottleGateway,
+    Blow::RefuseGateway,
+    Blow::HideAnswers,
+];
+
+/// Name and steps. All of them pass, so that every job can end.
+const FAULTS: [(&str, &str); 14] = [
+    ("request lost", r#"{"answer":"no_answer"}"#),
+    ("answer lost", r#"{"answer":"no_answer","executes":true}"#),
+    ("hang", r#"{"answer":"hang"}"#),
+    ("executed, then hang", r#"{"answer":"hang","executes":true}"#),
+    ("slow", r#"{"answer":"honest","delay_ms":700}"#),
+    ("http 503", r#"{"answer":{"http":503},"times":2}"#),
+    ("executed, http 500", r#"{"answer":{"http":500},"executes":true}"#),
+    ("garbage", r#"{"answer":"garbage","executes":true}"#),
+    ("unsigned", r#"{"answer":"unsigned"}"#),
+    ("forged", r#"{"answer":"bad_signature"}"#),
+    ("unknown", r#"{"answer":{"code":"UNKNOWN_EXCEPTION"},"times":2}"#),
+    ("in process", r#"{"answer":{"code":"CAPTURE_IN_PROCESS"}}"#),
+    ("throttled", r#"{"answer":{"code":"REQUEST_TRAFFIC_EXCEED_LIMIT"}}"#),
+    ("http 429", r#"{"answer":{"http":429},"retry_after":1}"#),
+];
+
+const REFUSALS: [&str; 4] =
+    ["RISK_REJECT", "USER_BALANCE_NOT_ENOUGH", "ORDER_STATUS_INVALID", "PROCESS_FAIL"];
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) blows: Vec<Blow>,
+}
+
+impl Plan {
+    pub(crate) fn of(seed: u64, jobs: usize) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let jobs: Vec<Job> = (0..jobs).map(|n| job(n, &mut rng)).collect();
+        let mut blows = Vec::new();
+        for _ in 0..(jobs.len() / 1000).div_ceil(BLOWS.len()).max(1) {
+            let mut round = BLOWS;
+            round.shuffle(&mut rng);
+            blows.extend(round);
+        }
+        Self { jobs, blows }
+    }
+}
+
+fn job(n: usize, rng: &mut StdRng) -> Job {
+    // A third of the jobs are partial captures, about ten of each payment, and near each other.
+    let is_partial = rng.random_bool(0.33);
+    let group = if is_partial { (n / 300) * 10 + rng.random_range(0..10) } else { n };
+    let payment_id = format!("{}-{group}", if is_partial { "shared" } else { "own" });
+    let currency = ["HKD", "JPY", "USD"].get(group % 3).copied().unwrap_or("HKD");
+    let (luck, copied) = (rng.random_range(0..100), rng.random_bool(0.03));
+    let fault = FAULTS.choose(rng).map(|(name, _)| *name).filter(|_| luck < 20);
+    let refusal = REFUSALS.choose(rng).copied().filter(|_| (20..24).contains(&luck));
+    Job {
+        id: format!("j-{n}"),
+        payment_id,
+        currency,
+        value: rng.random_range(1..100_000),
+        copies: if copied { 2 } else { 1 },
+        fault,
+        refusal,
+    }
+}
+
+impl Job {
+    pub(crate) fn body(&self) -> Vec<u8> {
+        let amount = json!({"currency": self.currency, "value": self.value.to_string()});
+        json!({"captureRequestId": self.id, "paymentId": self.payment_id, "captureAmount": amount})
+            .to_string()
+            .into_bytes()
+    }
+
+    /// What the gateway is told to do with this id.
+    pub(crate) fn steps(&self) -> anyhow::Result<Vec<Step>> {
+        let fault = FAULTS.iter().filter(|(name, _)| Some(*name) == self.fault);
+        let mut steps: Vec<Value> =
+            fault.map(|(_, step)| serde_json::from_str(step)).collect::<Result<_, _>>()?;
+        steps
+            .extend(self.refusal.map(|code| json!({"answer": {"code": code}, "times": "forever"})));
+        for step in &mut steps {
+            step["captureRequestId"] = json!(self.id);
+        }
+        Ok(serde_json::from_value(json!(steps))?)
+    }
+}
