@@ -13,7 +13,7 @@ use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     options::{
         BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
-        QueueDeclareOptions,
+        QueueDeclareOptions, QueuePurgeOptions,
     },
     types::FieldTable,
 };
@@ -123,6 +123,9 @@ impl Stage {
         self.redis.cmd(&["FLUSHALL"])?;
         // What is published is not to be handed to a program of the run before, and taken back from it.
         within(LIMIT, async || self.consumers().await == Some(0)).await.context("consumers")?;
+        // The bare loop is killed as soon as its last result is there: some of its acks may never have left.
+        let purge = QueuePurgeOptions::default();
+        self.channel.queue_purge(format!("{PREFIX}.jobs").into(), purge).await?;
         self.publish(&load.jobs).await?;
         let results_before = *self.results.borrow();
         let mut processes = match program {

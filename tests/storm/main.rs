@@ -49,6 +49,10 @@ struct Arguments {
     list: bool,
     #[arg(long, hide = true)]
     nocapture: bool,
+    #[arg(long, hide = true)]
+    exact: bool,
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
     #[arg(short, long, hide = true)]
     quiet: bool,
 }
