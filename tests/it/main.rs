@@ -13,5 +13,6 @@ mod faults;
 mod hostile;
 mod leases;
 mod outages;
+mod scripts;
 mod servers;
 mod tidy;

@@ -1,0 +1,351 @@
+//! The lease scripts against the model's functions: random operations on a real Redis and on `tests/model/redis.rs` must
+//! give the same answers and leave the same keys. What the model proves about its functions holds for the scripts then.
+
+#[path = "../model/redis.rs"]
+mod model;
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use self::model::{Asked, Claim, Fate, Mode, NOBODY, Redis, Token};
+use crate::support::servers::{Persistence, PrivateRedis, Reply};
+
+/// Rounds, each from an empty Redis, and operations in each.
+const ROUNDS: u64 = 100;
+const OPERATIONS: usize = 100;
+const TOKENS: u8 = 5;
+const IDS_USED: u8 = 3;
+const LONG_MS: &str = "3600000";
+const SEED: u64 = 20_260_101;
+
+const ACQUIRE: &str = concat!(
+    include_str!("../../src/lease/common.lua"),
+    include_str!("../../src/lease/acquire.lua")
+);
+const RENEW: &str =
+    concat!(include_str!("../../src/lease/common.lua"), include_str!("../../src/lease/renew.lua"));
+const RELEASE: &str = concat!(
+    include_str!("../../src/lease/common.lua"),
+    include_str!("../../src/lease/release.lua")
+);
+const HAND_OVER: &str = concat!(
+    include_str!("../../src/lease/common.lua"),
+    include_str!("../../src/lease/hand_over.lua")
+);
+
+/// One list for each key: its value, and a complaint if it never expires.
+const DUMP: &str = r"
+local found = {}
+for n, key in ipairs(KEYS) do
+  local value
+  if string.sub(key, -5) == ':line' then
+    value = redis.call('LRANGE', key, 0, -1)
+  else
+    value = redis.call('GET', key)
+  end
+  found[n] = {value}
+  if redis.call('PTTL', key) == -1 then found[n][2] = 'never expires' end
+end
+return found
+";
+
+/// One operation.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Acquire {
+        claim: Claim,
+        waits: bool,
+    },
+    Renew {
+        claim: Claim,
+        posts: bool,
+    },
+    Release {
+        claim: Claim,
+        mode: Mode,
+        hold_left: i64,
+    },
+    HandOver {
+        claim: Claim,
+        mode: Mode,
+        hold_left: i64,
+        next: Claim,
+        stays: bool,
+    },
+    /// A key's time is over.
+    Expire(Key),
+}
+
+/// A key.
+#[derive(Clone, Copy, Debug)]
+enum Key {
+    Lease,
+    Hold,
+    Line,
+    Mark(u8),
+    Known(u8),
+}
+
+impl Key {
+    fn all() -> impl Iterator<Item = Self> {
+        let ids = (0..IDS_USED).flat_map(|id| [Self::Mark(id), Self::Known(id)]);
+        [Self::Lease, Self::Hold, Self::Line].into_iter().chain(ids)
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Lease => "{p}:lease".into(),
+            Self::Hold => "{p}:hold".into(),
+            Self::Line => "{p}:line".into(),
+            Self::Mark(id) => format!("{{p}}:sent:{id}"),
+            Self::Known(id) => format!("{{p}}:known:{id}"),
+        }
+    }
+}
+
+/// A token in Redis; nobody's is the one that `announce` makes up.
+fn spell(token: Token) -> String {
+    if token == NOBODY { "0".repeat(32) } else { format!("{:032x}", u32::from(token.0) + 0xa0) }
+}
+
+/// Different ids may have different lengths.
+fn spell_id(id: u8) -> String {
+    "id".repeat(usize::from(id) + 1)
+}
+
+fn spell_amount(amount: u8) -> String {
+    format!("HKD:{}", u32::from(amount) * 90 + 1)
+}
+
+fn spell_fate(fate: Fate) -> String {
+    match fate {
+        Fate::Captured => r#"{"captured":{"code":"SUCCESS"}}"#.into(),
+        Fate::Failed(word) => format!(r#"{{"failed":{{"code":"\n{{\"captured\" {word}"}}}}"#),
+    }
+}
+
+fn flag(is: bool) -> String {
+    String::from(if is { "1" } else { "0" })
+}
+
+fn words(script: &str, keys: &[String], args: &[String]) -> Vec<String> {
+    let mut words = vec!["EVAL".to_owned(), script.to_owned(), keys.len().to_string()];
+    words.extend_from_slice(keys);
+    words.extend_from_slice(args);
+    words
+}
+
+fn keys_of(claim: Claim) -> Vec<String> {
+    let keys = [Key::Lease, Key::Hold, Key::Line, Key::Mark(claim.id), Key::Known(claim.id)];
+    keys.into_iter().map(Key::name).collect()
+}
+
+/// `src/lease/mod.rs::Leases::call`.
+fn args_of(claim: Claim) -> Vec<String> {
+    let mut args = vec![LONG_MS.to_owned(); 4];
+    args.extend([spell(claim.token), spell_id(claim.id)]);
+    args
+}
+
+/// `src/lease/mod.rs::Leases::release_call`.
+fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
+    let (name, outcome) = match mode {
+        Mode::Final(fate) => {
+            ("final", format!("{}\n{}", spell_amount(claim.amount), spell_fate(fate)))
+        }
+        Mode::End => ("end", String::new()),
+        Mode::Keep => ("keep", String::new()),
+        Mode::Back => ("back", String::new()),
+        Mode::Forget => ("forget", String::new()),
+    };
+    let mut args = args_of(claim);
+    args.extend([name.to_owned(), outcome, hold_left.to_string()]);
+    args
+}
+
+fn command(operation: Operation) -> Vec<String> {
+    match operation {
+        Operation::Acquire { claim, waits } => {
+            let mut args = args_of(claim);
+            args.extend([spell_amount(claim.amount), flag(claim.posts), flag(waits)]);
+            words(ACQUIRE, &keys_of(claim), &args)
+        }
+        Operation::Renew { claim, posts } => {
+            let mut args = args_of(claim);
+            args.extend([spell_amount(claim.amount), flag(posts)]);
+            words(RENEW, &keys_of(claim), &args)
+        }
+        Operation::Release { claim, mode, hold_left } => {
+            words(RELEASE, &keys_of(claim), &release_args(claim, mode, hold_left))
+        }
+        Operation::HandOver { claim, mode, hold_left, next, stays } => {
+            let mut keys = keys_of(claim);
+            keys.extend([Key::Mark(next.id).name(), Key::Known(next.id).name()]);
+            let mut args = release_args(claim, mode, hold_left);
+            args.extend([flag(stays), spell(next.token), spell_id(next.id)]);
+            args.extend([spell_amount(next.amount), flag(next.posts)]);
+            words(HAND_OVER, &keys, &args)
+        }
+        Operation::Expire(key) => vec!["DEL".into(), key.name()],
+    }
+}
+
+/// What `take` says, in the words of the script; whether a hold was there stands for the time that it had left.
+fn said(taken: Asked) -> Vec<Reply> {
+    let reply = |verb: &str, detail: String, marked: bool, hold_left: i64, place: i64| {
+        let numbers = [i64::from(marked), hold_left, place].map(Reply::Int);
+        [Reply::Text(verb.into()), Reply::Text(detail)].into_iter().chain(numbers).collect()
+    };
+    match taken {
+        Asked::Known(fate) => reply("known", spell_fate(fate), true, -2, -1),
+        Asked::Held { marked, place } => {
+            let place = place.and_then(|place| i64::try_from(place).ok()).unwrap_or(-1);
+            reply("held", String::new(), marked, -2, place)
+        }
+        Asked::Hold { marked } => reply("hold", String::new(), marked, -2, -1),
+        Asked::Taken { marked, hold_was_there } => {
+            let hold_left = if hold_was_there { 1 } else { -2 };
+            reply("taken", String::new(), marked, hold_left, -1)
+        }
+    }
+}
+
+fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
+    Some(match operation {
+        Operation::Acquire { claim, waits } => Reply::List(said(redis.acquire(claim, waits))),
+        Operation::Renew { claim, posts } => Reply::Int(i64::from(redis.renew(claim, posts))),
+        Operation::Release { claim, mode, .. } => Reply::Int(i64::from(redis.release(claim, mode))),
+        Operation::HandOver { claim, mode, next, stays, .. } => {
+            let (mine, taken) = redis.hand_over(claim, mode, next, stays);
+            let mut reply = vec![Reply::Int(i64::from(mine))];
+            reply.extend(said(taken));
+            Reply::List(reply)
+        }
+        Operation::Expire(key) => {
+            match key {
+                Key::Lease => redis.payments[0].lease = None,
+                Key::Hold => redis.payments[0].hold = None,
+                Key::Line => redis.payments[0].line.clear(),
+                Key::Mark(id) => redis.keys[usize::from(id)].mark = None,
+                Key::Known(id) => redis.keys[usize::from(id)].known = None,
+            }
+            return None;
+        }
+    })
+}
+
+/// The time that a hold had left, as one number for any.
+fn without_times(reply: Reply) -> Reply {
+    let Reply::List(mut items) = reply else { return reply };
+    let at = items.len() - 2;
+    if let Reply::Int(left) = &mut items[at]
+        && *left > 0
+    {
+        *left = 1;
+    }
+    Reply::List(items)
+}
+
+/// What the model expects under a key.
+fn expected(redis: &Redis, key: Key) -> Reply {
+    let payment = &redis.payments[0];
+    let text = |text: Option<String>| text.map_or(Reply::Nil, Reply::Text);
+    match key {
+        Key::Lease => text(payment.lease.map(spell)),
+        Key::Hold => text(payment.hold.map(|(token, id)| spell(token) + &spell_id(id))),
+        Key::Line => Reply::List(payment.line.iter().map(|t| Reply::Text(spell(*t))).collect()),
+        Key::Mark(id) => text(redis.keys[usize::from(id)].mark.map(spell)),
+        Key::Known(id) => {
+            let known = redis.keys[usize::from(id)].known;
+            text(
+                known.map(|(amount, fate)| {
+                    format!("{}\n{}", spell_amount(amount), spell_fate(fate))
+                }),
+            )
+        }
+    }
+}
+
+fn any_claim(random: &mut StdRng, claims: &[Claim]) -> Claim {
+    claims[random.random_range(0..claims.len())]
+}
+
+fn any_mode(random: &mut StdRng) -> Mode {
+    match random.random_range(0..6) {
+        0 => Mode::Final(Fate::Captured),
+        1 => Mode::Final(Fate::Failed(random.random_range(0..3))),
+        2 => Mode::End,
+        3 => Mode::Keep,
+        4 => Mode::Back,
+        _ => Mode::Forget,
+    }
+}
+
+fn any_operation(random: &mut StdRng, claims: &[Claim]) -> Operation {
+    let claim = any_claim(random, claims);
+    let hold_left = if random.random_bool(0.5) { -2 } else { 1_800_000 };
+    match random.random_range(0..20) {
+        0..8 => Operation::Acquire { claim, waits: random.random_bool(0.7) },
+        8..10 => Operation::Renew { claim, posts: random.random_bool(0.5) },
+        10..14 => Operation::Release { claim, mode: any_mode(random), hold_left },
+        14..18 => Operation::HandOver {
+            claim,
+            mode: any_mode(random),
+            hold_left,
+            next: any_claim(random, claims),
+            stays: random.random_bool(0.5),
+        },
+        _ => {
+            let keys: Vec<Key> = Key::all().collect();
+            Operation::Expire(keys[random.random_range(0..keys.len())])
+        }
+    }
+}
+
+/// Claims as workers make them: a token belongs to one job.
+fn any_claims(random: &mut StdRng) -> Vec<Claim> {
+    let claim = |token| Claim {
+        payment: 0,
+        token: Token(token),
+        id: random.random_range(0..IDS_USED),
+        amount: u8::from(random.random_bool(0.1)),
+        posts: random.random_bool(0.7),
+    };
+    (1..=TOKENS).map(claim).collect()
+}
+
+fn ask(redis: &PrivateRedis, words: &[String]) -> Reply {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    redis.cmd(&words).expect("Redis answers")
+}
+
+/// What is under each key, as [`DUMP`] says it.
+fn dump(redis: &PrivateRedis) -> Vec<Reply> {
+    let keys: Vec<String> = Key::all().map(Key::name).collect();
+    match ask(redis, &words(DUMP, &keys, &[])) {
+        Reply::List(found) => found,
+        other => panic!("no list: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_scripts_do_what_the_model_says() {
+    let server = PrivateRedis::start(Persistence::None).await.expect("a Redis");
+    for round in 0..ROUNDS {
+        let mut random = StdRng::seed_from_u64(SEED + round);
+        let claims = any_claims(&mut random);
+        let (mut model, mut done) = (Redis::default(), Vec::new());
+        ask(&server, &["FLUSHALL".into()]);
+        for _ in 0..OPERATIONS {
+            let operation = any_operation(&mut random, &claims);
+            done.push(operation);
+            let reply = without_times(ask(&server, &command(operation)));
+            if let Some(expected) = on_the_model(&mut model, operation) {
+                assert_eq!(reply, expected, "round {round}: {done:#?}");
+            }
+            for (key, found) in Key::all().zip(dump(&server)) {
+                let expected = Reply::List(vec![expected(&model, key)]);
+                assert_eq!(found, expected, "round {round}, {key:?}: {done:#?}");
+            }
+        }
+    }
+}

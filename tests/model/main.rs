@@ -1,0 +1,134 @@
+//! A model of how jobs are leased, captured, settled and replayed, searched exhaustively: broker, Redis, gateway, two
+//! workers and two operators, every order of their steps, and a crash between any two of them.
+//!
+//! `cargo test --test model` searches the small configurations of [`setups`]; with `CAPTURE_MODEL=big` the big ones too,
+//! or those whose name has that part (`--release` is faster). `-- --nocapture` shows how many states each has.
+//!
+//! What decides is the program itself: [`domain`] calls `judge::{first_call, judge_capture, judge_inquiry}`,
+//! `settle::settle` and `Outcome::release`. What the model mirrors names the function that it mirrors: [`redis`] the lease
+//! scripts (`tests/it/scripts.rs` compares them), [`worker`] and [`settle`] the pipeline, [`gateway`] the sandbox,
+//! [`operator`] the replay that the classes of the README ask for. [`model`] says what must always hold.
+//!
+//! What it takes for granted: a lease does not run out between the look at its time and the request that leaves; unless a
+//! configuration says otherwise, an inquiry is answered after the requests of its id that are under way; and marks and
+//! known outcomes live long enough (`lease.remember`).
+
+mod domain;
+mod gateway;
+mod model;
+mod operator;
+mod redis;
+mod settle;
+mod setups;
+mod state;
+mod symmetry;
+mod worker;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Instant,
+};
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use crate::{
+    setups::{BIG, LIMITS, MUTATIONS, SMALL},
+    state::{Setup, State},
+};
+
+/// Searches a configuration; says what it found, for people.
+fn search(setup: &Setup) -> String {
+    let began = Instant::now();
+    let broken: BTreeSet<&str> = setup.breaks.iter().copied().collect();
+    let expected: BTreeSet<&str> = broken.iter().chain(setup.reaches).copied().collect();
+    let search = setup.clone().checker().threads(2);
+    let checker = if broken.is_empty() {
+        search.spawn_bfs().join()
+    } else {
+        search.finish_when(HasDiscoveries::AllOf(broken.clone())).spawn_bfs().join()
+    };
+    for (what, path) in checker.discoveries() {
+        let path = || {
+            path.into_actions().iter().map(|action| format!("\n  {action:?}")).collect::<String>()
+        };
+        let found = expected.contains(what) || !broken.is_empty();
+        assert!(found, "{}: this breaks \"{what}\":{}", setup.name, path());
+    }
+    for what in expected {
+        assert!(checker.discovery(what).is_some(), "{}: never \"{what}\"", setup.name);
+    }
+    let (states, steps) = (checker.unique_state_count(), checker.state_count());
+    let depth = checker.max_depth();
+    format!(
+        "{}: {states} states, {steps} steps, depth {depth}, {:.1?}",
+        setup.name,
+        began.elapsed()
+    )
+}
+
+/// How many states a configuration has, and how many of them can't come to an end any more, whatever happens.
+fn without_end(setup: &Setup) -> (usize, usize) {
+    let mut states = setup.init_states();
+    let mut places: HashMap<State, usize> = states.iter().cloned().zip(0..).collect();
+    let mut before: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut at = 0;
+    while let Some(state) = states.get(at).cloned() {
+        for next in setup.next_states(&state) {
+            let place = *places.entry(next).or_insert_with_key(|next| {
+                states.push(next.clone());
+                before.push(Vec::new());
+                states.len() - 1
+            });
+            before[place].push(at);
+        }
+        at += 1;
+    }
+    let mut ends: Vec<bool> = states.iter().map(State::is_ended).collect();
+    let mut open: Vec<usize> = (0..ends.len()).filter(|place| ends[*place]).collect();
+    while let Some(place) = open.pop() {
+        for earlier in &before[place] {
+            if !std::mem::replace(&mut ends[*earlier], true) {
+                open.push(*earlier);
+            }
+        }
+    }
+    (ends.len(), ends.iter().filter(|ends| !**ends).count())
+}
+
+#[test]
+fn from_every_state_everything_can_still_end() {
+    for setup in SMALL.iter().filter(|setup| setup.ends) {
+        let (all, without_end) = without_end(setup);
+        println!("{}: {all} states", setup.name);
+        assert_eq!(without_end, 0, "{}", setup.name);
+    }
+}
+
+#[test]
+fn every_property_holds_in_every_state() {
+    for setup in SMALL {
+        println!("{}", search(setup));
+    }
+}
+
+#[test]
+fn every_property_holds_within_bigger_bounds() {
+    let Ok(part) = std::env::var("CAPTURE_MODEL") else { return };
+    for setup in BIG.iter().filter(|setup| setup.name.contains(&part)) {
+        println!("{}", search(setup));
+    }
+}
+
+#[test]
+fn a_broken_protocol_is_noticed() {
+    for setup in MUTATIONS {
+        println!("{}", search(setup));
+    }
+}
+
+#[test]
+fn what_is_not_promised_is_found() {
+    for setup in LIMITS {
+        println!("{}", search(setup));
+    }
+}

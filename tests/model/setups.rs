@@ -1,0 +1,355 @@
+//! The configurations: what is published, what may go wrong and how often, and what must be found.
+//!
+//! All of them are searched to the end, save those in which something must be found broken: they end when it is.
+
+use crate::{
+    domain::{CONFLICT, DENIED, ILLEGAL, IN_PROCESS, PROCESS_FAIL, RISK, Said, TRAFFIC, UNKNOWN},
+    model::{FAILED_STANDS, FRESH, HOLD, NO_LOSS, NO_OVERLAP, ONE_CAPTURE, UNSENT_IS_TRUE},
+    state::{Budget, Mutation, Replay, Setup},
+};
+
+const CALM: Budget = Budget { crashes: 0, cuts: 0, pauses: 0, aways: 0, losses: 0, acts: 0 };
+const CRASH: Budget = Budget { crashes: 1, ..CALM };
+const COPIES: &[(u8, u8)] = &[(0, 0), (0, 0)];
+const TWO_IDS: &[(u8, u8)] = &[(0, 0), (1, 0)];
+const ANSWERED_OR_NOT: &[Said] = &[Said::Captured, Said::Nothing];
+const REFUSED: &[Said] = &[Said::Captured, Said::Nothing, Said::Failed(DENIED)];
+
+/// One job, one retry, nothing that goes wrong but calls without an answer; with the mendings that the tests of
+/// `as_it_is` do without.
+const BASE: Setup = Setup {
+    name: "",
+    jobs: &[(0, 0)],
+    payments: [0, 0, 1],
+    prefetch: [1, 1],
+    delays: 1,
+    budget: CALM,
+    operators: 0,
+    says: ANSWERED_OR_NOT,
+    in_flight: true,
+    late: false,
+    deaf: false,
+    returns_max: None,
+    expires: false,
+    ages: false,
+    replay: Replay::Closes,
+    records_access: true,
+    gives_up_unsure: true,
+    mutation: None,
+    ends: false,
+    reaches: &[],
+    breaks: &[],
+};
+
+/// Searched by every run of the tests.
+pub(crate) const SMALL: &[Setup] = &[
+    Setup {
+        name: "one job, all replies, a crash, poison",
+        deaf: true,
+        budget: CRASH,
+        returns_max: Some(1),
+        says: &[
+            Said::Captured,
+            Said::Nothing,
+            Said::Failed(RISK),
+            Said::Failed(PROCESS_FAIL),
+            Said::Failed(DENIED),
+            Said::Failed(ILLEGAL),
+            Said::Unsure(UNKNOWN),
+            Said::Unsure(IN_PROCESS),
+            Said::Unsure(TRAFFIC),
+            Said::Unsigned,
+            Said::NotSent,
+        ],
+        reaches: &["all captured", "failed", "poison"],
+        ..BASE
+    },
+    Setup {
+        name: "copies, a crash",
+        jobs: COPIES,
+        budget: CRASH,
+        says: &[Said::Captured, Said::Nothing, Said::Failed(RISK)],
+        reaches: &["all captured", "known outcome", "failed", "granted to the other worker"],
+        ..BASE
+    },
+    Setup {
+        name: "copies, a refusal that precedes the id",
+        ends: true,
+        jobs: COPIES,
+        delays: 2,
+        says: REFUSED,
+        reaches: &["all captured", "failed", "unproven failure proven"],
+        ..BASE
+    },
+    Setup {
+        name: "copies of two amounts",
+        jobs: &[(0, 0), (0, 1)],
+        says: &[Said::Captured, Said::Nothing, Said::Failed(CONFLICT)],
+        reaches: &["conflict"],
+        ..BASE
+    },
+    Setup {
+        name: "copies, a lost session",
+        jobs: COPIES,
+        budget: Budget { cuts: 1, ..CALM },
+        reaches: &["all captured"],
+        ..BASE
+    },
+    Setup {
+        name: "two ids, a crash",
+        jobs: TWO_IDS,
+        delays: 0,
+        budget: CRASH,
+        reaches: &["all captured", "granted to the other worker"],
+        ..BASE
+    },
+    Setup {
+        name: "two ids, a lease that runs out",
+        ends: true,
+        jobs: TWO_IDS,
+        budget: Budget { pauses: 1, ..CALM },
+        reaches: &["all captured"],
+        ..BASE
+    },
+    Setup {
+        name: "two ids, Redis away once",
+        ends: true,
+        jobs: TWO_IDS,
+        delays: 0,
+        budget: Budget { aways: 1, ..CALM },
+        reaches: &["all captured"],
+        ..BASE
+    },
+    Setup {
+        name: "two ids, Redis forgets",
+        jobs: TWO_IDS,
+        budget: Budget { losses: 1, ..CALM },
+        reaches: &["all captured"],
+        ..BASE
+    },
+    Setup {
+        name: "two ids, in process",
+        jobs: TWO_IDS,
+        says: &[
+            Said::Captured,
+            Said::Failed(RISK),
+            Said::Unsure(IN_PROCESS),
+            Said::Unsure(UNKNOWN),
+        ],
+        reaches: &["all captured", "failed"],
+        ..BASE
+    },
+    Setup { name: "two payments", jobs: &[(0, 0), (2, 0)], reaches: &["all captured"], ..BASE },
+    Setup {
+        name: "copies and another id, handed over",
+        jobs: &[(0, 0), (0, 0), (1, 0)],
+        prefetch: [2, 1],
+        delays: 0,
+        in_flight: false,
+        reaches: &["all captured", "hand-over", "known outcome", "granted to the other worker"],
+        ..BASE
+    },
+    Setup {
+        name: "two ids handed over, Redis away once",
+        jobs: TWO_IDS,
+        prefetch: [2, 1],
+        delays: 0,
+        in_flight: false,
+        budget: Budget { aways: 1, ..CALM },
+        reaches: &["all captured", "hand-over"],
+        ..BASE
+    },
+    Setup {
+        name: "time passes",
+        ends: true,
+        jobs: COPIES,
+        delays: 0,
+        expires: true,
+        ages: true,
+        reaches: &["all captured", "expired"],
+        ..BASE
+    },
+    Setup {
+        name: "two operators, a crash",
+        delays: 0,
+        budget: Budget { crashes: 1, acts: 2, ..CALM },
+        operators: 2,
+        says: REFUSED,
+        reaches: &["fresh id captured", "dead in doubt, captured after a replay"],
+        ..BASE
+    },
+];
+
+/// Searched if `CAPTURE_MODEL` is a part of the name: minutes each, and gigabytes of memory.
+pub(crate) const BIG: &[Setup] = &[
+    Setup {
+        name: "big: one job, all replies, two crashes",
+        delays: 2,
+        budget: Budget { crashes: 2, ..CALM },
+        reaches: &["all captured", "failed", "unproven failure proven"],
+        ..SMALL[0]
+    },
+    Setup {
+        name: "big: copies, refusals, a crash",
+        jobs: COPIES,
+        delays: 2,
+        budget: CRASH,
+        says: &[Said::Captured, Said::Nothing, Said::Failed(DENIED), Said::Failed(ILLEGAL)],
+        reaches: &["all captured", "unproven failure proven"],
+        ..BASE
+    },
+    Setup {
+        name: "big: two ids, a crash, a lease that runs out",
+        jobs: TWO_IDS,
+        budget: Budget { crashes: 1, pauses: 1, ..CALM },
+        reaches: &["all captured"],
+        ..BASE
+    },
+    Setup {
+        name: "big: two ids, Redis away twice",
+        jobs: TWO_IDS,
+        budget: Budget { aways: 2, ..CALM },
+        reaches: &["all captured"],
+        ..BASE
+    },
+    Setup {
+        name: "big: two ids handed over, a crash",
+        jobs: TWO_IDS,
+        prefetch: [2, 1],
+        budget: CRASH,
+        reaches: &["all captured", "hand-over"],
+        ..BASE
+    },
+    Setup {
+        name: "big: two operators, two crashes, three replays",
+        budget: Budget { crashes: 2, acts: 3, ..CALM },
+        operators: 2,
+        says: &[Said::Captured, Said::Nothing, Said::Failed(RISK), Said::Failed(DENIED)],
+        reaches: &["fresh id captured"],
+        ..BASE
+    },
+    Setup {
+        name: "big: time passes, a crash, a replay",
+        jobs: COPIES,
+        expires: true,
+        ages: true,
+        operators: 1,
+        budget: Budget { crashes: 1, acts: 1, ..CALM },
+        reaches: &["all captured", "expired"],
+        ..BASE
+    },
+];
+
+/// The protocol broken on purpose: the model must notice.
+pub(crate) const MUTATIONS: &[Setup] = &[
+    Setup {
+        name: "mutation: the ack comes first",
+        budget: CRASH,
+        mutation: Some(Mutation::AckFirst),
+        breaks: &[NO_LOSS],
+        ..BASE
+    },
+    Setup {
+        name: "mutation: a fresh id for one in doubt, without an inquiry",
+        delays: 0,
+        budget: Budget { acts: 1, ..CALM },
+        operators: 1,
+        mutation: Some(Mutation::FreshWithoutInquiry),
+        breaks: &[ONE_CAPTURE, FRESH],
+        ..BASE
+    },
+    Setup {
+        name: "mutation: a release that does not look at the token",
+        jobs: TWO_IDS,
+        budget: Budget { pauses: 1, ..CALM },
+        prefetch: [2, 2],
+        mutation: Some(Mutation::ReleaseAnyLease),
+        breaks: &[NO_OVERLAP],
+        ..BASE
+    },
+    Setup {
+        name: "mutation: every F is believed",
+        says: REFUSED,
+        mutation: Some(Mutation::BelieveEveryF),
+        breaks: &[FAILED_STANDS],
+        ..BASE
+    },
+    Setup {
+        name: "mutation: that an id was sent is forgotten",
+        says: REFUSED,
+        mutation: Some(Mutation::ForgetSent),
+        breaks: &[FAILED_STANDS],
+        ..BASE
+    },
+    Setup {
+        name: "mutation: the hold is not looked at",
+        jobs: TWO_IDS,
+        mutation: Some(Mutation::NoHold),
+        breaks: &[HOLD],
+        ..BASE
+    },
+];
+
+/// What the protocol does not promise as it is, or can't: each is found, so that nobody takes it for granted.
+pub(crate) const LIMITS: &[Setup] = &[
+    Setup {
+        name: "as it is: a signed refusal of class access is not recorded, and a redelivery posts again",
+        budget: CRASH,
+        says: &[Said::Captured, Said::Failed(DENIED)],
+        records_access: false,
+        breaks: &[FAILED_STANDS],
+        ..BASE
+    },
+    Setup {
+        name: "as it is: a fresh id after an inquiry, while the parent is still in the queue",
+        budget: Budget { crashes: 1, acts: 1, ..CALM },
+        operators: 1,
+        says: &[Said::Captured, Said::Failed(DENIED)],
+        records_access: false,
+        replay: Replay::Inquires,
+        breaks: &[ONE_CAPTURE],
+        ..BASE
+    },
+    Setup {
+        name: "as it is: a job gives up waiting with an old word of its mark",
+        jobs: COPIES,
+        budget: CRASH,
+        expires: true,
+        ages: true,
+        gives_up_unsure: false,
+        breaks: &[UNSENT_IS_TRUE],
+        ..BASE
+    },
+    Setup {
+        name: "limit: a fresh id, and Redis forgets that its parent failed",
+        budget: Budget { crashes: 1, acts: 1, losses: 1, ..CALM },
+        operators: 1,
+        says: &[Said::Captured, Said::Failed(DENIED)],
+        breaks: &[ONE_CAPTURE],
+        ..BASE
+    },
+    Setup {
+        name: "limit: Redis is away when a refusal is to be recorded",
+        budget: Budget { crashes: 1, aways: 1, ..CALM },
+        says: &[Said::Captured, Said::Failed(DENIED)],
+        breaks: &[FAILED_STANDS],
+        ..BASE
+    },
+    Setup {
+        name: "limit: the same, and a fresh id after no more than an inquiry",
+        budget: Budget { crashes: 1, aways: 1, acts: 1, ..CALM },
+        operators: 1,
+        says: &[Said::Captured, Said::Failed(DENIED)],
+        replay: Replay::Inquires,
+        breaks: &[ONE_CAPTURE],
+        ..BASE
+    },
+    Setup {
+        name: "limit: a request is executed after an inquiry that did not see it",
+        delays: 2,
+        late: true,
+        says: REFUSED,
+        breaks: &[FAILED_STANDS],
+        ..BASE
+    },
+];
