@@ -37,11 +37,13 @@ pub(crate) struct Call {
     pub(crate) ended: Instant,
 }
 
+/// Whole answers, headers included, by `captureRequestId`; and whether the job is of the hot payment.
+type Signed = Arc<HashMap<String, (Vec<u8>, bool)>>;
+
 /// What all connections share.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    /// Whole answers, headers included, by `captureRequestId`; and whether the job is of the hot payment.
-    answers: Mutex<Arc<HashMap<String, (Vec<u8>, bool)>>>,
+    answers: Mutex<Signed>,
     latency_ms: AtomicU64,
     calls: Mutex<Vec<Call>>,
     ports: Vec<u16>,
@@ -140,7 +142,7 @@ async fn read_request(
 
 /// Signed answers to the captures of some jobs.
 #[derive(Clone, Debug)]
-pub(crate) struct Answers(Arc<HashMap<String, (Vec<u8>, bool)>>);
+pub(crate) struct Answers(Signed);
 
 impl Answers {
     /// Takes a third of a millisecond for each.
