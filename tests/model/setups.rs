@@ -216,21 +216,33 @@ pub(crate) const BIG: &[Setup] = &[
         name: "big: two ids handed over, a crash",
         jobs: TWO_IDS,
         prefetch: [2, 1],
+        delays: 0,
+        in_flight: false,
         budget: CRASH,
         reaches: &["all captured", "hand-over"],
         ..BASE
     },
     Setup {
-        name: "big: two operators, two crashes, three replays",
-        budget: Budget { crashes: 2, acts: 3, ..CALM },
+        name: "big: two operators, two crashes, two replays",
+        delays: 0,
+        budget: Budget { crashes: 2, acts: 2, ..CALM },
         operators: 2,
         says: &[Said::Captured, Said::Nothing, Said::Failed(RISK), Said::Failed(DENIED)],
         reaches: &["fresh id captured"],
         ..BASE
     },
     Setup {
-        name: "big: time passes, a crash, a replay",
+        name: "big: time passes, copies and a crash",
         jobs: COPIES,
+        delays: 0,
+        expires: true,
+        ages: true,
+        budget: CRASH,
+        reaches: &["all captured", "expired"],
+        ..BASE
+    },
+    Setup {
+        name: "big: time passes, a crash and a replay",
         expires: true,
         ages: true,
         operators: 1,
