@@ -226,7 +226,7 @@ impl Outcome {
             Self::Captured(capture) => Release::Final(Fate::Captured(capture.clone())),
             Self::Failed(verdict) => match verdict.class {
                 Class::Conflict => Release::TakeBack,
-                Class::Access => Release::EndHold,
+                // `access` too: a copy that came back and captured would deny a failure that was told.
                 _ => Release::Final(Fate::Failed(verdict.clone())),
             },
             Self::Expired { inquired: true } => Release::EndHold,

@@ -188,6 +188,28 @@ async fn an_id_that_was_used_with_another_amount_is_a_conflict_and_stays_capture
     assert_eq!((shop.captures_of("c"), shop.posts("p", "c")), (1, 2));
 }
 
+/// A copy that came back after the failure was told must not capture, whatever was mended meanwhile: the publisher may
+/// have gone on with a new id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_failed_job_fails_alike_without_a_call() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let failures =
+        [("access", "ACCESS_DENIED"), ("request", "PARAM_ILLEGAL"), ("risk", "RISK_REJECT")];
+    for (class, code) in failures {
+        shop.script(class, json!([{"answer": {"code": code}, "times": 1}]));
+        shop.publish(&job(class, class, 100)).await;
+        shop.ends_as(class, "FAILED", Some(class)).await;
+        // The gateway would capture it now.
+        shop.publish(&job(class, class, 100)).await;
+        let results = eventually("the copy's result", LIMIT, async || {
+            Some(shop.results_of(class).await).filter(|results| results.len() == 2)
+        });
+        assert_eq!(results.await[1]["resultCode"], code);
+        assert_eq!((shop.captures_of(class), shop.posts(class, class)), (0, 1));
+    }
+}
+
 /// `CC`, `BCC`, `expiration`, `x-death` and the like act at the broker, and `user_id` closes channels: whoever publishes
 /// them must not steer the worker's own messages.
 #[tokio::test(flavor = "multi_thread")]

@@ -196,6 +196,21 @@ async fn a_proxy_cuts_refuses_and_freezes() {
     assert_eq!(ping(&mut client).await, None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_throttles_connections_until_told_otherwise() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let proxy = Proxy::to(redis.port()).await.unwrap();
+    let mut client = tokio::net::TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();
+    // At a byte a second even the first word of the request is still on its way after a moment.
+    proxy.throttle(Some(1));
+    assert_eq!(ping(&mut client).await, None);
+    proxy.throttle(None);
+    eventually("what was slow passes", SOON, async || {
+        ping(&mut client).await.is_some_and(|answer| answer.starts_with("+PONG"))
+    })
+    .await;
+}
+
 /// What came back within a moment: `Some("")` from a closed connection, `None` from a silent one.
 async fn ping(client: &mut tokio::net::TcpStream) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

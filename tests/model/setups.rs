@@ -33,8 +33,6 @@ const BASE: Setup = Setup {
     expires: false,
     ages: false,
     replay: Replay::Closes,
-    records_access: true,
-    gives_up_unsure: true,
     mutation: None,
     ends: false,
     reaches: &[],
@@ -300,38 +298,38 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         breaks: &[HOLD],
         ..BASE
     },
-];
-
-/// What the protocol does not promise as it is, or can't: each is found, so that nobody takes it for granted.
-pub(crate) const LIMITS: &[Setup] = &[
     Setup {
-        name: "as it is: a signed refusal of class access is not recorded, and a redelivery posts again",
+        name: "mutation: a signed refusal of class access is not recorded, and a redelivery posts again",
         budget: CRASH,
         says: &[Said::Captured, Said::Failed(DENIED)],
-        records_access: false,
+        mutation: Some(Mutation::ForgetAccess),
         breaks: &[FAILED_STANDS],
         ..BASE
     },
     Setup {
-        name: "as it is: a fresh id after an inquiry, while the parent is still in the queue",
+        name: "mutation: the same, and a fresh id while the parent is still in the queue",
         budget: Budget { crashes: 1, acts: 1, ..CALM },
         operators: 1,
         says: &[Said::Captured, Said::Failed(DENIED)],
-        records_access: false,
+        mutation: Some(Mutation::ForgetAccess),
         replay: Replay::Inquires,
         breaks: &[ONE_CAPTURE],
         ..BASE
     },
     Setup {
-        name: "as it is: a job gives up waiting with an old word of its mark",
+        name: "mutation: a job gives up waiting with an old word of its mark",
         jobs: COPIES,
         budget: CRASH,
         expires: true,
         ages: true,
-        gives_up_unsure: false,
+        mutation: Some(Mutation::StaleMark),
         breaks: &[UNSENT_IS_TRUE],
         ..BASE
     },
+];
+
+/// What the protocol can't promise: each is found, so that nobody takes it for granted.
+pub(crate) const LIMITS: &[Setup] = &[
     Setup {
         name: "limit: a fresh id, and Redis forgets that its parent failed",
         budget: Budget { crashes: 1, acts: 1, losses: 1, ..CALM },

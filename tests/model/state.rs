@@ -184,6 +184,10 @@ pub(crate) enum Mutation {
     FreshWithoutInquiry,
     /// An acquisition does not look at the hold.
     NoHold,
+    /// A signed refusal of class `access` ends its job and is not recorded.
+    ForgetAccess,
+    /// A job that waited for the lease says when it gives up what it last heard of its mark.
+    StaleMark,
 }
 
 /// What happens when a fresh id replaces its parent.
@@ -221,10 +225,6 @@ pub(crate) struct Setup {
     pub(crate) expires: bool,
     pub(crate) ages: bool,
     pub(crate) replay: Replay,
-    /// Class `access` is recorded like every other signed `F`.
-    pub(crate) records_access: bool,
-    /// A job that waited for the lease does not say when it gives up that nothing was sent, whatever it heard last.
-    pub(crate) gives_up_unsure: bool,
     pub(crate) mutation: Option<Mutation>,
     /// It is small enough to look whether an end can be reached from every state.
     pub(crate) ends: bool,

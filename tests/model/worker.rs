@@ -137,7 +137,7 @@ impl Setup {
             (Move::GiveUp, Step::Stands { marked }) => {
                 state.redis.release(claim, Mode::Forget);
                 let sent = match left(marked) {
-                    Left::No if self.gives_up_unsure => Left::Unknown,
+                    Left::No if self.mutation != Some(Mutation::StaleMark) => Left::Unknown,
                     sent => sent,
                 };
                 self.settle(state, slot, (Came::Deferred, sent, false));
@@ -288,11 +288,11 @@ impl Setup {
         set(state, slot, Step::Judged { lease, came, sent: left(known.sent()), called: true });
     }
 
-    /// `src/domain/outcome.rs::Outcome::release`; with `records_access`, a signed `access` is recorded too.
+    /// `src/domain/outcome.rs::Outcome::release`.
     fn mode(&self, came: Came) -> Mode {
         match came {
-            Came::Failed(Class::Access, word) if self.records_access => {
-                Mode::Final(crate::redis::Fate::Failed(word))
+            Came::Failed(Class::Access, _) if self.mutation == Some(Mutation::ForgetAccess) => {
+                Mode::End
             }
             came => came.release(),
         }
