@@ -30,6 +30,12 @@ struct Arguments {
     /// Jobs of a run.
     #[arg(long, default_value_t = 2000)]
     jobs: usize,
+    /// The gateway's latencies in milliseconds, of the throughput table.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 20, 100])]
+    latency: Vec<u64>,
+    /// The prefetches of the throughput table.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 256])]
+    prefetch: Vec<u16>,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -90,7 +96,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let sections =
         Sections { stage: &stage, rounds: arguments.rounds.max(1), jobs: arguments.jobs };
     if wanted(Section::Throughput) {
-        sections.throughput().await?;
+        sections.throughput(&arguments.latency, &arguments.prefetch).await?;
     }
     if wanted(Section::Memory) {
         sections.memory().await?;

@@ -8,9 +8,6 @@ use crate::{
     stage::{Figures, Load, Program, Stage},
 };
 
-const LATENCIES_MS: [u64; 3] = [0, 20, 100];
-const PREFETCHES: [u16; 2] = [64, 256];
-
 /// All that the sections need.
 pub(crate) struct Sections<'a> {
     pub(crate) stage: &'a Stage,
@@ -19,14 +16,18 @@ pub(crate) struct Sections<'a> {
 }
 
 impl Sections<'_> {
-    pub(crate) async fn throughput(&self) -> anyhow::Result<()> {
+    pub(crate) async fn throughput(
+        &self,
+        latencies_ms: &[u64],
+        prefetches: &[u16],
+    ) -> anyhow::Result<()> {
         println!("\nthroughput: one worker / the bare loop");
         println!(
             "latency  prefetch      jobs/s (worker  bare  ratio)   CPU ms per job (worker  bare  ratio)   peak MiB (worker  bare)"
         );
         let load = self.stage.load(cold(self.jobs));
-        for latency_ms in LATENCIES_MS {
-            for prefetch in PREFETCHES {
+        for &latency_ms in latencies_ms {
+            for &prefetch in prefetches {
                 let rounds = self.pairs(&load, latency_ms, prefetch).await?;
                 let of = |figure: fn(&Figures) -> f64| {
                     let worker = median(rounds.iter().map(|(worker, _)| figure(worker)));

@@ -11,7 +11,8 @@ use reqwest::{
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::{
-    signing::{SigningKey, VerifyingKeys, signature_header},
+    signer::Signer,
+    signing::{SigningKey, VerifyingKeys, signature_header, signing_text},
     wire::{self, Body},
 };
 use crate::domain::{
@@ -64,6 +65,9 @@ pub enum ClientError {
     /// No TLS, or no roots.
     #[error("the HTTP client can't be made: {0}")]
     Http(String),
+    /// No thread to sign on.
+    #[error("no thread can be started to sign on: {0}")]
+    Thread(std::io::Error),
 }
 
 /// The gateway's client: one pool of connections.
@@ -74,7 +78,7 @@ pub struct Gateway {
     client_id: String,
     key_version: u32,
     headers: HeaderMap,
-    signing_key: SigningKey,
+    signer: Signer,
     verifying_keys: VerifyingKeys,
 }
 
@@ -128,7 +132,7 @@ impl Gateway {
             client_id: client_id.clone(),
             key_version: options.key_version,
             headers,
-            signing_key: options.signing_key,
+            signer: Signer::start(options.signing_key).map_err(ClientError::Thread)?,
             verifying_keys: options.verifying_keys,
         })
     }
@@ -157,7 +161,10 @@ impl Gateway {
 
     async fn call<B: Body>(&self, endpoint: &Endpoint, body: Vec<u8>) -> Reply<B> {
         let time = epoch_ms().to_string();
-        let signature = self.signing_key.sign(&endpoint.path, &self.client_id, &time, &body);
+        let text = signing_text(&endpoint.path, &self.client_id, &time, &body);
+        let Some(signature) = self.signer.sign(text).await else {
+            return Reply::NotSent("the call could not be signed".to_owned());
+        };
         let request = self
             .http
             .post(endpoint.url.clone())

@@ -84,10 +84,14 @@ impl SigningKey {
     /// Signs a call, or an answer.
     #[must_use]
     pub fn sign(&self, path: &str, client_id: &str, time: &str, body: &[u8]) -> String {
-        let text = signing_text(path, client_id, time, body);
+        self.sign_text(&signing_text(path, client_id, time, body))
+    }
+
+    /// Signs a [`signing_text`].
+    pub(super) fn sign_text(&self, text: &[u8]) -> String {
         let mut signature = vec![0; self.0.public_modulus_len()];
         // Fails only for a buffer of another length; an empty signature is then refused by whoever verifies it.
-        let signed = self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), &text, &mut signature);
+        let signed = self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text, &mut signature);
         if signed.is_err() {
             return String::new();
         }
