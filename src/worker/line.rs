@@ -1,9 +1,10 @@
 //! The local line: jobs of one payment in one worker stand behind each other instead of asking Redis all at once, the
 //! oldest first. Whoever ends its turn hands it, and with it the lease, to the next.
 //!
-//! Bounded in share of the prefetch, places for one payment, and time. A job that finds no place is deferred until the line
-//! will be through, those counted in that were deferred before and will be back by then: so a payment with a thousand
-//! jobs neither spins nor stands still. A job that was deferred is older than those that came since, and goes before
+//! Bounded in share of the prefetch, places for one payment, and time; while jobs of other payments want the prefetch, a
+//! payment has but few places. A job that finds none is deferred until the line will be through, those counted in that were
+//! deferred before and will be back by then: so a payment with a thousand jobs neither spins nor stands still. A job that
+//! was deferred is older than those that came since, and goes before
 //! them: so none starves.
 
 use std::{
@@ -23,8 +24,9 @@ use crate::{
 const PAYMENT_MIN: usize = 16;
 /// So many jobs of a payment in a row have the lease of this worker while another worker waits for it.
 const HANDED_MAX: u32 = 8;
-/// How long a turn is taken to last before one was measured.
-const PACE_FIRST: Duration = Duration::from_millis(50);
+/// How long a turn is taken to last before one was measured: rather too short, for who comes back too early is deferred once
+/// more, and while all are away too long nobody captures.
+const PACE_FIRST: Duration = Duration::from_millis(10);
 /// Deferrals come back so late at times: wait queues are no clocks.
 const LATENESS: Duration = Duration::from_millis(100);
 /// Deferrals are counted by when they come back, so exactly.
@@ -40,7 +42,12 @@ struct Places {
     began: Instant,
     waiting: usize,
     waiting_max: usize,
+    /// How many have a turn.
+    turns: usize,
+    /// The most places of a payment, and those it has while others have `crowd` jobs in hand.
     payment_max: usize,
+    payment_min: usize,
+    crowd: usize,
     delays: Vec<Duration>,
     arrivals: u64,
     payments: HashMap<String, Payment>,
@@ -50,6 +57,7 @@ struct Places {
 /// A place in line: when a worker first had the job, then the order of arrival.
 type Seat = (i64, u64);
 
+#[derive(Default)]
 struct Payment {
     /// Whether somebody has the turn.
     is_taken: bool,
@@ -57,7 +65,7 @@ struct Payment {
     /// How many come back when, of those that found no place: ticks since the lines began.
     deferred: BTreeMap<u32, u32>,
     /// How long a turn lasts, lately.
-    pace: Duration,
+    pace: Option<Duration>,
     turned: Option<Instant>,
 }
 
@@ -99,6 +107,9 @@ impl Line {
             began: Instant::now(),
             waiting: 0,
             waiting_max,
+            turns: 0,
+            payment_min: usize::from(prefetch / 32).max(1),
+            crowd: usize::from(prefetch.div_ceil(2)),
             payment_max: usize::from(prefetch / 8).max(PAYMENT_MIN).min(waiting_max),
             delays,
             arrivals: 0,
@@ -188,24 +199,42 @@ impl Places {
     fn sit(&mut self, payment_id: &str, first_seen_ms: i64) -> Sat {
         self.arrivals += 1;
         let seat = (first_seen_ms, self.arrivals);
-        let (payment_max, no_share) = (self.payment_max, self.waiting >= self.waiting_max);
+        let no_share = self.waiting >= self.waiting_max;
+        let in_hand = self.turns + self.waiting;
+        let (crowd, payment_max, payment_min) = (self.crowd, self.payment_max, self.payment_min);
         let payment = self.payment(payment_id);
         if !payment.is_taken {
             payment.is_taken = true;
+            self.turns += 1;
             return Sat::Turn;
         }
-        if !no_share && payment.waiters.len() < payment_max {
+        let waiters = payment.waiters.len();
+        let is_crowded = in_hand - waiters > crowd;
+        let places = if is_crowded { payment_min } else { payment_max };
+        if !no_share && waiters < places {
             self.waiting += 1;
             return Sat::At(seat);
         }
         // The oldest stay: the youngest of the line makes room for one that is older.
-        let youngest = payment.waiters.last_entry().filter(|youngest| *youngest.key() > seat);
-        let Some(youngest) = youngest else { return Sat::Full(self.defer(payment_id)) };
-        let (_, ticket) = youngest.remove();
+        let is_older =
+            payment.waiters.last_key_value().is_some_and(|(youngest, _)| *youngest > seat);
+        for _ in waiters.min(places) - usize::from(is_older)..waiters {
+            self.displace(payment_id);
+        }
+        if !is_older {
+            return Sat::Full(self.defer(payment_id));
+        }
+        self.waiting += 1;
+        Sat::At(seat)
+    }
+
+    /// Sends the youngest of a line away.
+    fn displace(&mut self, payment_id: &str) {
+        let Some((_, (_, ticket))) = self.payment(payment_id).waiters.pop_last() else { return };
+        self.waiting -= 1;
         let wait = self.defer(payment_id);
         // One that has just given up counts itself out.
         ticket.send(Call::Displaced(wait)).unwrap_or_default();
-        Sat::At(seat)
     }
 
     /// When the line will be through; counts one more that is deferred until then.
@@ -235,18 +264,6 @@ impl Places {
     }
 }
 
-impl Default for Payment {
-    fn default() -> Self {
-        Self {
-            is_taken: false,
-            waiters: BTreeMap::new(),
-            deferred: BTreeMap::new(),
-            pace: PACE_FIRST,
-            turned: None,
-        }
-    }
-}
-
 impl Payment {
     fn forget_returned(&mut self, now: Duration) {
         self.deferred = self.deferred.split_off(&ticks(now));
@@ -259,7 +276,7 @@ impl Payment {
 
     /// How long those in line will take, and those that come back before these are through.
     fn through_in(&self, now: Duration) -> Duration {
-        let turns = |jobs: u32| self.pace.saturating_mul(jobs);
+        let turns = |jobs: u32| self.pace.unwrap_or(PACE_FIRST).saturating_mul(jobs);
         let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX);
         let mut through = now + turns(waiters.saturating_add(1));
         for (back, jobs) in &self.deferred {
@@ -274,7 +291,8 @@ impl Payment {
     /// A moving average: an eighth of what is new.
     fn turned_at(&mut self, now: Instant) {
         if let Some(before) = self.turned.replace(now) {
-            self.pace = (self.pace * 7 + now.duration_since(before)) / 8;
+            let took = now.duration_since(before);
+            self.pace = Some(self.pace.map_or(took, |pace| (pace * 7 + took) / 8));
         }
     }
 }
@@ -315,6 +333,12 @@ impl Turn {
         self.line.lock().next(&self.payment_id)
     }
 
+    /// Whether others of the payment wait for the turn's end, or did lately.
+    pub(super) fn is_awaited(&self) -> bool {
+        let is_awaited = |payment: &Payment| !payment.waiters.is_empty();
+        self.handed > 0 || self.line.lock().payments.get(&self.payment_id).is_some_and(is_awaited)
+    }
+
     /// Whether this worker may keep the lease for one job more although another worker waits for it.
     pub(super) const fn stays(&self) -> bool {
         self.handed < HANDED_MAX
@@ -342,6 +366,7 @@ impl Drop for Turn {
             let waiter = places.next(&self.payment_id);
             if waiter.is_none() {
                 let now = places.began.elapsed();
+                places.turns -= 1;
                 if let Some(payment) = places.payments.get_mut(&self.payment_id) {
                     payment.is_taken = false;
                     payment.turned = None;

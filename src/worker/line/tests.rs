@@ -111,11 +111,38 @@ async fn a_full_line_takes_only_jobs_that_are_older_and_defers_the_youngest_for_
     assert_eq!(line.lock().waiting, 0);
 }
 
+/// How many wait, and how many have a turn.
+fn taken(line: &Line) -> (usize, usize) {
+    let places = line.lock();
+    (places.waiting, places.turns)
+}
+
+#[tokio::test]
+async fn while_others_want_the_prefetch_a_payment_has_few_places() {
+    let line = line(64);
+    let first = turn(&line, 0).await;
+    let (waiting, order) = waiters(&line, 1..=16).await;
+    let mut others = Vec::new();
+    for n in 0..32 {
+        others.push(line.enter(&format!("other {n}"), &claim(), 0, std::future::pending()).await);
+    }
+    assert!(matches!(enter(&line, 20).await, Entered::Full(_)));
+    let (older, older_order) = waiters(&line, [0]).await;
+    assert_eq!(taken(&line), (2, 33));
+    drop(others);
+    drop(first);
+    end(waiting).await;
+    end(older).await;
+    assert_eq!((&*order.lock().unwrap(), &*older_order.lock().unwrap()), (&vec![1], &vec![0]));
+    assert_eq!(taken(&line), (0, 0));
+}
+
 /// However many come, they are told to come back while the line still moves, a few at each time; and they are forgotten.
 #[tokio::test(start_paused = true)]
 async fn deferrals_are_spread_over_the_time_that_the_line_will_take() {
     let line = line(64);
     let first = turn(&line, 0).await;
+    line.lock().payment("p").pace = Some(Duration::from_millis(50));
     let (waiting, _) = waiters(&line, 1..=16).await;
     let defer = async || match enter(&line, 1000).await {
         Entered::Full(wait) => fit(&line.lock().delays, wait).as_millis(),
@@ -159,7 +186,7 @@ async fn the_pace_of_a_line_is_measured() {
         assert!(held.pass(next, None));
         held = waiter.await.unwrap();
     }
-    let pace = line.lock().payments["p"].pace;
+    let pace = line.lock().payments["p"].pace.unwrap();
     assert!((19..=22).contains(&pace.as_millis()), "{pace:?}");
     end(waiting).await;
 }
