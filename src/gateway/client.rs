@@ -137,14 +137,14 @@ impl Gateway {
         })
     }
 
-    /// Posts a capture, once.
-    pub async fn capture(&self, job: &Job) -> CaptureReply {
-        self.call(&self.capture, wire::capture_body(job)).await
+    /// Posts a capture, once. What is urgent is signed before the rest.
+    pub async fn capture(&self, job: &Job, is_urgent: bool) -> CaptureReply {
+        self.call(&self.capture, wire::capture_body(job), is_urgent).await
     }
 
     /// Asks what became of a payment's captures.
     pub async fn inquire(&self, payment_id: &str) -> InquiryReply {
-        self.call(&self.inquiry, wire::inquiry_body(payment_id)).await
+        self.call(&self.inquiry, wire::inquiry_body(payment_id), false).await
     }
 
     /// How long a capture may take.
@@ -159,10 +159,10 @@ impl Gateway {
         self.inquiry.timeout
     }
 
-    async fn call<B: Body>(&self, endpoint: &Endpoint, body: Vec<u8>) -> Reply<B> {
+    async fn call<B: Body>(&self, endpoint: &Endpoint, body: Vec<u8>, is_urgent: bool) -> Reply<B> {
         let time = epoch_ms().to_string();
         let text = signing_text(&endpoint.path, &self.client_id, &time, &body);
-        let Some(signature) = self.signer.sign(text).await else {
+        let Some(signature) = self.signer.sign(text, is_urgent).await else {
             return Reply::NotSent("the call could not be signed".to_owned());
         };
         let request = self

@@ -1,7 +1,10 @@
 //! Signing on threads of its own: a signature takes twice as long as all the rest of a job, so it neither holds up the
 //! thread on which everything else runs nor is bound to one core.
 
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::oneshot;
 
@@ -11,8 +14,20 @@ use super::signing::SigningKey;
 const THREADS_MAX: usize = 3;
 
 /// Threads that sign, until it is dropped.
-pub(super) struct Signer {
-    orders: mpsc::Sender<Order>,
+pub(super) struct Signer(Arc<Desk>);
+
+/// Where orders lie.
+#[derive(Default)]
+struct Desk {
+    orders: Mutex<Orders>,
+    ordered: Condvar,
+}
+
+#[derive(Default)]
+struct Orders {
+    urgent: VecDeque<Order>,
+    others: VecDeque<Order>,
+    is_over: bool,
 }
 
 struct Order {
@@ -26,35 +41,56 @@ impl Signer {
     /// # Errors
     /// The system gives no thread.
     pub(super) fn start(key: SigningKey) -> std::io::Result<Self> {
-        let (orders, received) = mpsc::channel();
-        let (key, received) = (Arc::new(key), Arc::new(Mutex::new(received)));
+        let (key, signer) = (Arc::new(key), Self(Arc::default()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         for _ in 0..cores.min(THREADS_MAX) {
-            let (key, received) = (Arc::clone(&key), Arc::clone(&received));
-            std::thread::Builder::new()
-                .name("signer".into())
-                .spawn(move || serve(&key, &received))?;
+            let (key, desk) = (Arc::clone(&key), Arc::clone(&signer.0));
+            std::thread::Builder::new().name("signer".into()).spawn(move || {
+                while let Some(Order { text, signed }) = desk.next() {
+                    // Whoever gave up waiting needs no signature.
+                    if !signed.is_closed() {
+                        signed.send(key.sign_text(&text)).unwrap_or_default();
+                    }
+                }
+            })?;
         }
-        Ok(Self { orders })
+        Ok(signer)
     }
 
-    /// The signature of a text. `None`: the threads have ended, which is a bug of ours.
-    pub(super) async fn sign(&self, text: Vec<u8>) -> Option<String> {
+    /// The signature of a text; what is urgent comes first. `None`: a thread has ended, which is a bug of ours.
+    pub(super) async fn sign(&self, text: Vec<u8>, is_urgent: bool) -> Option<String> {
         let (signed, signature) = oneshot::channel();
-        self.orders.send(Order { text, signed }).ok()?;
+        self.0.order(Order { text, signed }, is_urgent);
         signature.await.ok()
     }
 }
 
-fn serve(key: &SigningKey, orders: &Mutex<mpsc::Receiver<Order>>) {
-    loop {
-        // The lock is held while nothing is ordered: the others wait for it instead.
-        let order = orders.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Order { text, signed }) = order else { return };
-        // Whoever gave up waiting needs no signature.
-        if !signed.is_closed() {
-            signed.send(key.sign_text(&text)).unwrap_or_default();
-        }
+impl Drop for Signer {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        self.0.ordered.notify_all();
+    }
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, order: Order, is_urgent: bool) {
+        let mut orders = self.lock();
+        let queue = if is_urgent { &mut orders.urgent } else { &mut orders.others };
+        queue.push_back(order);
+        self.ordered.notify_one();
+    }
+
+    /// Waits for an order. `None`: there will be no more.
+    fn next(&self) -> Option<Order> {
+        let orders = self.ordered.wait_while(self.lock(), |orders| {
+            orders.urgent.is_empty() && orders.others.is_empty() && !orders.is_over
+        });
+        let mut orders = orders.unwrap_or_else(PoisonError::into_inner);
+        orders.urgent.pop_front().or_else(|| orders.others.pop_front())
     }
 }
 
@@ -71,11 +107,26 @@ mod tests {
         let verifying = VerifyingKeys::parse(&key.public_key().unwrap()).unwrap();
         let signer = Signer::start(key).unwrap();
         let bodies: Vec<String> = (0..50).map(|n| n.to_string()).collect();
-        let sign = |body: &String| signer.sign(signing_text("/p", "c", "1", body.as_bytes()));
+        let sign = |body: &String| {
+            let is_urgent = body.len() == 1;
+            signer.sign(signing_text("/p", "c", "1", body.as_bytes()), is_urgent)
+        };
         let signatures = join_all(bodies.iter().map(sign)).await;
         for (body, signature) in bodies.iter().zip(signatures) {
             let header = signature_header(1, &signature.unwrap());
             assert!(verifying.verify("/p", "c", "1", body.as_bytes(), &header));
         }
+    }
+
+    #[test]
+    fn what_is_urgent_is_signed_first() {
+        let desk = Desk::default();
+        let order = |text: &[u8]| Order { text: text.to_vec(), signed: oneshot::channel().0 };
+        for (text, is_urgent) in [(b"1", false), (b"2", false), (b"3", true)] {
+            desk.order(order(text), is_urgent);
+        }
+        desk.lock().is_over = true;
+        let texts: Vec<_> = std::iter::from_fn(|| desk.next().map(|order| order.text)).collect();
+        assert_eq!(texts, [b"3", b"1", b"2"]);
     }
 }

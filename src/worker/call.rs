@@ -46,7 +46,8 @@ pub(super) async fn hold(
         past_expiry: job.is_past_expiry(OffsetDateTime::now_utc()),
     };
     let sent = if before.sent() { Sent::Yes } else { Sent::No };
-    let mut call = UnderLease { ctx, job, before, lease: &mut lease, outage: false };
+    let is_awaited = turn.as_ref().is_some_and(Turn::is_awaited);
+    let mut call = UnderLease { ctx, job, before, lease: &mut lease, is_awaited, outage: false };
     let outcome = call.begin().await;
     let outage = call.outage;
     Ended { outage, ..Ended::of(release(ctx, lease, outcome, turn).await, sent) }
@@ -58,6 +59,8 @@ struct UnderLease<'a> {
     job: &'a Job,
     before: Before<'a>,
     lease: &'a mut Lease,
+    /// Whether others of its payment wait for this call to end.
+    is_awaited: bool,
     /// Whether the breaker was open already when the last call was answered.
     outage: bool,
 }
@@ -94,7 +97,7 @@ impl UnderLease<'_> {
             return outcome;
         }
         let asked = Instant::now();
-        let reply = ctx.gateway.capture(job).await;
+        let reply = ctx.gateway.capture(job, self.is_awaited).await;
         ctx.metrics.called("capture", asked.elapsed());
         self.heard(breaker::Call::Capture, &reply);
         judge_capture(reply, job, &self.before, &ctx.codes)
