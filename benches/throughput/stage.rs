@@ -98,10 +98,12 @@ impl Stage {
         let stage =
             Self { rabbit, redis, gateway, keys, key, channel, results, _connection: connection };
         // The first worker declares what all runs use.
-        let mut first = stage.worker(0, 1)?;
-        stage.ready(&first).await?;
-        first.0.signal(Signal::SIGTERM)?;
-        first.0.wait(LIMIT).await?;
+        let listen = listen()?;
+        let (mut first, url) = (stage.worker(0, 1, &listen)?, format!("http://{listen}"));
+        let ready = within(LIMIT, async || http::get(&url, "/readyz").await.is_ok());
+        ready.await.with_context(|| format!("not ready: {}", first.describe()))?;
+        first.signal(Signal::SIGTERM)?;
+        first.wait(LIMIT).await?;
         stage.count_results(counted).await?;
         Ok(stage)
     }
@@ -130,12 +132,12 @@ impl Stage {
         let results_before = *self.results.borrow();
         let mut processes = match program {
             Program::Workers(count) => {
-                let workers = (0..count).map(|n| self.worker(n, prefetch));
+                let workers = (0..count).map(|n| self.worker(n, prefetch, &listen()?));
                 workers.collect::<anyhow::Result<Vec<_>>>()?
             }
-            Program::Bare => vec![(self.bare(prefetch)?, String::new())],
+            Program::Bare => vec![self.bare(prefetch)?],
         };
-        let (first, url) = processes.first().context("a process")?;
+        let first = processes.first().context("a process")?;
         let called = within(LIMIT, async || self.gateway.count() > 0);
         called.await.with_context(|| format!("no call: {}", first.describe()))?;
         let (cpu_before, redis_before) = (cpu_ms(first.pid())?, redis_calls(&self.redis)?);
@@ -146,8 +148,7 @@ impl Stage {
         ensure!(done.is_ok(), "it does not end: {}", first.describe());
         let (cpu_after, redis_after) = (cpu_ms(first.pid())?, redis_calls(&self.redis)?);
         let memory_mib = peak_memory_mib(first.pid())?;
-        let known = if url.is_empty() { 0.0 } else { known_calls(url).await? };
-        for (process, _) in &mut processes {
+        for process in &mut processes {
             process.signal(if program == Program::Bare {
                 Signal::SIGKILL
             } else {
@@ -164,7 +165,7 @@ impl Stage {
             jobs_per_s: jobs / seconds,
             cpu_ms: (cpu_after - cpu_before) / jobs,
             memory_mib,
-            redis_calls: (redis_after - redis_before + known) / jobs,
+            redis_calls: (redis_after - redis_before) / jobs,
             calls,
         })
     }
@@ -220,9 +221,7 @@ impl Stage {
         Ok(())
     }
 
-    /// A worker, and where its metrics are.
-    fn worker(&self, number: usize, prefetch: u16) -> anyhow::Result<(Process, String)> {
-        let listen = format!("127.0.0.1:{}", free_port()?);
+    fn worker(&self, number: usize, prefetch: u16, listen: &str) -> anyhow::Result<Process> {
         let mut run = command(Path::new(PROGRAM), &["run"]);
         run.env("CAPTURE__BROKER__URL", self.rabbit.url())
             .env("CAPTURE__BROKER__PREFETCH", prefetch.to_string())
@@ -231,8 +230,8 @@ impl Stage {
             .env("CAPTURE__GATEWAY__CLIENT_ID", &self.keys.client_id)
             .env("CAPTURE__GATEWAY__PRIVATE_KEY", &self.keys.private_key)
             .env("CAPTURE__GATEWAY__PUBLIC_KEY", &self.keys.public_key)
-            .env("CAPTURE__HTTP__LISTEN", &listen);
-        Ok((Process::spawn(run)?, format!("http://{listen}")))
+            .env("CAPTURE__HTTP__LISTEN", listen);
+        Process::spawn(run)
     }
 
     fn bare(&self, prefetch: u16) -> anyhow::Result<Process> {
@@ -249,11 +248,10 @@ impl Stage {
         bare.envs(SETTINGS.into_iter().zip(values));
         Process::spawn(bare)
     }
+}
 
-    async fn ready(&self, worker: &(Process, String)) -> anyhow::Result<()> {
-        let ready = within(LIMIT, async || http::get(&worker.1, "/readyz").await.is_ok());
-        ready.await.with_context(|| format!("not ready: {}", worker.0.describe()))
-    }
+fn listen() -> anyhow::Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port()?))
 }
 
 /// User and system time of a process, all threads (proc(5): clock ticks, of which Linux has 100 a second for programs).
@@ -281,14 +279,6 @@ fn redis_calls(redis: &PrivateRedis) -> anyhow::Result<f64> {
         stats?.1.split(',').next()?.parse::<f64>().ok()
     });
     Ok(scripts.sum())
-}
-
-/// Reads of known outcomes, which `INFO` can't tell from those of scripts.
-async fn known_calls(url: &str) -> anyhow::Result<f64> {
-    let metrics = http::get(url, "/metrics").await?;
-    let known = "capture_worker_lease_seconds_count{call=\"known\"} ";
-    let line = metrics.lines().find_map(|line| line.strip_prefix(known));
-    Ok(line.map(str::parse).transpose()?.unwrap_or(0.0))
 }
 
 /// A number of things as a figure.

@@ -145,26 +145,6 @@ impl Leases {
         self.acquired(taken, claim, asked)
     }
 
-    /// What is known of the id's final outcome, without a lease.
-    ///
-    /// # Errors
-    /// Redis is away.
-    pub async fn known(&self, claim: &Claim) -> Result<Option<Fate>, Away> {
-        let mut wire = self.wire()?;
-        let known: Option<String> =
-            redis::cmd("GET").arg(claim.known_key()).query_async(&mut wire).await.map_err(
-                |error| {
-                    self.link.suspect();
-                    Away(link::describe(&error))
-                },
-            )?;
-        let of_this_amount = known
-            .as_deref()
-            .and_then(|known| known.strip_prefix(claim.amount()))
-            .and_then(|known| known.strip_prefix('\n'));
-        of_this_amount.map(read_fate).transpose()
-    }
-
     /// Takes back whatever an acquisition may have written whose answer was lost, or that stands in line, and is given up.
     ///
     /// # Errors

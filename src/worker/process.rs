@@ -138,7 +138,9 @@ async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
         Entered::Full(_) if ctx.draining.is_cancelled() => return Ended::handed_back(),
         // A job at the end of its time asks Redis even so: whether it was sent decides how it ends.
         Entered::Full(_) if is_old(ctx, history) => (None, None),
-        Entered::Full(wait) => return without_place(ctx, &claim, history, wait).await,
+        Entered::Full(wait) => {
+            return Ended::deferred(Deferral::LineFull(wait), Sent::Unknown);
+        }
     };
     let acquired = match handed {
         Some(acquired @ (Acquired::Taken(_) | Acquired::Known(_) | Acquired::OnHold { .. })) => {
@@ -165,20 +167,6 @@ const fn sent(marked: bool) -> Sent {
 fn is_old(ctx: &Context, history: &History) -> bool {
     let max_age_ms = i64::try_from(ctx.policy.max_age.as_millis()).unwrap_or(i64::MAX);
     history.age_ms(epoch_ms(OffsetDateTime::now_utc())) >= max_age_ms
-}
-
-/// A job for which the line has no place. A copy of one that has ended needs none: it is looked for once, at the first of
-/// its deferrals in a row.
-async fn without_place(ctx: &Context, claim: &Claim, history: &History, wait: Duration) -> Ended {
-    if history.deferrals == 0 {
-        let asked = Instant::now();
-        let known = ctx.leases.known(claim).await;
-        ctx.metrics.leased("known", asked.elapsed());
-        if let Ok(Some(fate)) = known {
-            return Ended::known(fate);
-        }
-    }
-    Ended::deferred(Deferral::LineFull(wait), Sent::Unknown)
 }
 
 /// Asks for the lease until it is there, as long as the job may be kept: while the breaker is open or Redis is away nothing

@@ -118,23 +118,6 @@ async fn a_worker_that_leaves_or_dies_in_line_keeps_nobody_waiting() {
     assert!(matches!(line, Reply::Int(0 | 1)), "only the one that died may be left: {line:?}");
 }
 
-/// A copy of a job whose outcome is known is answered although the line has no place for it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_captured_job_needs_no_place_in_line() {
-    let shop = Shop::open().await.set("BROKER__PREFETCH", "8").set("GATEWAY__TIMEOUT", "8s");
-    let shop = shop.set("LEASE__TTL", "20s");
-    let _worker = shop.worker().await;
-    shop.publish(&job("known", "hot", 100)).await;
-    shop.ends_as("known", "CAPTURED", None).await;
-    shop.script("hot", json!([{"answer": "honest", "delay_ms": 5000}]));
-    publish_hot(&shop, 6).await;
-    eventually("the first is under way", LIMIT, async || shop.sandbox.in_flight("hot") > 0).await;
-    shop.publish(&job("known", "hot", 100)).await;
-    let twice = async || shop.results_now("known").len() == 2;
-    eventually("the copy has its result", Duration::from_secs(4), twice).await;
-    results_reach(&shop, 8).await;
-}
-
 /// A job that takes its worker down each time ends as poison; those in hand with it are captured.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_kills_its_worker_ends_as_poison_alone() {
