@@ -2,15 +2,18 @@
 //! operator can act on.
 //!
 //! In reading order: [`domain`] decides and knows nobody; [`gateway`], [`lease`] and [`broker`] each hold one outside
-//! service and do not know each other; [`worker`] joins them into the one pipeline of a job.
+//! service and do not know each other; [`worker`] joins them into the one pipeline of a job, and [`dead_letters`] gives
+//! operators what that pipeline gave up.
 //!
 //! What never happens here: nothing is acked before what replaces it is confirmed. No capture is posted without the
-//! lease of its payment. No reply but a signed one makes a job captured or failed. No id is replaced by a fresh one.
+//! lease of its payment. No reply but a signed one makes a job captured or failed. No id is replaced by a fresh one but by an
+//! operator's replay, and then only by its one child, after the gateway has shown that the id itself captured nothing.
 //! Nothing is retried inside an attempt: a retry is a new delivery.
 
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod dead_letters;
 
 pub mod domain;
 pub mod gateway;

@@ -287,7 +287,7 @@ fn reason(outcome: &Outcome) -> Option<Cow<'_, str>> {
     match outcome {
         Outcome::InDoubt(doubt) => Some((&doubt.reason).into()),
         Outcome::NotSent(reason) => Some(reason.into()),
-        Outcome::Failed(verdict) | Outcome::Account(verdict) => {
+        Outcome::Failed(verdict) | Outcome::Closed(verdict) | Outcome::Account(verdict) => {
             verdict.code.as_ref().map(Cow::from)
         }
         Outcome::Deferred(deferral) => Some(deferral.name().into()),

@@ -247,11 +247,14 @@ fn value_size(value: &AMQPValue) -> usize {
         AMQPValue::FieldArray(array) => {
             4 + array.as_slice().iter().map(|value| 1 + value_size(value)).sum::<usize>()
         }
-        AMQPValue::FieldTable(table) => {
-            4 + table.inner().iter().map(|(name, value)| entry_size(name, value)).sum::<usize>()
-        }
+        AMQPValue::FieldTable(table) => table_size(table),
         _ => 9,
     }
+}
+
+/// The bytes of a table in a frame, not less than they are.
+pub(super) fn table_size(table: &FieldTable) -> usize {
+    4 + table.inner().iter().map(|(name, value)| entry_size(name, value)).sum::<usize>()
 }
 
 fn int(number: u32) -> AMQPValue {
@@ -316,6 +319,9 @@ fn text_or_empty(table: &FieldTable, name: &str) -> Option<String> {
 fn flag(table: &FieldTable, name: &str) -> bool {
     table.inner().get(name).is_some_and(|value| *value != AMQPValue::Boolean(false))
 }
+
+mod letter;
+pub(super) use self::letter::{of_audit, read_letter, replayed, shown};
 
 #[cfg(test)]
 mod tests;

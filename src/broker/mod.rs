@@ -9,7 +9,9 @@ mod acks;
 mod delivery;
 mod headers;
 mod intake;
+mod look;
 mod publisher;
+mod results;
 mod session;
 mod submit;
 mod topology;
@@ -17,7 +19,9 @@ mod topology;
 pub use self::{
     delivery::{Delivery, SessionLost},
     intake::{Intake, Taken},
+    look::{Found, Look, LookError},
     publisher::PublishError,
+    results::Results,
     session::{BrokerOptions, OpenError, Session},
     topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Names, Topology, TopologyError},
 };

@@ -170,6 +170,12 @@ impl Session {
         }
     }
 
+    /// The names at the broker.
+    #[must_use]
+    pub const fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// Whether deliveries of this session are still worth a start.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -190,6 +196,11 @@ impl Session {
     /// Ends the session: what is unacked comes again.
     pub fn end(&self, reason: &str) {
         self.life.end(reason);
+    }
+
+    /// A channel to look into queues with.
+    pub(super) async fn look_channel(&self) -> lapin::Result<Channel> {
+        self.consuming.create_channel().await
     }
 
     /// Begins to consume jobs.

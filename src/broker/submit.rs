@@ -1,4 +1,4 @@
-//! Publishing new jobs, as fulfilment systems do.
+//! What people publish: new jobs, as fulfilment systems do; and, of dead letters, replays, results and audit records.
 
 use std::sync::Arc;
 
@@ -6,13 +6,21 @@ use time::OffsetDateTime;
 
 use super::{
     headers,
+    look::Found,
     publisher::{Message, PublishError},
     session::Session,
 };
-use crate::domain::settle::epoch_ms;
+use crate::domain::{
+    replay::Replay,
+    settle::{ResultMessage, epoch_ms},
+};
 
 /// The routing key of jobs that the command line submits; the queue takes every key.
 const SUBMITTED: &str = "submit";
+/// The routing key of replayed jobs.
+const REPLAYED: &str = "replay";
+/// The routing key of audit records: the queue's binding.
+const AUDIT: &str = "audit";
 
 impl Session {
     /// Publishes a job, and waits until the broker has it in its queue.
@@ -28,6 +36,55 @@ impl Session {
             properties: headers::of_job(now_ms),
             body: Arc::from(body),
         };
+        self.publisher.publish(message).await
+    }
+
+    /// Publishes a dead letter's job to the queue of jobs, and waits until the broker has it there. The letter stays where it is.
+    ///
+    /// # Errors
+    /// It is not there, or whether it is there is not known.
+    pub async fn replay(&self, found: &Found, replay: &Replay) -> Result<(), PublishError> {
+        self.publish(Message {
+            exchange: self.names.jobs().into(),
+            routing_key: REPLAYED.into(),
+            mandatory: true,
+            properties: headers::replayed(&found.properties, &replay.history),
+            body: Arc::from(replay.body.as_slice()),
+        })
+        .await
+    }
+
+    /// Publishes the result of a letter's job.
+    ///
+    /// # Errors
+    /// Whether the broker has it is not known.
+    pub async fn tell(&self, found: &Found, result: &ResultMessage) -> Result<(), PublishError> {
+        self.publish(Message {
+            exchange: self.names.results().into(),
+            routing_key: result.routing_key().into(),
+            mandatory: false,
+            properties: headers::of_result(&found.properties, epoch_ms(OffsetDateTime::now_utc())),
+            body: serde_json::to_vec(result).unwrap_or_default().into(),
+        })
+        .await
+    }
+
+    /// Publishes an audit record, and waits until the broker has it in its queue.
+    ///
+    /// # Errors
+    /// It is not there, or whether it is there is not known.
+    pub async fn audit(&self, record: Vec<u8>) -> Result<(), PublishError> {
+        self.publish(Message {
+            exchange: self.names.audit().into(),
+            routing_key: AUDIT.into(),
+            mandatory: true,
+            properties: headers::of_audit(epoch_ms(OffsetDateTime::now_utc())),
+            body: record.into(),
+        })
+        .await
+    }
+
+    async fn publish(&self, message: Message) -> Result<(), PublishError> {
         self.publisher.publish(message).await
     }
 }

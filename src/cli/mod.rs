@@ -1,13 +1,19 @@
 //! The command line: the only place that prints. Logs go to stderr; output is for people on a terminal, and for programs
 //! with `--json`.
 
+mod audit;
 mod check;
+mod dead;
+mod desk;
+mod json;
 mod run;
 mod sandbox;
 mod settings;
+mod status;
 mod submit;
+mod watch;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -58,6 +64,10 @@ enum Command {
     ///
     /// Exit codes: 0 all are in the queue; 1 something was invalid or not confirmed; 64 bad settings.
     Submit(submit::Submit),
+    #[command(subcommand)]
+    Dead(dead::Dead),
+    Audit(audit::Audit),
+    Status(status::StatusArgs),
     /// The gateway's double, to play with and to test against: signatures, ledger, idempotency, faults
     Sandbox(sandbox::SandboxArgs),
     /// Show the settings, and try the keys, the broker, Redis and the gateway; all errors at once
@@ -103,6 +113,9 @@ fn run(cli: Cli) -> ExitCode {
         match cli.command {
             Command::Run => run::run(config).await,
             Command::Submit(submit) => submit.run(config).await,
+            Command::Dead(dead) => dead.run(config).await,
+            Command::Audit(audit) => audit.run(config).await,
+            Command::Status(status) => status.run(config).await,
             Command::Sandbox(sandbox) => sandbox.run().await,
             Command::Check(check) => check.run(config).await,
         }
@@ -113,9 +126,23 @@ fn run(cli: Cli) -> ExitCode {
 }
 
 /// Prints a line of output.
-#[expect(clippy::print_stdout, reason = "the command line is where output is printed")]
 fn say(line: &str) {
-    println!("{line}");
+    say_part(&format!("{line}\n"));
+}
+
+/// Prints a part of a line. Whoever reads may have gone: then there is nobody to print for.
+fn say_part(part: &str) {
+    write(part).unwrap_or_default();
+}
+
+/// Prints a line that somebody relies on.
+fn try_say(line: &str) -> std::io::Result<()> {
+    write(&format!("{line}\n"))
+}
+
+fn write(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
 /// Prints an error, for the person who called.

@@ -113,7 +113,7 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
 }
 
 /// The first SIGTERM or SIGINT drains; the second is the token that is returned.
-fn on_signals(stop: CancellationToken) -> std::io::Result<CancellationToken> {
+pub(super) fn on_signals(stop: CancellationToken) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let second = CancellationToken::new();

@@ -18,7 +18,7 @@ pub const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// The longest id, in code points.
 pub const ID_CHARS_MAX: usize = 64;
 
-const JOB_FIELDS: [&str; 6] =
+pub(super) const JOB_FIELDS: [&str; 6] =
     ["captureRequestId", "paymentId", "captureAmount", "amount", "expiresAt", "metadata"];
 const AMOUNT_FIELDS: [&str; 2] = ["currency", "value"];
 

@@ -175,7 +175,7 @@ pub fn judge_inquiry(
 /// There is no such capture: then the unproven failure stands; or the job's time is over; or it is posted.
 fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
     if let Some(word) = before.unproven_failure(codes) {
-        Inquired::Over(Outcome::Failed(Verdict {
+        Inquired::Over(Outcome::Closed(Verdict {
             class: codes.class_of(&word.code),
             code: Some(word.code.clone()),
             message: Some("refused before, and the gateway knows of no such capture".into()),
@@ -248,19 +248,15 @@ fn contradiction(body: &CaptureBody, job: &Job) -> Option<String> {
 }
 
 /// A signed `F`. The gateway checks access and form before it looks at the id, so on a sent id such an `F` does not
-/// prove that an earlier request failed: the next attempt inquires.
+/// prove that an earlier request failed: the next attempt inquires. On another it stands as long as no copy could be sent.
 fn failed(result: GatewayResult, before: &Before<'_>, codes: &Codes) -> Outcome {
     let class = codes.class_of(&result.code);
     if before.sent() && class.may_precede_the_id() {
         let reason = format!("{}, which need not be about the capture", describe(&result));
         return in_doubt(DoubtKind::Unproven, reason, word(&result));
     }
-    Outcome::Failed(Verdict {
-        class,
-        code: Some(result.code),
-        message: result.message,
-        signed: true,
-    })
+    let verdict = Verdict { class, code: Some(result.code), message: result.message, signed: true };
+    if class.may_precede_the_id() { Outcome::Closed(verdict) } else { Outcome::Failed(verdict) }
 }
 
 enum Evidence {

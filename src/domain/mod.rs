@@ -2,18 +2,23 @@
 //! here can fail but by saying so in a value.
 //!
 //! In reading order: a [`job`] and its [`money`]; its [`history`]; the gateway's [`reply`], which [`judge`] turns into
-//! an [`outcome`]; and [`settle`], which turns that into what the broker does.
+//! an [`outcome`]; and [`settle`], which turns that into what the broker does. A [`letter`] is a job that was given up, and
+//! [`replay`] what may be done with it, if there is the [`evidence`].
 
 pub mod class;
+pub mod evidence;
 mod fields;
 pub mod history;
 pub mod job;
 pub mod judge;
+pub mod letter;
 pub mod money;
 pub mod outcome;
+pub mod replay;
 pub mod reply;
+mod rewrite;
 pub mod schedule;
 pub mod settle;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

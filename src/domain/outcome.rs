@@ -17,6 +17,8 @@ pub enum Outcome {
     Captured(Capture),
     /// It failed for good, by the gateway's signed word.
     Failed(Verdict),
+    /// A failure that stands because the gateway has no such capture: true only as long as nobody else could send it.
+    Closed(Verdict),
     /// A capture request may have been received, and nobody can say yet whether it captured.
     InDoubt(Doubt),
     /// The gateway took too many calls: in doubt for safety, but no attempt.
@@ -208,6 +210,8 @@ impl From<Fate> for Outcome {
 pub enum Release {
     /// A final verdict: remember it, end the hold.
     Final(Fate),
+    /// A failure for want of a capture: remember it and end the hold, if the lease was kept until now.
+    Close(Fate),
     /// It is over, but not by a verdict that may be remembered: end the hold, leave the mark.
     EndHold,
     /// In doubt: hold and mark stay.
@@ -229,6 +233,7 @@ impl Outcome {
                 // `access` too: a copy that came back and captured would deny a failure that was told.
                 _ => Release::Final(Fate::Failed(verdict.clone())),
             },
+            Self::Closed(verdict) => Release::Close(Fate::Failed(verdict.clone())),
             Self::Expired { inquired: true } => Release::EndHold,
             Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold,
             Self::NotSent(_) | Self::Account(_) => Release::TakeBack,
@@ -251,7 +256,7 @@ impl Outcome {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Captured(_) => "captured",
-            Self::Failed(_) => "failed",
+            Self::Failed(_) | Self::Closed(_) => "failed",
             Self::InDoubt(_) => "in_doubt",
             Self::Throttled(_) => "throttled",
             Self::NotSent(_) => "not_sent",

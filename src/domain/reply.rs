@@ -125,6 +125,10 @@ pub struct InquiryBody {
     pub payment_id: Option<String>,
     /// The transactions of the payment; `None` if the field is absent or can't be read.
     pub transactions: Option<Vec<Transaction>>,
+    /// What was authorized; `Some(Err)` if it can't be read.
+    pub payment_amount: Option<Result<Money, String>>,
+    /// Until when captures may be made, as the gateway wrote it.
+    pub auth_expiry_time: Option<String>,
 }
 
 /// One transaction of an inquired payment.

@@ -144,7 +144,9 @@ pub fn settle(
     let at = At { attempt, history, policy, now };
     match &attempt.outcome {
         Outcome::Captured(capture) => at.captured(capture),
-        Outcome::Failed(verdict) => at.dead(verdict, at.spent_unless_remembered()),
+        Outcome::Failed(verdict) | Outcome::Closed(verdict) => {
+            at.dead(verdict, at.spent_unless_remembered())
+        }
         Outcome::InDoubt(doubt) => at.retry(doubt.word.as_ref(), Class::InDoubt, &doubt.reason),
         Outcome::NotSent(reason) => at.retry(None, Class::Unreachable, reason),
         Outcome::Throttled(throttle) => {
@@ -305,7 +307,11 @@ impl At<'_> {
     fn carry(&self, word: Option<&LastWord>) -> History {
         let may_have_left = matches!(
             self.attempt.outcome,
-            Outcome::Captured(_) | Outcome::Failed(_) | Outcome::InDoubt(_) | Outcome::Throttled(_)
+            Outcome::Captured(_)
+                | Outcome::Failed(_)
+                | Outcome::Closed(_)
+                | Outcome::InDoubt(_)
+                | Outcome::Throttled(_)
         );
         History {
             sent: self.attempt.sent == Sent::Yes

@@ -162,6 +162,10 @@ pub(super) struct WireInquiry {
     payment_id: Option<String>,
     #[serde(default, deserialize_with = "present")]
     transactions: Option<Option<Vec<WireTransaction>>>,
+    #[serde(default)]
+    payment_amount: Option<WireAmount>,
+    #[serde(default)]
+    auth_expiry_time: Option<String>,
 }
 
 /// Tells `null` from absent.
@@ -200,7 +204,13 @@ impl Body for InquiryBody {
             let items = items.unwrap_or_default();
             items.into_iter().map(Transaction::from).collect()
         });
-        (wire.result, Self { payment_id: wire.payment_id, transactions })
+        let body = Self {
+            payment_id: wire.payment_id,
+            transactions,
+            payment_amount: amount(wire.payment_amount),
+            auth_expiry_time: wire.auth_expiry_time,
+        };
+        (wire.result, body)
     }
 }
 

@@ -9,6 +9,9 @@ use crate::domain::job::Job;
 /// What stays readable of an id in a key; braces, colons and percent signs do not.
 const KEY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
+/// The length of an acquisition's token.
+pub(super) const TOKEN_CHARS: usize = 32;
+
 /// One acquisition of a payment's lease, for one job. Cheap to clone; asking again with it does no harm.
 #[derive(Clone, Debug)]
 pub struct Claim(Arc<Parts>);
@@ -26,20 +29,12 @@ impl Claim {
     /// A fresh one. `posts`: a capture is sent as soon as the lease is taken; only then hold and mark are written with it.
     #[must_use]
     pub fn of(job: &Job, posts: bool) -> Self {
-        let payment = utf8_percent_encode(&job.payment_id, KEY);
-        let id = utf8_percent_encode(&job.capture_request_id, KEY);
         Self(Arc::new(Parts {
-            token: format!("{:032x}", rand::random::<u128>()),
+            token: format!("{:0width$x}", rand::random::<u128>(), width = TOKEN_CHARS),
             id: job.capture_request_id.clone(),
             amount: format!("{}:{}", job.amount.currency().code(), job.amount.value()),
             posts,
-            keys: [
-                format!("capture:{{{payment}}}:lease"),
-                format!("capture:{{{payment}}}:hold"),
-                format!("capture:{{{payment}}}:line"),
-                format!("capture:{{{payment}}}:sent:{id}"),
-                format!("capture:{{{payment}}}:known:{id}"),
-            ],
+            keys: keys(&job.payment_id, &job.capture_request_id),
         }))
     }
 
@@ -72,6 +67,19 @@ impl Claim {
     pub(super) fn known_key(&self) -> &str {
         &self.0.keys[4]
     }
+}
+
+/// Lease, hold, line, mark and known outcome.
+pub(super) fn keys(payment_id: &str, capture_request_id: &str) -> [String; 5] {
+    let payment = utf8_percent_encode(payment_id, KEY);
+    let id = utf8_percent_encode(capture_request_id, KEY);
+    [
+        format!("capture:{{{payment}}}:lease"),
+        format!("capture:{{{payment}}}:hold"),
+        format!("capture:{{{payment}}}:line"),
+        format!("capture:{{{payment}}}:sent:{id}"),
+        format!("capture:{{{payment}}}:known:{id}"),
+    ]
 }
 
 #[cfg(test)]

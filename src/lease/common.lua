@@ -61,14 +61,15 @@ local function take(token, id, amount, posts, waits, mark_key, known_key)
   return {'taken', '', marked, hold_left, -1}
 end
 
--- Records what an acquisition came to. Modes: final (remember the outcome, end the hold), end (end the hold), keep, back (take
+-- Records what an acquisition came to. Modes: final (remember the outcome, end the hold), close (the same, if the lease was
+-- kept until now), end (end the hold), keep, back (take
 -- back what this acquisition wrote), forget (the same, even after the lease was lost: no call was made under it). Says
 -- whether the lease was still its own; that it gives up is the caller's to do.
 local function record(token, id, mode, outcome, hold_left, mark_key, known_key)
   local now = redis.call('MGET', KEYS[1], KEYS[2], known_key)
   local mine, hold, before = now[1] == token, now[2], now[3]
   local held_by_id = hold and string.sub(hold, #token + 1) == id
-  if mode == 'final' then
+  if mode == 'final' or mine and mode == 'close' then
     -- True whoever holds the lease by now; and a capture stands whatever comes after it.
     if not (before and string.find(before, '\n{"captured"', 1, true)) then
       redis.call('SET', known_key, outcome, 'PX', ARGV[3])

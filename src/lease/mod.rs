@@ -8,6 +8,7 @@
 //! The lease orders captures; money safety rests on the idempotency key. Nothing here decides what an outcome means.
 
 mod claim;
+mod inspect;
 mod link;
 
 use std::{
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::link::Link;
 pub use self::{
     claim::Claim,
+    inspect::{Hold, Inspection},
     link::{BadUrl, RedisOptions},
 };
 use crate::domain::outcome::{Fate, Release};
@@ -156,6 +158,17 @@ impl Leases {
         self.release(&lease, &Release::Forget).await.map(drop)
     }
 
+    /// Records what an inquiry proved about an id whose outcome is on record already: a capture stands against a failure.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn remember(&self, claim: &Claim, fate: Fate) -> Result<(), Away> {
+        let now = Instant::now();
+        let none =
+            Lease { claim: claim.clone(), marked: false, hold_left_ms: -2, taken: now, until: now };
+        self.release(&none, &Release::Final(fate)).await.map(drop)
+    }
+
     /// Makes sure that a call of this length ends within the lease; before a capture that was not announced when the
     /// lease was taken, writes the hold and the mark. `false`: the lease is lost, begin no call.
     ///
@@ -241,10 +254,8 @@ impl Leases {
         release: &Release,
     ) -> Result<ScriptInvocation<'s>, Away> {
         let (mode, outcome) = match release {
-            Release::Final(fate) => {
-                let fate = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
-                ("final", format!("{}\n{fate}", lease.claim.amount()))
-            }
+            Release::Final(fate) => ("final", known(lease, fate)?),
+            Release::Close(fate) => ("close", known(lease, fate)?),
             Release::EndHold => ("end", String::new()),
             Release::KeepHold => ("keep", String::new()),
             Release::TakeBack => ("back", String::new()),
@@ -268,6 +279,12 @@ impl Leases {
     }
 }
 
+/// An outcome as it is remembered.
+fn known(lease: &Lease, fate: &Fate) -> Result<String, Away> {
+    let fate = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
+    Ok(format!("{}\n{fate}", lease.claim.amount()))
+}
+
 fn read_fate(known: &str) -> Result<Fate, Away> {
     serde_json::from_str(known)
         .map_err(|error| Away(format!("a known outcome can't be read: {error}")))
@@ -278,6 +295,12 @@ impl Lease {
     #[must_use]
     pub const fn marked(&self) -> bool {
         self.marked
+    }
+
+    /// Whether the id was in doubt when the lease was taken.
+    #[must_use]
+    pub const fn is_on_hold(&self) -> bool {
+        self.hold_left_ms > 0
     }
 
     /// Whether hold and mark were written when it was taken.

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use super::{
     Call, Peer, Sandbox, Step, Way,
     gate::{Admitted, Gate},
-    ledger::{CaptureRequest, Request as Known, State as Stage, Verdict},
+    ledger::{CaptureRequest, Payment, Request as Known, State as Stage, Verdict},
     now,
     watch::CallRecord,
 };
@@ -112,10 +112,13 @@ impl Sandbox {
     async fn on_inquiry(&self, path: &str, peer: &Peer, payment_id: &str) -> Response<Body> {
         let step = self.books(|books| books.next_step(Call::Inquiry, payment_id, None));
         tokio::time::sleep(self.options.latency + step.delay()).await;
-        let seen = self.books(|books| books.ledger.inquire(payment_id, &now()));
+        let (seen, payment) = self.books(|books| {
+            let seen = books.ledger.inquire(payment_id, &now());
+            (seen, books.ledger.payments.get(payment_id).cloned().unwrap_or_default())
+        });
         let draft = match &step.answer {
             Way::Code(code) => scripted(&step, code),
-            _ => inquired(payment_id, seen),
+            _ => inquired(payment_id, &payment, seen),
         };
         self.record("inquiryPayment", payment_id, None, &step, &draft);
         self.send_by(path, peer, &step, draft).await
@@ -290,7 +293,7 @@ fn message(code: &str) -> &'static str {
     }
 }
 
-fn inquired(payment_id: &str, seen: Option<Vec<(Known, Verdict)>>) -> Draft {
+fn inquired(payment_id: &str, payment: &Payment, seen: Option<Vec<(Known, Verdict)>>) -> Draft {
     let Some(seen) = seen else {
         return Draft::of("ORDER_NOT_EXIST", "F", "The order does not exist.");
     };
@@ -301,6 +304,12 @@ fn inquired(payment_id: &str, seen: Option<Vec<(Known, Verdict)>>) -> Draft {
     let mut draft = Draft::of("SUCCESS", "S", "success.");
     draft.fields.insert("paymentId".to_owned(), json!(payment_id));
     draft.fields.insert("paymentStatus".to_owned(), json!("SUCCESS"));
+    if let Some(authorized) = payment.authorized {
+        draft.fields.insert("paymentAmount".to_owned(), json!(authorized));
+    }
+    if let Some(until) = &payment.auth_expiry_time {
+        draft.fields.insert("authExpiryTime".to_owned(), json!(until));
+    }
     draft.fields.insert("transactions".to_owned(), transactions);
     draft
 }

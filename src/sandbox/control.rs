@@ -102,8 +102,11 @@ async fn clear_steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> 
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Authorization {
     authorized: Money,
+    /// `authExpiryTime` of the gateway's inquiry; it is shown, and refuses nothing.
+    auth_expiry_time: Option<String>,
 }
 
 async fn authorize(
@@ -111,7 +114,8 @@ async fn authorize(
     Path(payment_id): Path<String>,
     Json(authorization): Json<Authorization>,
 ) -> StatusCode {
-    sandbox.books(|books| books.ledger.authorize(&payment_id, authorization.authorized));
+    let Authorization { authorized, auth_expiry_time } = authorization;
+    sandbox.books(|books| books.ledger.authorize(&payment_id, authorized, auth_expiry_time));
     StatusCode::NO_CONTENT
 }
 
@@ -165,7 +169,7 @@ impl Sandbox {
     #[must_use]
     pub fn payment(&self, payment_id: &str) -> Option<Value> {
         self.books(|books| {
-            let Payment { authorized, captured, requests, inquiries } =
+            let Payment { authorized, captured, requests, inquiries, .. } =
                 books.ledger.payments.get(payment_id)?;
             let requests: Vec<Value> =
                 requests.iter().filter_map(|id| books.ledger.requests.get(id)).map(shown).collect();

@@ -76,6 +76,8 @@ pub(super) struct Payment {
     /// What may be captured at most; `None` is as much as is asked for, in the currency of the first capture, or
     /// nothing at all if the ledger is strict.
     pub(super) authorized: Option<Money>,
+    /// `authExpiryTime`, if it is to be shown.
+    pub(super) auth_expiry_time: Option<String>,
     pub(super) captured: u128,
     /// Its capture ids, in the order of their first posts.
     pub(super) requests: Vec<String>,
@@ -94,8 +96,10 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Authorizes a payment, or changes what it is authorized for.
-    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money) {
-        self.payments.entry(payment_id.to_owned()).or_default().authorized = Some(authorized);
+    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money, until: Option<String>) {
+        let payment = self.payments.entry(payment_id.to_owned()).or_default();
+        payment.authorized = Some(authorized);
+        payment.auth_expiry_time = until;
     }
 
     /// Counts a post. Must come before anything else that is done with a request.
@@ -308,7 +312,7 @@ mod tests {
     #[test]
     fn partial_captures_end_at_the_authorized_amount() {
         let mut ledger = Ledger::default();
-        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap());
+        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap(), None);
         assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), SUCCESS);
         assert_eq!(post(&mut ledger, &asked("b", "HKD", "41")), "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT");
         assert_eq!(post(&mut ledger, &asked("c", "HKD", "40")), SUCCESS);
@@ -360,7 +364,7 @@ mod tests {
         let mut ledger = Ledger { strict: true, ..Ledger::default() };
         assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), "AUTH_NOT_FOUND");
         assert!(ledger.inquire("p", NOW).is_none());
-        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap());
+        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap(), None);
         assert_eq!(post(&mut ledger, &asked("b", "HKD", "60")), SUCCESS);
     }
 }

@@ -152,18 +152,24 @@ async fn release(
     let release = outcome.release();
     let called = !matches!(outcome, Outcome::Deferred(_) | Outcome::Expired { inquired: false });
     match give_on(ctx, &lease, &release, turn).await {
-        Ok(false) if called && !outcome.is_final() => Outcome::InDoubt(Doubt {
-            reason: format!("the lease was lost during the call, which came to {}", outcome.name()),
-            kind: DoubtKind::LeaseLost,
-            word: None,
-        }),
+        Ok(false) if called && !outcome.is_final() => lost(&outcome),
         Ok(_) => outcome,
         Err(away) => {
             tracing::warn!(%away, "a lease could not be given back yet; it ends by its time");
+            let is_over = lease.left().is_zero();
             tokio::spawn(release_later(Arc::clone(ctx), lease, release));
-            outcome
+            let needs_lease = matches!(outcome, Outcome::Closed(_));
+            if needs_lease && is_over { lost(&outcome) } else { outcome }
         }
     }
+}
+
+fn lost(outcome: &Outcome) -> Outcome {
+    Outcome::InDoubt(Doubt {
+        reason: format!("the lease was lost during the call, which came to {}", outcome.name()),
+        kind: DoubtKind::LeaseLost,
+        word: None,
+    })
 }
 
 /// Whether the lease was still ours. Nobody is handed a lease for a call that may not begin.
@@ -211,7 +217,9 @@ async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
     let hold = ctx.leases.hold_in_doubt();
     let until = match release {
         Release::Final(_) | Release::EndHold => Instant::now() + hold,
-        Release::KeepHold | Release::TakeBack | Release::Forget => Instant::now() + lease.left(),
+        Release::Close(_) | Release::KeepHold | Release::TakeBack | Release::Forget => {
+            Instant::now() + lease.left()
+        }
     };
     while Instant::now() < until {
         tokio::time::sleep(REDIS_RETRY * 5).await;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Runs a command to its end: exit code, output, errors.
-async fn run(command: std::process::Command) -> (Option<i32>, String, String) {
+pub(crate) async fn run(command: std::process::Command) -> (Option<i32>, String, String) {
     let mut process = Process::spawn(command).expect("it starts");
     let status = process.wait(LIMIT).await.expect("it ends");
     (status.code(), process.stdout(), process.stderr())

@@ -180,8 +180,14 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
     assert!(!leases.renew(&mut lease, true).await.unwrap());
-    let modes = [Release::KeepHold, Release::EndHold, Release::TakeBack, Release::Forget];
-    for (mode, marked) in modes.into_iter().zip([true, true, true, false]) {
+    let modes = [
+        Release::KeepHold,
+        Release::EndHold,
+        Release::TakeBack,
+        Release::Close(failed()),
+        Release::Forget,
+    ];
+    for (mode, marked) in modes.into_iter().zip([true, true, true, true, false]) {
         assert!(!release(&leases, &lease, mode).await);
         refused(acquire(&leases, &a).await, false, marked);
     }

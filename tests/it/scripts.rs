@@ -152,6 +152,9 @@ fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
         Mode::Final(fate) => {
             ("final", format!("{}\n{}", spell_amount(claim.amount), spell_fate(fate)))
         }
+        Mode::Close(fate) => {
+            ("close", format!("{}\n{}", spell_amount(claim.amount), spell_fate(fate)))
+        }
         Mode::End => ("end", String::new()),
         Mode::Keep => ("keep", String::new()),
         Mode::Back => ("back", String::new()),
@@ -270,12 +273,13 @@ fn any_claim(random: &mut StdRng, claims: &[Claim]) -> Claim {
 }
 
 fn any_mode(random: &mut StdRng) -> Mode {
-    match random.random_range(0..6) {
+    match random.random_range(0..7) {
         0 => Mode::Final(Fate::Captured),
         1 => Mode::Final(Fate::Failed(random.random_range(0..3))),
         2 => Mode::End,
         3 => Mode::Keep,
         4 => Mode::Back,
+        5 => Mode::Close(Fate::Failed(random.random_range(0..3))),
         _ => Mode::Forget,
     }
 }

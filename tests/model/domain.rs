@@ -89,6 +89,7 @@ pub(crate) struct Known {
 pub(crate) enum Came {
     Captured,
     Failed(Class, Word),
+    Closed(Class, Word),
     InDoubt(Word),
     Throttled(Word),
     NotSent,
@@ -193,6 +194,7 @@ fn came(outcome: &Outcome) -> Came {
     match outcome {
         Outcome::Captured(_) => Came::Captured,
         Outcome::Failed(verdict) => Came::Failed(verdict.class, word(verdict.code.as_deref())),
+        Outcome::Closed(verdict) => Came::Closed(verdict.class, word(verdict.code.as_deref())),
         Outcome::InDoubt(doubt) => Came::InDoubt(of(&doubt.word)),
         Outcome::Throttled(throttle) => Came::Throttled(of(&throttle.word)),
         Outcome::NotSent(_) => Came::NotSent,
@@ -213,6 +215,7 @@ fn outcome(came: Came) -> Outcome {
     match came {
         Came::Captured => Outcome::Captured(Capture::default()),
         Came::Failed(class, word) => Outcome::Failed(verdict(class, word, true)),
+        Came::Closed(class, word) => Outcome::Closed(verdict(class, word, true)),
         Came::InDoubt(word) => Outcome::InDoubt(Doubt {
             reason: String::new(),
             kind: DoubtKind::Unknown,
@@ -241,6 +244,10 @@ impl Came {
             Release::Final(Fate::Captured(_)) => Mode::Final(redis::Fate::Captured),
             Release::Final(Fate::Failed(verdict)) => {
                 Mode::Final(redis::Fate::Failed(word(verdict.code.as_deref())))
+            }
+            Release::Close(Fate::Captured(_)) => Mode::Close(redis::Fate::Captured),
+            Release::Close(Fate::Failed(verdict)) => {
+                Mode::Close(redis::Fate::Failed(word(verdict.code.as_deref())))
             }
             Release::EndHold => Mode::End,
             Release::KeepHold => Mode::Keep,
@@ -343,7 +350,11 @@ fn inquiry_reply(shown: Shown) -> Reply<InquiryBody> {
             return Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(1)));
         }
     };
-    let body = InquiryBody { payment_id: Some("p".into()), transactions: Some(transactions) };
+    let body = InquiryBody {
+        payment_id: Some("p".into()),
+        transactions: Some(transactions),
+        ..InquiryBody::default()
+    };
     answer(Signature::Good, NO_WORD, "S", body)
 }
 

@@ -7,7 +7,7 @@
 //! What decides is the program itself: [`domain`] calls `judge::{first_call, judge_capture, judge_inquiry}`,
 //! `settle::settle` and `Outcome::release`. What the model mirrors names the function that it mirrors: [`redis`] the lease
 //! scripts (`tests/it/scripts.rs` compares them), [`worker`] and [`settle`] the pipeline, [`gateway`] the sandbox,
-//! [`operator`] the replay that the classes of the README ask for. [`model`] says what must always hold.
+//! [`operator`] an operator's replay. [`model`] says what must always hold.
 //!
 //! What it takes for granted: a lease does not run out between the look at its time and the request that leaves; unless a
 //! configuration says otherwise, an inquiry is answered after the requests of its id that are under way; and marks and

@@ -73,7 +73,7 @@ impl Setup {
             return true;
         }
         if (0..2).any(|n| token == token_of_operator(n)) {
-            return false;
+            return state.budget.pauses > 0;
         }
         match Self::slot_of(token).and_then(|slot| state.slots[slot]) {
             Some(Job { step: Step::Fresh | Step::Stands { .. }, .. }) | None => true,
@@ -83,6 +83,9 @@ impl Setup {
 
     fn lease_expires(state: &mut State, payment: usize) {
         let Some(token) = state.redis.payments[payment].lease.take() else { return };
+        if (0..2).any(|n| token == token_of_operator(n)) {
+            state.budget.pauses -= 1;
+        }
         let Some(job) = Self::slot_of(token).and_then(|slot| state.slots[slot].as_mut()) else {
             return;
         };

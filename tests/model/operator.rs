@@ -1,7 +1,6 @@
-//! An operator who replays dead letters by the policy of their classes, the table of the README. The program has no
-//! such command yet; what is modelled here is what the command must do.
+//! An operator who replays dead letters: `src/dead_letters/replay.rs::{act, close_parent, under_lease, carry_out}`.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::{class::Class, replay::Policy};
 
 use crate::{
     domain::{Carried, Shown},
@@ -11,27 +10,16 @@ use crate::{
     worker::resolve,
 };
 
-/// The policy of a class; `None`: never.
+/// `src/domain/replay.rs::Policy::of`, itself; `None`: never.
 fn policy(class: Class, signed: bool) -> Option<Verdict> {
-    match class {
-        Class::Authorization | Class::Conflict => None,
-        Class::InDoubt | Class::Unreachable | Class::Expired | Class::Malformed | Class::Poison => {
-            Some(Verdict::Same)
-        }
-        Class::Access if !signed => Some(Verdict::Same),
-        Class::Access
-        | Class::Order
-        | Class::Limit
-        | Class::Contract
-        | Class::Request
-        | Class::Risk
-        | Class::Payer
-        | Class::Provider
-        | Class::UnknownCode => Some(Verdict::Fresh),
+    match Policy::of(class, signed) {
+        Policy::Never => None,
+        Policy::SameId | Policy::SameBytes => Some(Verdict::Same),
+        Policy::FreshId => Some(Verdict::Fresh),
     }
 }
 
-/// The history that a replay begins with: attempts and returns are cleared, the same id keeps that it was sent.
+/// `src/domain/replay.rs::{replayed, fresh}`: attempts and returns are cleared, the same id keeps that it was sent.
 fn replayed(carried: Carried, verdict: Verdict) -> Carried {
     let is_same = verdict == Verdict::Same;
     Carried {
@@ -104,6 +92,9 @@ impl Setup {
                 }
                 Asked::Known(Fate::Failed(_)) => Act::Asks { leased: false },
                 Asked::Held { .. } | Asked::Hold { .. } => refuse,
+                Asked::Taken { hold_was_there: true, .. } => {
+                    Act::Decided { verdict: Verdict::Refuse, leased: true }
+                }
                 Asked::Taken { .. } => Act::Asks { leased: true },
             }),
             Act::Asks { leased } => {
@@ -117,12 +108,17 @@ impl Setup {
             Act::Decided { verdict, leased: true } => {
                 let mode = match verdict {
                     Verdict::Settle => Mode::Final(Fate::Captured),
-                    Verdict::Fresh => Mode::Final(Fate::Failed(letter.carried.word)),
+                    Verdict::Fresh if self.mutation == Some(Mutation::CloseWithoutLease) => {
+                        Mode::Final(Fate::Failed(letter.carried.word))
+                    }
+                    Verdict::Fresh => Mode::Close(Fate::Failed(letter.carried.word)),
                     Verdict::Same | Verdict::Refuse => Mode::Forget,
                 };
                 resolve(state, claim, mode, false);
-                state.redis.release(claim, mode);
+                let mine = state.redis.release(claim, mode);
                 state.is_over(token);
+                let lost = !mine && verdict == Verdict::Fresh;
+                let verdict = if lost { Verdict::Refuse } else { verdict };
                 Some(Act::Decided { verdict, leased: false })
             }
             Act::Decided { verdict, leased: false } => replay(state, letter, verdict),

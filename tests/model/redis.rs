@@ -66,6 +66,7 @@ pub(crate) enum Asked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     Final(Fate),
+    Close(Fate),
     End,
     Keep,
     Back,
@@ -156,7 +157,8 @@ impl Redis {
         let hold = self.at(claim).hold;
         let held_by_id = hold.is_some_and(|(_, id)| id == claim.id);
         match mode {
-            Mode::Final(fate) => {
+            Mode::Close(_) if !mine => {}
+            Mode::Final(fate) | Mode::Close(fate) => {
                 let known = &mut self.of(claim).known;
                 if !matches!(known, Some((_, Fate::Captured))) {
                     *known = Some((claim.amount, fate));

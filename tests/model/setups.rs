@@ -176,6 +176,16 @@ pub(crate) const SMALL: &[Setup] = &[
         reaches: &["fresh id captured", "dead in doubt, captured after a replay"],
         ..BASE
     },
+    Setup {
+        name: "copies, an operator, a lease that runs out",
+        jobs: COPIES,
+        delays: 0,
+        budget: Budget { pauses: 1, acts: 2, ..CALM },
+        operators: 1,
+        says: REFUSED,
+        reaches: &["fresh id captured"],
+        ..BASE
+    },
 ];
 
 /// Searched if `CAPTURE_MODEL` is a part of the name: minutes each, and gigabytes of memory.
@@ -266,6 +276,17 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         operators: 1,
         mutation: Some(Mutation::FreshWithoutInquiry),
         breaks: &[ONE_CAPTURE, FRESH],
+        ..BASE
+    },
+    Setup {
+        name: "mutation: a parent is closed although its lease was lost",
+        jobs: COPIES,
+        delays: 0,
+        budget: Budget { pauses: 1, acts: 2, ..CALM },
+        operators: 1,
+        says: REFUSED,
+        mutation: Some(Mutation::CloseWithoutLease),
+        breaks: &[FAILED_STANDS],
         ..BASE
     },
     Setup {

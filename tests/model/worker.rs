@@ -348,7 +348,7 @@ pub(crate) fn resolve(state: &mut State, claim: Claim, mode: Mode, opened: bool)
     let has_lease = state.redis.payments[usize::from(claim.payment)].lease == Some(claim.token);
     let ends = match mode {
         Mode::Final(_) => true,
-        Mode::End => has_lease,
+        Mode::Close(_) | Mode::End => has_lease,
         Mode::Back => has_lease && opened,
         Mode::Forget | Mode::Keep => false,
     };

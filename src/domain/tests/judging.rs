@@ -11,7 +11,7 @@ use crate::domain::{
 fn line(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Captured(capture) => format!("captured {}", capture.code),
-        Outcome::Failed(verdict) => {
+        Outcome::Failed(verdict) | Outcome::Closed(verdict) => {
             format!("failed {} {}", verdict.class, verdict.code.as_deref().unwrap_or("-"))
         }
         Outcome::InDoubt(doubt) => {
@@ -192,6 +192,7 @@ fn only_a_signed_s_about_our_payment_with_transactions_is_evidence() {
     let body = |payment: &str, transactions| InquiryBody {
         payment_id: Some(payment.into()),
         transactions,
+        ..InquiryBody::default()
     };
     let none = Some(Vec::new());
     for reply in [

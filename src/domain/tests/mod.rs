@@ -2,15 +2,17 @@
 
 mod judging;
 mod properties;
+mod replaying;
 mod settling;
 
 use std::time::Duration;
 
 use super::{
-    class::Codes,
+    class::{Class, Codes},
     history::{History, LastWord},
     job::Job,
     judge::{Before, Inquired, judge_capture, judge_inquiry},
+    letter::DeadLetter,
     money::Money,
     outcome::{Attempt, Outcome, Sent},
     reply::{
@@ -100,7 +102,11 @@ fn transaction(status: &str, code: Option<&str>) -> Transaction {
 }
 
 fn inquiry(transactions: Vec<Transaction>) -> InquiryReply {
-    let body = InquiryBody { payment_id: Some("p".into()), transactions: Some(transactions) };
+    let body = InquiryBody {
+        payment_id: Some("p".into()),
+        transactions: Some(transactions),
+        ..InquiryBody::default()
+    };
     answer(Signature::Good, "S", "SUCCESS", body)
 }
 
@@ -135,5 +141,23 @@ fn describe(settlement: &Settlement) -> String {
             format!("dead {} after {}, told {told}", letter.class, carry.attempts)
         }
         Settlement::HandBack => "handed back".into(),
+    }
+}
+
+/// A letter of HKD 1.00, signed.
+pub(crate) fn letter(class: Class, id: &str) -> DeadLetter {
+    let body = format!(
+        r#"{{"captureRequestId":"{id}","paymentId":"p","captureAmount":{{"currency":"HKD","value":"100"}}}}"#
+    );
+    DeadLetter {
+        class,
+        job: Job::parse(body.as_bytes()),
+        body: body.into_bytes().into(),
+        history: History::default(),
+        code: None,
+        status: None,
+        message: None,
+        dead_at_ms: None,
+        signed: true,
     }
 }

@@ -74,7 +74,11 @@ fn inquiry_reply() -> impl Strategy<Value = InquiryReply> {
     let transactions = option::of(proptest::collection::vec(item, 0..4));
     let answered = (signature(), status(), code(), transactions).prop_map(
         |(signature, status, code, transactions)| {
-            let body = InquiryBody { payment_id: Some("p".into()), transactions };
+            let body = InquiryBody {
+                payment_id: Some("p".into()),
+                transactions,
+                ..InquiryBody::default()
+            };
             answer(signature, &status, &code, body)
         },
     );

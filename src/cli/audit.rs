@@ -1,0 +1,179 @@
+//! `capture-worker audit`.
+
+use std::{cell::Cell, collections::VecDeque, path::Path, rc::Rc, time::Duration};
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::{Exit, complain, desk::plain, json::Array, say, settings, watch::Watch};
+use crate::{
+    broker::{BrokerOptions, Look, LookError, Session, Topology},
+    dead_letters::{Action, Record},
+    domain::class::Class,
+};
+
+/// Records that are printed if nothing else is said.
+const LIMIT: usize = 100;
+
+/// Who did what to which dead letters, when and why; the newest last
+#[derive(clap::Args)]
+pub(super) struct Audit {
+    /// Only records about letters of these classes
+    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
+    class: Vec<Class>,
+    /// Only records of these actions: replay, settle, discard, refuse, fail
+    #[arg(long, value_name = "ACTION", value_delimiter = ',', value_parser = read_action)]
+    action: Vec<Action>,
+    /// Only records about this captureRequestId, before or after a replay; may be repeated
+    #[arg(long, value_name = "ID")]
+    id: Vec<String>,
+    /// Only records about this paymentId; may be repeated
+    #[arg(long, value_name = "ID")]
+    payment: Vec<String>,
+    /// Only records of whose user or name this is a part
+    #[arg(long, value_name = "TEXT")]
+    who: Option<String>,
+    /// Only records older than this: 90s, 15m, 2h, 3d
+    #[arg(long, value_name = "AGE")]
+    older_than: Option<humantime::Duration>,
+    /// Only records newer than this
+    #[arg(long, value_name = "AGE")]
+    newer_than: Option<humantime::Duration>,
+    /// The newest so many
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    limit: Option<usize>,
+    /// All records
+    #[arg(long)]
+    all: bool,
+    /// Print one JSON document: an array
+    #[arg(long)]
+    json: bool,
+}
+
+fn read_action(text: &str) -> Result<Action, String> {
+    serde_json::from_value(Value::String(text.to_owned()))
+        .map_err(|_| "must be one of replay, settle, discard, refuse, fail".to_owned())
+}
+
+impl Audit {
+    pub(super) async fn run(self, config: Option<&Path>) -> Exit {
+        let broker = settings::load(config).and_then(|settings| {
+            settings::broker_options(&settings).map_err(|errors| {
+                errors.iter().for_each(|error| complain(&format!("error: {error}")));
+                Exit::Usage
+            })
+        });
+        let broker = match broker {
+            Ok(broker) => BrokerOptions { topology: Topology::None, delays: Vec::new(), ..broker },
+            Err(exit) => return exit,
+        };
+        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let session = match Session::open(&broker).await {
+            Ok(session) => session,
+            Err(error) => {
+                complain(&format!("error: the broker: {error}"));
+                return Exit::Failed;
+            }
+        };
+        let printed = tokio::select! {
+            () = async { watch.stop().cancelled().await } => None,
+            printed = self.print(&session) => Some(printed),
+        };
+        session.close().await;
+        match printed {
+            Some(Ok(())) => Exit::Done,
+            Some(Err(error)) => {
+                complain(&format!("error: {error}"));
+                Exit::Failed
+            }
+            None => {
+                complain("interrupted");
+                Exit::Failed
+            }
+        }
+    }
+
+    async fn print(&self, session: &Session) -> Result<(), LookError> {
+        let limit = if self.all { usize::MAX } else { self.limit.unwrap_or(LIMIT) };
+        let mut newest = VecDeque::new();
+        let unreadable = Rc::new(Cell::new(0_u64));
+        let waits = || complain("somebody else looks at the audit: waiting");
+        if let Some(mut look) = Look::open(session, &session.names().audit(), waits).await? {
+            let now = OffsetDateTime::now_utc();
+            while let Some(found) = look.next().await? {
+                match serde_json::from_slice::<Record>(&found.body) {
+                    Ok(record) if self.takes(&record, now) && limit > 0 => {
+                        if newest.len() == limit {
+                            newest.pop_front();
+                        }
+                        newest.push_back(record);
+                    }
+                    Ok(_) => {}
+                    Err(_) => unreadable.set(unreadable.get() + 1),
+                }
+            }
+            look.close().await?;
+        }
+        if self.json {
+            let mut array = Array::begin();
+            newest.iter().flat_map(serde_json::to_value).for_each(|record| array.add(&record));
+            array.end();
+        } else {
+            newest.iter().for_each(|record| say(&line(record)));
+        }
+        if unreadable.get() > 0 {
+            complain(&format!("{} messages in the audit's queue are no records", unreadable.get()));
+        }
+        Ok(())
+    }
+
+    fn takes(&self, record: &Record, now: OffsetDateTime) -> bool {
+        use time::format_description::well_known::Rfc3339;
+        let letter = &record.letter;
+        let ids = [
+            letter.capture_request_id.as_ref(),
+            record.to.as_ref().and_then(|to| to.capture_request_id.as_ref()),
+        ];
+        let age = OffsetDateTime::parse(&record.at, &Rfc3339).ok().map(|at| now - at);
+        let is_older =
+            |limit: humantime::Duration| age.is_some_and(|age| age > Duration::from(limit));
+        let names = [Some(record.who.as_str()), record.as_.as_deref()];
+        (self.class.is_empty() || self.class.contains(&letter.class))
+            && (self.action.is_empty() || self.action.contains(&record.action))
+            && (self.id.is_empty() || ids.into_iter().flatten().any(|id| self.id.contains(id)))
+            && (self.payment.is_empty()
+                || letter.payment_id.as_ref().is_some_and(|id| self.payment.contains(id)))
+            && self.who.as_ref().is_none_or(|who| {
+                names.into_iter().flatten().any(|name| name.contains(who.as_str()))
+            })
+            && self.older_than.is_none_or(is_older)
+            && self.newer_than.is_none_or(|limit| !is_older(limit))
+    }
+}
+
+fn line(record: &Record) -> String {
+    let letter = &record.letter;
+    let or_none = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), plain);
+    let amount = letter.capture_amount.map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let mut line = format!(
+        "{} {}{} {} {} {} {amount}",
+        record.at,
+        plain(&record.who),
+        record.as_.as_deref().map(|as_| format!(" as {}", plain(as_))).unwrap_or_default(),
+        record.action.name(),
+        letter.class,
+        or_none(letter.capture_request_id.as_deref()),
+    );
+    if let Some(to) = &record.to {
+        let id = or_none(to.capture_request_id.as_deref());
+        line.push_str(&format!(" -> {id} ({})", to.policy));
+    }
+    for (name, text) in
+        [("refused", &record.refusal), ("gateway", &record.evidence), ("reason", &record.reason)]
+    {
+        if let Some(text) = text {
+            line.push_str(&format!("; {name}: {}", plain(text)));
+        }
+    }
+    line
+}

@@ -1,0 +1,151 @@
+//! `capture-worker dead discard`.
+
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::{FilterArgs, Opened, Purpose, ended, letters, replay::Counted};
+use crate::{
+    cli::{
+        Exit, complain,
+        desk::{can_ask, confirm, plain, who},
+        json::Array,
+        say, say_part,
+        watch::Watch,
+    },
+    config::Settings,
+    dead_letters::Discard,
+    domain::{letter::DeadLetter, replay::Refusal, settle::epoch_ms},
+};
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct DiscardArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Why; kept in the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Don't ask; needed where nobody can answer
+    #[arg(long)]
+    yes: bool,
+    /// In whose name; kept in the audit
+    #[arg(long = "as", value_name = "NAME")]
+    as_: Option<String>,
+    /// Say which letters are meant, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl DiscardArgs {
+    pub(super) async fn run(self, settings: &Settings) -> Exit {
+        let filter = match self.filter.names_letters() {
+            Ok(filter) => filter,
+            Err(exit) => return exit,
+        };
+        if self.reason.trim().is_empty() {
+            complain("error: --reason must say why");
+            return Exit::Usage;
+        }
+        if !(self.yes || self.dry_run || can_ask()) {
+            complain("error: nobody can be asked here: --yes discards without asking");
+            return Exit::Usage;
+        }
+        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let purpose = if self.dry_run { Purpose::Look } else { Purpose::Discard };
+        let by = (who(self.as_.clone()), Some(self.reason.clone()));
+        let opened = match Opened::open(settings, purpose, by, &watch).await {
+            Ok(opened) => opened,
+            Err(exit) => return exit,
+        };
+        let discard = Discard { filter, limit: self.filter.limit, caps: None };
+        let exit = self.act(&opened, discard).await;
+        opened.close().await;
+        exit
+    }
+
+    async fn act(&self, opened: &Opened, mut discard: Discard) -> Exit {
+        if self.dry_run || !self.yes {
+            let counted = match Counted::of(opened, &discard.filter, discard.limit).await {
+                Ok(counted) => counted,
+                Err(error) => return ended(&error),
+            };
+            if self.dry_run {
+                let would = json!({"dryRun": true, "wouldDiscard": counted.letters});
+                let words = format!("would discard {}; nothing was changed", counted.words);
+                say(&if self.json { would.to_string() } else { words });
+                return Exit::Done;
+            }
+            let question = format!("Discard {}?", counted.words);
+            if !confirm(&question, &opened.desk.stop).await {
+                complain("nothing was discarded");
+                return Exit::Failed;
+            }
+            // No more than what was asked about.
+            discard.caps = Some(counted.letters);
+        }
+        self.discard(opened, &discard).await
+    }
+
+    async fn discard(&self, opened: &Opened, discard: &Discard) -> Exit {
+        let (mut discarded, mut refused) = (0, 0);
+        if self.json {
+            say_part("{\"dryRun\":false,\"letters\":");
+        }
+        let mut array = self.json.then(Array::begin);
+        let done = opened
+            .desk
+            .discard(discard, |letter, done| {
+                if done.is_ok() {
+                    discarded += 1
+                } else {
+                    refused += 1
+                }
+                match &mut array {
+                    Some(array) => array.add(&document(letter, done)),
+                    None => say(&line(letter, done)),
+                }
+            })
+            .await;
+        match array {
+            Some(array) => {
+                array.end();
+                let error = json!(done.as_ref().err().map(ToString::to_string));
+                say(&format!(
+                    ",\"discarded\":{discarded},\"refused\":{refused},\"error\":{error}}}"
+                ));
+            }
+            None => say(&format!("discarded {discarded}, refused {refused}")),
+        }
+        match done {
+            Err(error) => ended(&error),
+            Ok(()) if refused > 0 => Exit::Failed,
+            Ok(()) => Exit::Done,
+        }
+    }
+}
+
+fn line(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>) -> String {
+    let id = letter.id().map_or_else(|| "-".to_owned(), plain);
+    let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let what = match done {
+        Ok(None) => "discarded".to_owned(),
+        Ok(Some(evidence)) => format!("discarded [{}]", plain(evidence)),
+        Err(refusal) => {
+            format!("refused: {}; instead: {}", plain(&refusal.reason), refusal.instead)
+        }
+    };
+    format!("{} {id} {amount}: {what}", letter.class)
+}
+
+fn document(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>) -> serde_json::Value {
+    let refusal = done.err();
+    json!({
+        "letter": letters::document(letter, epoch_ms(OffsetDateTime::now_utc())),
+        "discarded": done.is_ok(),
+        "evidence": done.ok().flatten(),
+        "refusal": refusal.map(|refusal| &refusal.reason),
+        "instead": refusal.map(|refusal| &refusal.instead),
+    })
+}

@@ -1,0 +1,78 @@
+//! `capture-worker dead export`.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{FilterArgs, Opened, Purpose, ended, letters};
+use crate::{
+    broker::Found,
+    cli::{Exit, complain, try_say, watch::Watch},
+    config::Settings,
+    dead_letters::{DeskError, Flow, Who},
+    domain::{letter::DeadLetter, settle::epoch_ms},
+};
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Export {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// JSON lines are what is printed always
+    #[arg(long, hide = true)]
+    json: bool,
+}
+
+impl Export {
+    pub(super) async fn run(self, settings: &Settings) -> Exit {
+        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let nobody = (Who::default(), None);
+        let opened = match Opened::open(settings, Purpose::Look, nobody, &watch).await {
+            Ok(opened) => opened,
+            Err(exit) => return exit,
+        };
+        let exported = self.export(&opened).await;
+        opened.close().await;
+        match exported {
+            Ok(Ok(())) => Exit::Done,
+            Ok(Err(error)) => {
+                complain(&format!("error: not everything could be written: {error}"));
+                Exit::Failed
+            }
+            Err(error) => ended(&error),
+        }
+    }
+
+    /// Whether everything could be written: what is discarded afterwards must be there.
+    async fn export(&self, opened: &Opened) -> Result<std::io::Result<()>, DeskError> {
+        let filter = self.filter.filter();
+        let mut left = self.filter.limit;
+        let mut written = Ok(());
+        for class in filter.classes() {
+            let visit = async |found: &Found, letter: DeadLetter| {
+                if left == Some(0) {
+                    return Ok(Flow::Stop);
+                }
+                left = left.map(|left| left - 1);
+                written = try_say(&whole(found, &letter).to_string());
+                Ok(if written.is_ok() { Flow::Keep } else { Flow::Stop })
+            };
+            if opened.desk.walk(class, &filter, visit).await? == Flow::Stop {
+                break;
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// A letter with everything that the broker keeps of it. `body` is text if it is UTF-8, else `bodyBase64` holds its bytes.
+pub(super) fn whole(found: &Found, letter: &DeadLetter) -> Value {
+    let mut document = letters::document(letter, epoch_ms(OffsetDateTime::now_utc()));
+    let (headers, properties) = found.shown();
+    document["headers"] = headers;
+    document["properties"] = properties;
+    match std::str::from_utf8(&found.body) {
+        Ok(text) => document["body"] = json!(text),
+        Err(_) => document["bodyBase64"] = json!(STANDARD.encode(&found.body)),
+    }
+    document
+}

@@ -1,0 +1,155 @@
+//! What operators' commands share: who acts, the connection to Redis, confirmation, and how ages and rows are written.
+
+use std::{
+    io::{BufRead as _, IsTerminal as _},
+    time::Duration,
+};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{complain, say};
+use crate::{dead_letters::Who, lease::Leases};
+
+/// How long Redis may take to be connected to before work begins without it.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Who acts: the user of the operating system and the host, and in whose name.
+pub(super) fn who(as_: Option<String>) -> Who {
+    let user = whoami::username().unwrap_or_else(|_| "unknown".into());
+    let host = whoami::hostname().unwrap_or_else(|_| "unknown".into());
+    Who { user: format!("{user}@{host}"), as_ }
+}
+
+/// Connects to Redis in the background; waits for it where it will be needed.
+pub(super) async fn connect_redis(leases: &Leases, waits: bool) -> JoinHandle<()> {
+    let keeper = tokio::spawn({
+        let leases = leases.clone();
+        async move { leases.keep_connected(CancellationToken::new()).await }
+    });
+    if waits {
+        let mut up = leases.up();
+        // Whoever needs it says that it is away.
+        drop(tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)).await);
+    }
+    keeper
+}
+
+/// Whether there is somebody to ask.
+pub(super) fn can_ask() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+/// Asks, unless Ctrl-C comes first: whether the answer is yes.
+pub(super) async fn confirm(question: &str, stop: &CancellationToken) -> bool {
+    complain(&format!("{question} [y/N]"));
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = tokio::select! {
+        () = stop.cancelled() => return false,
+        answer = answer => answer,
+    };
+    matches!(answer, Ok(Ok(answer)) if matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// An age in its two largest units: `3d 4h`, `12m`, `5s`.
+pub(super) fn age(ms: i64) -> String {
+    let seconds = ms.max(0) / 1000;
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, 0) => format!("{hours}h"),
+        (0, hours, minutes) => format!("{hours}h {minutes}m"),
+        (days, 0, _) => format!("{days}d"),
+        (days, hours, _) => format!("{days}d {hours}h"),
+    }
+}
+
+/// Rows of a table that are kept until the widths of its columns are known.
+const ROWS_MEASURED: usize = 1000;
+
+/// A table whose columns are as wide as the widest cell of its first rows; the last one is as long as it is.
+pub(super) struct Table<const N: usize> {
+    widths: [usize; N],
+    rows: Vec<[String; N]>,
+    is_measured: bool,
+}
+
+impl<const N: usize> Table<N> {
+    /// A table with this head.
+    pub(super) fn new(head: [&str; N]) -> Self {
+        let mut table = Self { widths: [0; N], rows: Vec::new(), is_measured: false };
+        table.add(head.map(str::to_owned));
+        table
+    }
+
+    /// Adds a row.
+    pub(super) fn add(&mut self, row: [String; N]) {
+        if self.is_measured {
+            return say(&self.line(&row));
+        }
+        for (width, cell) in self.widths.iter_mut().zip(&row) {
+            *width = (*width).max(cell.chars().count());
+        }
+        self.rows.push(row);
+        if self.rows.len() >= ROWS_MEASURED {
+            self.flush();
+        }
+    }
+
+    /// Prints what was not printed yet.
+    pub(super) fn flush(&mut self) {
+        self.is_measured = true;
+        for row in std::mem::take(&mut self.rows) {
+            say(&self.line(&row));
+        }
+    }
+
+    fn line(&self, row: &[String; N]) -> String {
+        let mut line = String::new();
+        for (width, cell) in self.widths.into_iter().zip(row) {
+            let pad = width.saturating_sub(cell.chars().count()) + 2;
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', pad));
+        }
+        line.trim_end().to_owned()
+    }
+}
+
+/// What others wrote, without what a terminal would act on.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_two_units_at_most() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (3599, "59m"),
+            (3600, "1h"),
+            (7260, "2h 1m"),
+            (86_400, "1d"),
+            (90_000, "1d 1h"),
+        ] {
+            assert_eq!(age(seconds * 1000), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell_and_no_row_ends_in_blanks() {
+        let mut table = Table::new(["A", "B"]);
+        table.add(["long".into(), "b".into()]);
+        let lines: Vec<_> = table.rows.iter().map(|row| table.line(row)).collect();
+        assert_eq!(lines, ["A     B", "long  b"]);
+        assert_eq!(plain("a\u{1b}[31mb"), "a\u{fffd}[31mb");
+    }
+}

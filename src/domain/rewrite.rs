@@ -1,0 +1,139 @@
+//! Changes the fields of a job's body that a replay may change, and no other byte.
+
+use serde_json::value::RawValue;
+
+use super::{
+    fields,
+    job::{BODY_BYTES_MAX, JOB_FIELDS, Job, JobError},
+    money::Money,
+};
+
+/// What is written anew; `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Edits {
+    /// Replaces `captureRequestId`.
+    pub(super) capture_request_id: Option<String>,
+    /// Written as `captureAmount` in place of whichever amount field stands there.
+    pub(super) amount: Option<Money>,
+    /// Replaces `expiresAt`, or is added: RFC 3339.
+    pub(super) expires_at: Option<String>,
+}
+
+/// The body of a valid job with these changes.
+pub(super) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
+    let text = std::str::from_utf8(body).map_err(|error| JobError::NotUtf8(error.valid_up_to()))?;
+    let fields =
+        fields::read(text, JOB_FIELDS).map_err(|error| JobError::NotAnObject(error.to_string()))?;
+    let [capture_request_id, _, capture_amount, amount, expires_at, _] = *fields.values();
+    let mut changes = Vec::new();
+    if let (Some(id), Some(old)) = (&edits.capture_request_id, capture_request_id) {
+        changes.push((span(text, old), json(id)));
+    }
+    if let (Some(money), Some(old)) = (&edits.amount, capture_amount.or(amount)) {
+        let value = span(text, old);
+        let field = key_start(text, value.0);
+        changes.push(((field, value.1), format!("\"captureAmount\":{}", json(money))));
+    }
+    if let Some(time) = &edits.expires_at {
+        match expires_at {
+            Some(old) => changes.push((span(text, old), json(time))),
+            None => {
+                let end = text.rfind('}').unwrap_or(text.len());
+                changes.push(((end, end), format!(",\"expiresAt\":{}", json(time))));
+            }
+        }
+    }
+    changes.sort_unstable();
+    let (mut changed, mut at) = (String::with_capacity(text.len() + 128), 0);
+    for ((start, end), new) in changes {
+        changed.push_str(&text[at..start]);
+        changed.push_str(&new);
+        at = end;
+    }
+    changed.push_str(&text[at..]);
+    if changed.len() > BODY_BYTES_MAX {
+        return Err(JobError::TooLong(changed.len()));
+    }
+    // Whatever was written here is a job again.
+    Job::parse(changed.as_bytes()).map_err(|malformed| malformed.reason)?;
+    Ok(changed.into_bytes())
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Where a value stands in the text that it was read from.
+fn span(text: &str, value: &RawValue) -> (usize, usize) {
+    let start = value.get().as_ptr().addr() - text.as_ptr().addr();
+    (start, start + value.get().len())
+}
+
+/// Where the key before a value begins. The keys of amounts hold no quotation mark, however they are escaped.
+fn key_start(text: &str, value: usize) -> usize {
+    let quotes = text[..value].rmatch_indices('"').map(|(at, _)| at);
+    quotes.take(2).last().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edits(id: Option<&str>, amount: Option<&str>, expires_at: Option<&str>) -> Edits {
+        Edits {
+            capture_request_id: id.map(str::to_owned),
+            amount: amount.map(|value| Money::from_smallest("HKD", value).unwrap()),
+            expires_at: expires_at.map(str::to_owned),
+        }
+    }
+
+    #[track_caller]
+    fn check(body: &str, edits: &Edits, expected: &str) {
+        assert_eq!(String::from_utf8(rewrite(body.as_bytes(), edits).unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn nothing_but_what_is_named_changes() {
+        let body = " {\"x\":\"captureRequestId\", \"captureRequestId\" :\"c\\u0031\",\n\"paymentId\":\"p\",\"amount\":{\"value\":\"1.50\",\"currency\":\"HKD\"},\"x\":[1.0e5]} ";
+        check(body, &Edits::default(), body);
+        check(
+            body,
+            &edits(Some("cw-\"1"), None, None),
+            &body.replace("\"c\\u0031\"", "\"cw-\\\"1\""),
+        );
+        check(
+            body,
+            &edits(None, Some("70"), None),
+            &body.replace(
+                "\"amount\":{\"value\":\"1.50\",\"currency\":\"HKD\"}",
+                "\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"70\"}",
+            ),
+        );
+        check(
+            body,
+            &edits(None, None, Some("2026-12-01T00:00:00Z")),
+            &body.replace("[1.0e5]}", "[1.0e5],\"expiresAt\":\"2026-12-01T00:00:00Z\"}"),
+        );
+    }
+
+    #[test]
+    fn fields_are_found_in_any_order_and_however_they_are_escaped() {
+        let body = r#"{"expiresAt":"2026-01-01T00:00:00Z","captur\u0065Amount" : {"currency":"HKD","value":"9"},"paymentId":"p","captureRequestId":"c"}"#;
+        check(
+            body,
+            &edits(Some("d"), Some("8"), Some("2027-01-01T00:00:00Z")),
+            r#"{"expiresAt":"2027-01-01T00:00:00Z","captureAmount":{"currency":"HKD","value":"8"},"paymentId":"p","captureRequestId":"d"}"#,
+        );
+    }
+
+    #[test]
+    fn a_body_that_would_grow_too_long_is_refused() {
+        let body = format!(
+            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{{"currency":"HKD","value":"9"}},"x":"{}"}}"#,
+            "x".repeat(BODY_BYTES_MAX - 100)
+        );
+        assert!(Job::parse(body.as_bytes()).is_ok());
+        let long = edits(Some(&"d".repeat(64)), None, None);
+        assert!(matches!(rewrite(body.as_bytes(), &long), Err(JobError::TooLong(_))));
+    }
+}

@@ -1,0 +1,264 @@
+//! What a replay may send, class by class, and what the gateway's evidence makes of it.
+
+use super::*;
+use crate::domain::evidence::{Decision, PaymentSeen, Seen, decide};
+use crate::domain::replay::{Changes, Policy as ReplayPolicy, Refusal, Replay, fresh_id, prepare};
+
+fn prepared(letter: &DeadLetter, changes: &Changes) -> Result<Replay, Refusal> {
+    prepare(letter, changes, now())
+}
+
+fn unchanged(letter: &DeadLetter) -> Result<Replay, Refusal> {
+    prepared(letter, &Changes::default())
+}
+
+fn with_body(class: Class, body: &str) -> DeadLetter {
+    DeadLetter {
+        job: Job::parse(body.as_bytes()),
+        body: body.as_bytes().into(),
+        ..letter(class, "c")
+    }
+}
+
+fn decided(letter: &DeadLetter, seen: &Seen, payment: &PaymentSeen) -> Decision {
+    decide(letter, unchanged(letter).unwrap(), seen, payment, now())
+}
+
+/// `printf 'capture-worker/fresh-id/1\nshipment-1' | sha256sum`, and of that id again.
+#[test]
+fn the_fresh_id_is_the_parents_and_nothing_else() {
+    assert_eq!(fresh_id("shipment-1"), SHIPMENT_1);
+    assert_eq!(fresh_id(SHIPMENT_1), SHIPMENT_1_AGAIN);
+    assert_eq!(fresh_id(&"é".repeat(64)).chars().count(), 43);
+}
+
+const SHIPMENT_1: &str = "cw-adb0b29ad9e5dee3f93476c08b9fd1987d949b23";
+const SHIPMENT_1_AGAIN: &str = "cw-868573710eb23462b495efba881716b3a64d00cf";
+
+#[test]
+fn the_policy_belongs_to_the_class() {
+    use ReplayPolicy::{FreshId, Never, SameBytes, SameId};
+    let table = [
+        (Class::Authorization, Never),
+        (Class::Order, FreshId),
+        (Class::Limit, FreshId),
+        (Class::Contract, FreshId),
+        (Class::Access, FreshId),
+        (Class::Request, FreshId),
+        (Class::Conflict, Never),
+        (Class::Risk, FreshId),
+        (Class::Payer, FreshId),
+        (Class::Provider, FreshId),
+        (Class::UnknownCode, FreshId),
+        (Class::InDoubt, SameId),
+        (Class::Unreachable, SameId),
+        (Class::Expired, SameId),
+        (Class::Malformed, SameBytes),
+        (Class::Poison, SameBytes),
+    ];
+    for (class, policy) in table {
+        let sent = unchanged(&letter(class, "c")).map(|replay| (replay.policy, replay.id.unwrap()));
+        match policy {
+            Never => assert!(sent.is_err(), "{class}"),
+            FreshId => assert_eq!(sent, Ok((policy, fresh_id("c"))), "{class}"),
+            SameId | SameBytes => assert_eq!(sent, Ok((policy, "c".into())), "{class}"),
+        }
+    }
+    assert_eq!(ReplayPolicy::of(Class::Access, false), SameId);
+}
+
+#[test]
+fn a_verdict_that_nobody_signed_allows_no_fresh_id() {
+    for class in Class::ALL {
+        let unsigned = DeadLetter { signed: false, ..letter(class, "c") };
+        if let Ok(replay) = unchanged(&unsigned) {
+            assert_ne!(replay.policy, ReplayPolicy::FreshId, "{class}");
+        }
+    }
+}
+
+#[test]
+fn the_same_id_keeps_that_it_was_sent_and_the_last_word_and_begins_anew() {
+    let carried = History {
+        attempts: 9,
+        deferrals: 3,
+        returns: 5,
+        replays: 1,
+        redelivered: true,
+        parent: Some("p".into()),
+        ..with_last_word("CAPTURE_IN_PROCESS", "U")
+    };
+    let replay =
+        unchanged(&DeadLetter { history: carried.clone(), ..letter(Class::InDoubt, "c") }).unwrap();
+    let kept = History {
+        last_word: carried.last_word.clone(),
+        sent: true,
+        replays: 2,
+        parent: Some("p".into()),
+        ..History::default()
+    };
+    assert_eq!(replay.history, kept);
+    // What lies there was sent, even if nobody wrote that down.
+    for (class, sent) in
+        [(Class::InDoubt, true), (Class::Poison, true), (Class::Unreachable, false)]
+    {
+        assert_eq!(unchanged(&letter(class, "c")).unwrap().history.sent, sent, "{class}");
+    }
+}
+
+#[test]
+fn a_fresh_id_begins_unsent_and_knows_its_parent_and_origin() {
+    let carried = History { attempts: 2, replays: 3, ..with_last_word("RISK_REJECT", "F") };
+    let replay = unchanged(&DeadLetter { history: carried, ..letter(Class::Risk, "c") }).unwrap();
+    let begun = History {
+        replays: 4,
+        parent: Some("c".into()),
+        origin: Some("c".into()),
+        ..History::default()
+    };
+    assert_eq!(replay.history, begun);
+    let child = DeadLetter { history: begun, ..letter(Class::Risk, "child") };
+    let grandchild = unchanged(&child).unwrap();
+    assert_eq!(grandchild.history.origin.as_deref(), Some("c"));
+    assert_eq!(grandchild.history.parent.as_deref(), Some("child"));
+    assert_eq!(Job::parse(&grandchild.body).unwrap().capture_request_id, fresh_id("child"));
+}
+
+#[test]
+fn copies_with_different_replay_counts_have_one_child() {
+    let copy = |replays| DeadLetter {
+        history: History { replays, ..history() },
+        ..letter(Class::Payer, "c")
+    };
+    let bodies = [0, 1, 7].map(|replays| unchanged(&copy(replays)).unwrap().body);
+    assert_eq!(bodies[0], bodies[1]);
+    assert_eq!(bodies[0], bodies[2]);
+}
+
+#[test]
+fn an_amount_only_goes_down_and_only_for_class_limit() {
+    let lower = |value| Changes { capture_value: Some(value), ..Changes::default() };
+    let replay = prepared(&letter(Class::Limit, "c"), &lower(60)).unwrap();
+    assert_eq!(replay.amount, Some(hkd("60")));
+    assert_eq!(Job::parse(&replay.body).unwrap().amount, hkd("60"));
+    for value in [0, 100, 101] {
+        assert!(prepared(&letter(Class::Limit, "c"), &lower(value)).is_err(), "{value}");
+    }
+    for class in Class::ALL.into_iter().filter(|class| *class != Class::Limit) {
+        assert!(prepared(&letter(class, "c"), &lower(60)).is_err(), "{class}");
+    }
+}
+
+#[test]
+fn a_job_whose_time_is_over_needs_a_new_one_unless_it_was_sent() {
+    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"},"expiresAt":"2020-01-01T00:00:00Z"}"#;
+    for (class, goes) in [
+        (Class::Expired, false),
+        (Class::Unreachable, false),
+        (Class::Risk, false),
+        (Class::InDoubt, true),
+    ] {
+        assert_eq!(unchanged(&with_body(class, body)).is_ok(), goes, "{class}");
+    }
+    let later = now() + Duration::from_secs(3600);
+    let changes = Changes { expires_at: Some(later), ..Changes::default() };
+    let replay = prepared(&with_body(Class::Expired, body), &changes).unwrap();
+    assert_eq!(Job::parse(&replay.body).unwrap().expires_at, Some(later));
+    assert!(prepared(&letter(Class::Poison, "c"), &changes).is_err(), "byte for byte");
+}
+
+#[test]
+fn what_is_no_job_goes_byte_for_byte_or_not_at_all() {
+    let malformed = with_body(Class::Malformed, "{]");
+    assert_eq!(unchanged(&malformed).unwrap().body, b"{]");
+    for class in [Class::InDoubt, Class::Risk, Class::Expired] {
+        assert!(unchanged(&with_body(class, "{]")).is_err(), "{class}");
+    }
+}
+
+#[test]
+fn a_fresh_id_goes_only_with_evidence_that_its_parent_captured_nothing() {
+    let risk = letter(Class::Risk, "c");
+    let seen = |transactions| {
+        let body = InquiryBody {
+            payment_id: Some("p".into()),
+            transactions: Some(transactions),
+            ..InquiryBody::default()
+        };
+        Seen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &Codes::default())
+    };
+    let nothing = PaymentSeen::default();
+    let went = |seen: &Seen| match decided(&risk, seen, &nothing) {
+        Decision::Send(_) => "sent",
+        Decision::Settle(_) => "settled",
+        Decision::Refuse(_) => "refused",
+    };
+    let item = |status: &str, code: Option<&str>| vec![transaction(status, code)];
+    assert_eq!(went(&seen(Vec::new())), "sent");
+    assert_eq!(went(&seen(item("FAIL", Some("RISK_REJECT")))), "sent");
+    assert_eq!(went(&seen(item("SUCCESS", None))), "settled");
+    for status in ["PROCESSING", "PENDING", "NEW_WORD"] {
+        assert_eq!(went(&seen(item(status, None))), "refused", "{status}");
+    }
+    let other = Transaction { amount: Some(Ok(hkd("99"))), ..transaction("SUCCESS", None) };
+    assert_eq!(went(&seen(vec![other])), "refused");
+    for reply in [
+        answer(Signature::Missing, "S", "SUCCESS", InquiryBody::default()),
+        answer(Signature::Good, "F", "ORDER_NOT_EXIST", InquiryBody::default()),
+        answer(Signature::Missing, "F", "INVALID_SIGNATURE", InquiryBody::default()),
+        answer(Signature::Good, "U", "REQUEST_TRAFFIC_EXCEED_LIMIT", InquiryBody::default()),
+        Reply::NotSent("refused".into()),
+    ] {
+        assert_eq!(went(&Seen::of(&reply, &job(), &Codes::default())), "refused", "{reply:?}");
+    }
+}
+
+#[test]
+fn what_is_left_of_the_authorization_bounds_a_fresh_id() {
+    let limit = letter(Class::Limit, "c");
+    let left = |value: &str, captured: Vec<Transaction>| {
+        let body = InquiryBody {
+            payment_id: Some("p".into()),
+            transactions: Some(captured),
+            payment_amount: Some(Ok(hkd(value))),
+            auth_expiry_time: None,
+        };
+        PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job())
+    };
+    let goes = |payment: &PaymentSeen| {
+        matches!(decided(&limit, &Seen::NoSuchCapture, payment), Decision::Send(_))
+    };
+    assert!(goes(&left("100", Vec::new())));
+    let captured = || vec![transaction("SUCCESS", None)];
+    assert!(goes(&left("200", captured())));
+    assert_eq!(left("160", captured()).left, Some(60));
+    let Decision::Refuse(refusal) = decided(&limit, &Seen::NoSuchCapture, &left("160", captured()))
+    else {
+        panic!("sent")
+    };
+    assert!(refusal.instead.contains("--capture-value 60"), "{refusal:?}");
+    let over = PaymentSeen {
+        authorized_until: Some("2020-01-01T00:00:00Z".into()),
+        ..PaymentSeen::default()
+    };
+    assert!(!goes(&over));
+}
+
+/// What a worker can't know: it would post the id anew once its failure is forgotten.
+#[test]
+fn the_same_id_does_not_go_beside_its_child() {
+    let seen = |status: &str| {
+        let child = Transaction { request_id: Some(fresh_id("c")), ..transaction(status, None) };
+        let body = InquiryBody {
+            payment_id: Some("p".into()),
+            transactions: Some(vec![child]),
+            ..InquiryBody::default()
+        };
+        PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job())
+    };
+    let doubt = letter(Class::InDoubt, "c");
+    for (status, goes) in [("SUCCESS", false), ("PROCESSING", false), ("FAIL", true)] {
+        let decision = decided(&doubt, &Seen::NoSuchCapture, &seen(status));
+        assert_eq!(matches!(decision, Decision::Send(_)), goes, "{status}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Looking at dead letters: whatever operators look at, as often and as many at once as they like, stays as it was.
+
+use std::time::Duration;
+
+use capture_worker::domain::class::Class;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::{
+    commands::run,
+    shop::{LIMIT, Shop, headers, job, text},
+    support::{broker::Letter, poll::eventually, processes::Process},
+};
+
+/// What a worker writes on a dead letter.
+pub(crate) fn written(code: &str, signed: bool, age: Duration) -> FieldTable {
+    let dead_at = time::OffsetDateTime::now_utc() - age;
+    let dead_at_ms = i64::try_from(dead_at.unix_timestamp_nanos() / 1_000_000).expect("a time");
+    let mut written = headers([
+        ("x-capture-attempt", AMQPValue::LongInt(1)),
+        ("x-capture-dead-at", AMQPValue::LongLongInt(dead_at_ms)),
+        ("x-capture-signed", AMQPValue::Boolean(signed)),
+        ("x-capture-message", text("as it was")),
+        ("theirs", text("kept")),
+    ]);
+    if !code.is_empty() {
+        written.insert("x-capture-code".into(), text(code));
+        written.insert("x-capture-status".into(), text("F"));
+    }
+    written
+}
+
+impl Shop {
+    /// Puts a letter into the queue of its class, as a worker does.
+    pub(crate) async fn bury(&self, class: Class, body: &[u8], headers: FieldTable) {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_correlation_id("order-7".into())
+            .with_headers(headers);
+        let exchange = format!("{}.dead", self.prefix);
+        self.broker.publish(&exchange, class.name(), body, properties).await.expect("buried");
+    }
+
+    /// Runs a command of the program to its end: exit code, output, errors.
+    pub(crate) async fn told(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        run(self.program(arguments)).await
+    }
+
+    /// A command with `--json`: its exit code and its document.
+    pub(crate) async fn told_json(&self, arguments: &[&str]) -> (Option<i32>, Value) {
+        let arguments = [arguments, &["--json"]].concat();
+        let (code, output, errors) = self.told(&arguments).await;
+        let document = serde_json::from_str(&output);
+        (code, document.unwrap_or_else(|error| panic!("{error}: {output}{errors}")))
+    }
+
+    /// The letters of a class as they lie in its queue, without the broker's count of looks.
+    pub(crate) async fn lying(&self, class: Class) -> Vec<(Vec<u8>, BasicProperties)> {
+        let queue = format!("{}.dead.{class}", self.prefix);
+        let letters = self.broker.peek_queue(&queue).await.expect("a look");
+        letters.into_iter().map(without_count).collect()
+    }
+}
+
+fn without_count(letter: Letter) -> (Vec<u8>, BasicProperties) {
+    let mut headers: FieldTable = letter.properties.headers().clone().unwrap_or_default();
+    let kept = headers.inner().iter().filter(|(name, _)| {
+        // 4.3 counts looks and failures apart.
+        !["x-delivery-count", "x-acquired-count"].contains(&name.as_str())
+    });
+    headers = kept
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into();
+    (letter.body, letter.properties.with_headers(headers))
+}
+
+/// Letters of several classes, ages and currencies.
+async fn graveyard() -> Shop {
+    let shop = Shop::open().await.declare().await;
+    let hour = Duration::from_secs(3600);
+    shop.sandbox_has_seen("p-risk").await;
+    for n in 0..3_u64 {
+        let id = format!("risk-{n}");
+        shop.bury(Class::Risk, &job(&id, "p-risk", 100 + n), written("RISK_REJECT", true, hour))
+            .await;
+    }
+    let expired = br#"{"captureRequestId":"old","paymentId":"p-old","amount":{"currency":"JPY","value":"500"},"expiresAt":"2026-01-01T00:00:00Z"}"#;
+    shop.bury(Class::Expired, expired, written("", false, 3 * hour)).await;
+    shop.bury(Class::InDoubt, &job("doubt", "p-doubt", 7), written("", false, hour / 60)).await;
+    shop.bury(Class::Malformed, b"{\xff\x00", written("", false, hour)).await;
+    shop.bury(Class::Poison, &job("killer", "p-killer", 9), FieldTable::default()).await;
+    shop
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_look_says_what_failed_why_how_much_and_how_old() {
+    let shop = graveyard().await;
+    let (code, listed) = shop.told_json(&["dead", "list"]).await;
+    assert_eq!(code, Some(0));
+    let listed = listed.as_array().expect("an array");
+    let classes: Vec<_> =
+        listed.iter().map(|class| class["class"].as_str().expect("name")).collect();
+    assert_eq!(classes, ["risk", "in_doubt", "expired", "malformed", "poison"]);
+    let risk = &listed[0];
+    assert_eq!((&risk["letters"], &risk["money"]), (&json!(3), &json!({"HKD": "303"})));
+    assert_eq!(
+        (&risk["codes"], &risk["replay"]),
+        (&json!({"RISK_REJECT": 3}), &json!({"fresh_id": 3}))
+    );
+    assert!((3600..3700).contains(&risk["oldestAgeSeconds"].as_i64().expect("an age")), "{risk}");
+    assert_eq!(listed[2]["money"], json!({"JPY": "500"}));
+    assert_eq!(
+        (&listed[3]["withoutAmount"], &listed[4]["oldestDeadAt"]),
+        (&json!(1), &Value::Null)
+    );
+
+    let (_, output, _) = shop.told(&["dead", "list"]).await;
+    assert!(output.contains("HKD 3.03") && output.contains("RISK_REJECT 3"), "{output}");
+    assert!(output.lines().nth(1).is_some_and(|line| line.contains("fresh id; tell the payer")));
+
+    let (_, letters) = shop.told_json(&["dead", "list", "--class", "risk", "--limit", "2"]).await;
+    let ids: Vec<_> =
+        letters.as_array().expect("letters").iter().map(|l| &l["captureRequestId"]).collect();
+    assert_eq!(ids, ["risk-0", "risk-1"]);
+    for (filter, count) in [
+        (vec!["--older-than", "2h"], 1),
+        (vec!["--newer-than", "30m"], 1),
+        (vec!["--code", "RISK_REJECT"], 3),
+        (vec!["--id", "doubt", "--id", "old"], 2),
+        (vec!["--payment", "p-risk", "--class", "risk,poison"], 3),
+        (vec!["--all"], 7),
+    ] {
+        let (code, output, errors) = shop.told(&[&["dead", "export"], &*filter].concat()).await;
+        assert_eq!((code, output.lines().count()), (Some(0), count), "{filter:?} {output}{errors}");
+    }
+    let (code, _, errors) = shop.told(&["dead", "list", "--class", "nonsense"]).await;
+    assert_eq!(code, Some(64));
+    assert!(errors.contains("no class of dead letters"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looks_and_dry_runs_leave_every_queue_byte_identical() {
+    let shop = graveyard().await;
+    let mut before = Vec::new();
+    for class in Class::ALL {
+        before.push(shop.lying(class).await);
+    }
+    for arguments in [
+        &["dead", "list"][..],
+        &["dead", "list", "--class", "risk,malformed", "--limit", "1"],
+        &["dead", "show", "doubt", "--inquire"],
+        &["dead", "export"],
+        &["dead", "replay", "--all", "--dry-run"],
+        &["dead", "replay", "--class", "risk", "--dry-run", "--limit", "1"],
+        &["dead", "discard", "--all", "--reason", "none", "--dry-run"],
+        &["audit"],
+        &["status", "doubt", "--payment", "p-doubt"],
+    ] {
+        let (code, output, errors) = shop.told(arguments).await;
+        let is_plan = arguments.contains(&"--all") && arguments.contains(&"replay");
+        // The plan refuses the one whose time is over.
+        assert_eq!(code, Some(i32::from(is_plan)), "{arguments:?} {output}{errors}");
+    }
+    let mut after = Vec::new();
+    for class in Class::ALL {
+        after.push(shop.lying(class).await);
+    }
+    assert_eq!(before, after);
+    let audit = format!("{}.audit", shop.prefix);
+    assert_eq!(shop.broker.queue_depth(&audit).await.expect("a look"), Some(0));
+    assert_eq!(shop.queued().await.get("jobs"), None);
+    assert!(shop.sandbox.ledger()["captures"].as_array().is_some_and(Vec::is_empty));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_holds_every_byte_and_header() {
+    let shop = graveyard().await;
+    let (_, output, _) = shop.told(&["dead", "export", "--class", "risk,malformed"]).await;
+    let lines: Vec<Value> =
+        output.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines[0]["body"].as_str().map(str::as_bytes), Some(&*job("risk-0", "p-risk", 100)));
+    assert_eq!(lines[0]["headers"]["theirs"], "kept");
+    assert_eq!(lines[0]["properties"]["correlationId"], "order-7");
+    assert_eq!(lines[3]["bodyBase64"], "e/8A");
+}
+
+/// Each waits for the others, so each sees all; and one that is killed in the middle gives everything back, in its order.
+#[tokio::test(flavor = "multi_thread")]
+async fn looks_at_once_each_see_everything_and_a_killed_one_changes_nothing() {
+    const LETTERS: u64 = 3000;
+    let shop = Shop::open().await.declare().await;
+    let channel = shop.broker.channel().await.expect("a channel");
+    let exchange = format!("{}.dead", shop.prefix);
+    for n in 0..LETTERS {
+        let written = written("PROCESS_FAIL", true, Duration::ZERO);
+        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(written);
+        let (to, key) = (exchange.as_str().into(), "provider".into());
+        let body = job(&format!("c-{n}"), &format!("p-{n}"), 100);
+        channel.basic_publish(to, key, Default::default(), &body, properties).await.expect("sent");
+    }
+    let queue = format!("{}.dead.provider", shop.prefix);
+    let all = u32::try_from(LETTERS).expect("a count");
+    let lie = async || shop.broker.queue_depth(&queue).await.expect("a look") == Some(all);
+    eventually("all letters lie there", LIMIT, lie).await;
+
+    let looks = (0..3).map(|_| shop.told_json(&["dead", "list"]));
+    for (code, listed) in futures_util::future::join_all(looks).await {
+        assert_eq!((code, &listed[0]["letters"]), (Some(0), &json!(LETTERS)));
+    }
+    let numbers = async || {
+        let (_, output, _) = shop.told(&["dead", "export"]).await;
+        let number = |line: &str| {
+            let letter: Value = serde_json::from_str(line).expect("JSON");
+            letter["captureRequestId"].as_str().and_then(|id| id[2..].parse::<u64>().ok())
+        };
+        output.lines().map(|line| number(line).expect("a number")).collect::<Vec<_>>()
+    };
+    let in_order: Vec<u64> = (0..LETTERS).collect();
+    assert!(numbers().await == in_order, "out of order after looks");
+    let mut interrupted = Process::spawn(shop.program(&["dead", "export"])).expect("it starts");
+    interrupted.line(LIMIT, |line| line.contains("c-100").then_some(())).await.expect("it exports");
+    interrupted.signal(Signal::SIGINT).expect("a signal");
+    assert_eq!(interrupted.wait(LIMIT).await.expect("it ends").code(), Some(1));
+    eventually("all are back", LIMIT, lie).await;
+    assert!(numbers().await == in_order, "out of order after an interruption");
+    for _ in 0..3 {
+        let mut killed = Process::spawn(shop.program(&["dead", "list"])).expect("it starts");
+        let looks = async || shop.broker.queue_depth(&queue).await.expect("a look") < Some(all);
+        eventually("it holds some letters", LIMIT, looks).await;
+        killed.kill9();
+        eventually("all are back", LIMIT, lie).await;
+    }
+    let mut back = numbers().await;
+    back.sort_unstable();
+    assert!(back == in_order, "lost or doubled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_tells_everything_and_names_the_open_actions_as_commands() {
+    let shop = graveyard().await;
+    let (code, output, _) = shop.told(&["dead", "show", "risk-1", "--inquire"]).await;
+    assert_eq!(code, Some(0));
+    for part in
+        ["F RISK_REJECT, signed", "HKD 1.01", "theirs", "dead replay --class risk --id=risk-1"]
+    {
+        assert!(output.contains(part), "{part} in {output}");
+    }
+    assert!(output.contains("knows of no such capture") && output.contains("as cw-"), "{output}");
+    let (_, shown) = shop.told_json(&["dead", "show", "killer", "--class", "poison"]).await;
+    assert_eq!((&shown[0]["sent"], &shown[0]["replay"]), (&json!(true), &json!("same_bytes")));
+    let (code, _, errors) = shop.told(&["dead", "show", "nobody"]).await;
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("no dead letter has the captureRequestId nobody"), "{errors}");
+}

@@ -1,0 +1,168 @@
+//! What bounds an operator's acts: limits, money, canaries, reasons, evidence, and the audit.
+
+use std::time::Duration;
+
+use capture_worker::domain::{class::Class, replay::fresh_id};
+use lapin::types::FieldTable;
+use serde_json::json;
+
+use crate::shop::LIMIT;
+use crate::{
+    letters::written,
+    replays::NOW,
+    shop::{Shop, job},
+    support::{http, poll::eventually},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_bound_what_a_replay_sends() {
+    let shop = Shop::open().await.declare().await;
+    for n in 0..6 {
+        let id = format!("c-{n}");
+        shop.bury(Class::Unreachable, &job(&id, &id, 100), written("", false, NOW)).await;
+    }
+    let replay = |more: &[&str]| {
+        let words: Vec<String> = ["dead", "replay", "--class", "unreachable"]
+            .iter()
+            .chain(more)
+            .map(ToString::to_string)
+            .collect();
+        let shop = &shop;
+        async move { shop.told_json(&words.iter().map(String::as_str).collect::<Vec<_>>()).await }
+    };
+    let (exit, done) = replay(&["--limit", "1"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(0), &json!(1)));
+    let (exit, done) = replay(&["--max-money", "HKD=250"]).await;
+    assert_eq!((exit, &done["sent"], &done["refused"]), (Some(1), &json!(2), &json!(3)));
+    let (exit, done) = replay(&["--max-money", "USD=250"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(1), &json!(0)));
+    let begun = std::time::Instant::now();
+    let (_, done) = replay(&["--rate", "2/s", "--limit", "2"]).await;
+    assert_eq!(done["sent"], json!(2));
+    assert!(begun.elapsed() >= Duration::from_millis(500));
+    // Nobody captures it: the canary does not end well.
+    shop.script("c-5", json!([{"answer": {"code": "RISK_REJECT"}}]));
+    shop.bury(Class::Unreachable, &job("c-6", "c-6", 100), written("", false, NOW)).await;
+    let _worker = shop.worker().await;
+    let (exit, done) = replay(&["--canary", "1"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(1), &json!(1)), "{done}");
+    assert!(
+        done["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("c-5 came to FAILED RISK_REJECT"))
+    );
+    let (exit, done) = replay(&["--canary", "1"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(0), &json!(1)));
+    shop.ends_as("c-6", "CAPTURED", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_amount_above_what_is_left_may_go_down() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let authorize = json!({"authorized": {"currency": "HKD", "value": "150"}});
+    let path = "/sandbox/payments/p";
+    http::call("PUT", &shop.sandbox_url, path, Some(&authorize)).await.expect("authorized");
+    shop.publish(&job("a", "p", 100)).await;
+    shop.ends_as("a", "CAPTURED", None).await;
+    shop.publish(&job("b", "p", 100)).await;
+    shop.ends_as("b", "FAILED", Some("limit")).await;
+    let (exit, plan) = shop.told_json(&["dead", "replay", "--class", "limit", "--dry-run"]).await;
+    assert_eq!(exit, Some(1));
+    assert!(
+        plan["letters"][0]["instead"].as_str().is_some_and(|i| i.contains("--capture-value 50")),
+        "{plan}"
+    );
+    for (value, id, code) in [("101", "b", 1), ("50", "b", 0)] {
+        let (exit, done) =
+            shop.told_json(&["dead", "replay", "--id", id, "--capture-value", value]).await;
+        assert_eq!(exit, Some(code), "{done}");
+    }
+    let result = shop.ends_as(&fresh_id("b"), "CAPTURED", None).await;
+    assert_eq!(result["captureAmount"]["value"], "50");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discarding_needs_a_reason_and_evidence_where_money_may_have_moved() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    shop.publish(&job("c", "p", 70)).await;
+    eventually("the conflict lies there", LIMIT, async || shop.lie(Class::Conflict).await == 1)
+        .await;
+    let (_, shown, _) = shop.told(&["dead", "show", "c", "--class", "conflict", "--inquire"]).await;
+    assert!(shown.contains("captured another amount: HKD 1.00"), "{shown}");
+    shop.bury(Class::InDoubt, &job("c", "p", 100), written("", false, NOW)).await;
+    shop.bury(Class::Risk, &job("r", "p", 100), written("RISK_REJECT", true, NOW)).await;
+
+    let (exit, _, _) = shop.told(&["dead", "discard", "--class", "risk", "--yes"]).await;
+    assert_eq!(exit, Some(64), "no reason");
+    let (exit, _, _) = shop.told(&["dead", "discard", "--reason", "x", "--yes"]).await;
+    assert_eq!(exit, Some(64), "no filter");
+    let (exit, _, _) = shop.told(&["dead", "discard", "--all", "--reason", "x"]).await;
+    assert_eq!(exit, Some(64), "nobody to ask");
+    let (exit, done) =
+        shop.told_json(&["dead", "discard", "--all", "--reason", "closed", "--yes"]).await;
+    assert_eq!(
+        (exit, &done["discarded"], &done["refused"]),
+        (Some(1), &json!(2), &json!(1)),
+        "{done}"
+    );
+    // It is captured, and nobody was told: that is no letter to throw away.
+    assert_eq!(
+        (
+            shop.lie(Class::Conflict).await,
+            shop.lie(Class::Risk).await,
+            shop.lie(Class::InDoubt).await
+        ),
+        (0, 0, 1)
+    );
+    let records = shop.audit(&["--action", "discard", "--class", "conflict"]).await;
+    assert_eq!(records[0]["evidence"], "this id captured another amount: HKD 1.00");
+    assert_eq!(records[0]["reason"], "closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_written_down_is_not_done() {
+    let shop = Shop::open().await.declare().await.set("BROKER__TOPOLOGY", "none");
+    shop.bury(Class::Unreachable, &job("c", "p", 100), written("", false, NOW)).await;
+    let audit = format!("{}.audit", shop.prefix);
+    let channel = shop.broker.channel().await.expect("a channel");
+    let name = || audit.as_str().into();
+    channel
+        .queue_unbind(name(), name(), "audit".into(), FieldTable::default())
+        .await
+        .expect("unbound");
+    for arguments in [
+        &["dead", "replay", "--all", "--yes"][..],
+        &["dead", "discard", "--all", "--yes", "--reason", "x"],
+    ] {
+        let (exit, _, errors) = shop.told(arguments).await;
+        assert_eq!(exit, Some(1));
+        assert!(errors.contains("the audit can't be written, so nothing was done"), "{errors}");
+    }
+    assert_eq!((shop.lie(Class::Unreachable).await, shop.queued().await.get("jobs")), (1, None));
+}
+
+/// More letters than one window of a look, of which some go and some stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_letters_are_each_taken_up_once() {
+    const LETTERS: u32 = 300;
+    let shop = Shop::open().await.declare().await;
+    for n in 0..LETTERS {
+        let (id, payment) = (format!("c-{n}"), format!("p-{}", n % 3));
+        shop.bury(Class::Unreachable, &job(&id, &payment, 100), written("", false, NOW)).await;
+    }
+    let money =
+        ["dead", "replay", "--payment", "p-1", "--payment", "p-2", "--max-money", "HKD=15000"];
+    let (_, done) = shop.told_json(&money).await;
+    assert_eq!((&done["sent"], &done["refused"]), (&json!(150), &json!(50)), "{}", done["error"]);
+    assert_eq!(shop.lie(Class::Unreachable).await, 150);
+    let (exit, done) =
+        shop.told_json(&["dead", "discard", "--all", "--reason", "x", "--yes"]).await;
+    assert_eq!((exit, &done["discarded"]), (Some(0), &json!(150)));
+    assert_eq!(shop.queued().await, [("jobs".to_owned(), 150)].into());
+    assert_eq!(shop.audit(&["--all"]).await.len(), 350);
+    assert_eq!(shop.audit(&["--action", "discard", "--limit", "7"]).await.len(), 7);
+}

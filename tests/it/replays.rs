@@ -1,0 +1,346 @@
+//! Replaying and discarding dead letters: by the policy of their class, twice, by two at once, and across crashes.
+
+use std::time::Duration;
+
+use capture_worker::domain::{class::Class, replay::fresh_id};
+use lapin::types::AMQPValue;
+use serde_json::{Value, json};
+
+use crate::{
+    letters::written,
+    shop::{LIMIT, Shop, headers, job},
+    support::{
+        poll::{eventually, within},
+        processes::Process,
+        proxy::Proxy,
+        servers::shared_rabbit,
+    },
+};
+
+pub(crate) const NOW: Duration = Duration::ZERO;
+
+impl Shop {
+    /// How many letters of a class are ready in its queue.
+    pub(crate) async fn lie(&self, class: Class) -> u32 {
+        let queue = format!("{}.dead.{class}", self.prefix);
+        self.broker.queue_depth(&queue).await.expect("a look").unwrap_or_default()
+    }
+
+    pub(crate) async fn audit(&self, filter: &[&str]) -> Vec<Value> {
+        let (code, records) = self.told_json(&[&["audit"], filter].concat()).await;
+        assert_eq!(code, Some(0));
+        records.as_array().cloned().expect("an array")
+    }
+
+    /// A job that the gateway refuses once, for good, and its letter.
+    async fn refused(&self, code: &str, class: Class, id: &str) {
+        self.script(&format!("p-{id}"), json!([{"answer": {"code": code}}]));
+        self.publish(&job(id, &format!("p-{id}"), 100)).await;
+        let status = if class == Class::Conflict { "IN_DOUBT" } else { "FAILED" };
+        self.ends_as(id, status, Some(class.name())).await;
+        eventually("its letter lies there", LIMIT, async || self.lie(class).await > 0).await;
+    }
+}
+
+/// A verdict of every class, replayed: a fresh id is captured, and what may never go is refused with the alternative.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_is_replayed_with_the_one_fresh_id_or_never() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    for (code, class) in [
+        ("ORDER_STATUS_INVALID", Class::Order),
+        ("USER_AMOUNT_EXCEED_LIMIT", Class::Limit),
+        ("INVALID_CONTRACT", Class::Contract),
+        ("ACCESS_DENIED", Class::Access),
+        ("PARAM_ILLEGAL", Class::Request),
+        ("RISK_REJECT", Class::Risk),
+        ("USER_NOT_EXIST", Class::Payer),
+        ("PROCESS_FAIL", Class::Provider),
+        ("BRAND_NEW", Class::UnknownCode),
+    ] {
+        let (id, child) = (class.name(), fresh_id(class.name()));
+        shop.refused(code, class, id).await;
+        let replay = ["dead", "replay", "--class", id, "--reason", "mended", "--as", "alice"];
+        let (exit, document) = shop.told_json(&replay).await;
+        assert_eq!((exit, &document["sent"]), (Some(0), &json!(1)), "{document}");
+        let result = shop.ends_as(&child, "CAPTURED", None).await;
+        assert_eq!(result["parentCaptureRequestId"], id);
+        assert_eq!(result["originCaptureRequestId"], id);
+        assert_eq!((shop.captures_of(id), shop.captures_of(&child)), (0, 1));
+        let records = shop.audit(&["--id", &child]).await;
+        let [record] = &*records else { panic!("{records:?}") };
+        assert_eq!(
+            (&record["action"], &record["reason"], &record["as"]),
+            (&json!("replay"), &json!("mended"), &json!("alice"))
+        );
+        assert_eq!(record["letter"]["captureRequestId"], id);
+        assert!(record["who"].as_str().is_some_and(|who| who.contains('@')));
+        assert_eq!(shop.lie(class).await, 0);
+    }
+    for (code, class) in
+        [("AUTH_EXPIRED", Class::Authorization), ("REPEAT_REQ_INCONSISTENT", Class::Conflict)]
+    {
+        let id = class.name();
+        shop.refused(code, class, id).await;
+        let (exit, document) = shop.told_json(&["dead", "replay", "--class", id]).await;
+        assert_eq!((exit, &document["refused"]), (Some(1), &json!(1)));
+        assert!(
+            document["letters"][0]["instead"].as_str().is_some_and(|i| i.contains("dead discard"))
+        );
+        assert_eq!(shop.audit(&["--id", id, "--action", "refuse"]).await.len(), 1);
+        assert_eq!((shop.lie(class).await, shop.captures_of(&fresh_id(id))), (1, 0));
+    }
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_verdict_is_replayed_with_its_own_id_or_bytes() {
+    let shop = Shop::open().await.declare().await;
+    let bytes = b"{\"captureRequestId\": \"mal\",  \"paymentId\":\"p\"}";
+    shop.bury(Class::InDoubt, &job("doubt", "p-1", 100), written("", false, NOW)).await;
+    shop.bury(Class::Unreachable, &job("far", "p-2", 100), written("", false, NOW)).await;
+    shop.bury(Class::Access, &job("who", "p-3", 100), written("INVALID_SIGNATURE", false, NOW))
+        .await;
+    shop.bury(Class::Malformed, bytes, written("", false, NOW)).await;
+    let counted = headers([
+        ("x-capture-returns", AMQPValue::LongInt(20)),
+        ("x-capture-attempt", AMQPValue::LongInt(3)),
+    ]);
+    shop.bury(Class::Poison, &job("killer", "p-4", 100), counted).await;
+    let expired = br#"{"captureRequestId":"late","paymentId":"p-5","amount":{"currency":"HKD","value":"1.00"},"expiresAt":"2026-01-01T00:00:00Z"}"#;
+    shop.bury(Class::Expired, expired, written("", false, NOW)).await;
+    let (exit, document) = shop.told_json(&["dead", "replay", "--all", "--yes"]).await;
+    assert_eq!(
+        (exit, &document["sent"], &document["refused"]),
+        (Some(1), &json!(5), &json!(1)),
+        "{document}"
+    );
+    let refused = document["letters"]
+        .as_array()
+        .and_then(|all| all.iter().find(|one| one["decision"] == "refuse"));
+    assert!(
+        refused
+            .is_some_and(|one| one["instead"].as_str().is_some_and(|i| i.contains("--expires-at")))
+    );
+    let (exit, _) = shop
+        .told_json(&["dead", "replay", "--id", "late", "--expires-at", "2099-01-01T00:00:00Z"])
+        .await;
+    assert_eq!(exit, Some(0));
+
+    let jobs = shop.broker.peek_queue(&format!("{}.jobs", shop.prefix)).await.expect("a look");
+    assert_eq!(jobs.len(), 6);
+    for sent in &jobs {
+        assert_eq!(sent.header("x-capture-replays").as_deref(), Some("1"));
+        for cleared in
+            ["x-capture-attempt", "x-capture-first-seen", "x-capture-returns", "x-capture-class"]
+        {
+            assert_eq!(sent.header(cleared), None, "{cleared}");
+        }
+        let was_sent = [&b"doubt"[..], b"killer"]
+            .iter()
+            .any(|id| sent.body.windows(id.len()).any(|part| part == *id));
+        assert_eq!(sent.header("x-capture-sent").is_some(), was_sent, "{sent:?}");
+    }
+    assert!(jobs.iter().any(|sent| sent.body == bytes));
+    let late =
+        String::from_utf8_lossy(expired).replace("2026-01-01T00:00:00Z", "2099-01-01T00:00:00Z");
+    assert!(jobs.iter().any(|sent| sent.body == late.as_bytes()));
+    let _worker = shop.worker().await;
+    for id in ["doubt", "far", "who", "killer", "late"] {
+        shop.ends_as(id, "CAPTURED", None).await;
+        assert_eq!(shop.captures_of(id), 1);
+    }
+    shop.ends_as("mal", "FAILED", Some("malformed")).await;
+}
+
+/// Copies of one letter, some of which were replayed before, have one child; and what two operators do at once is done once.
+#[tokio::test(flavor = "multi_thread")]
+async fn replaying_twice_and_by_two_at_once_captures_once() {
+    const PARENTS: usize = 15;
+    let shop = Shop::open().await.declare().await;
+    for n in 0..PARENTS {
+        let body = job(&format!("c-{n}"), &format!("p-{n}"), 100);
+        shop.script(&format!("p-{n}"), json!([{"answer": {"code": "RISK_REJECT"}}]));
+        shop.publish(&body).await;
+        for replays in [0, 1, 5] {
+            let mut copy = written("RISK_REJECT", true, NOW);
+            copy.insert("x-capture-replays".into(), AMQPValue::LongInt(replays));
+            shop.bury(Class::Risk, &body, copy).await;
+        }
+    }
+    let _worker = shop.worker().await;
+    let parents = async || shop.results.all().len() >= PARENTS;
+    eventually("the parents are refused", LIMIT, parents).await;
+    let replay = ["dead", "replay", "--class", "risk", "--yes"];
+    let (one, other) = tokio::join!(shop.told_json(&replay), shop.told_json(&replay));
+    let sent = [&one, &other].map(|(_, document)| document["sent"].as_u64().expect("a count"));
+    // While a child is captured, copies of its parent are refused; what is left goes the next time.
+    let left = shop.lie(Class::Risk).await;
+    assert_eq!(sent.iter().sum::<u64>() + u64::from(left), 4 * 15, "{one:?} {other:?}");
+    eventually("all letters are gone", LIMIT, async || {
+        shop.told_json(&replay).await;
+        shop.lie(Class::Risk).await == 0
+    })
+    .await;
+    for n in 0..PARENTS {
+        let (parent, child) = (format!("c-{n}"), fresh_id(&format!("c-{n}")));
+        shop.ends_as(&child, "CAPTURED", None).await;
+        assert_eq!((shop.captures_of(&child), shop.captures_of(&parent)), (1, 0));
+    }
+    assert_eq!(shop.sandbox.ledger()["captures"].as_array().map(Vec::len), Some(PARENTS));
+    shop.assert_clean_books();
+}
+
+/// Killed after the broker had the job and before it was told that the letter may go: the letter stays, and its next replay
+/// is the same job again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_between_publish_and_ack_captures_once() {
+    const LETTERS: u32 = 40;
+    let shop = Shop::open().await.declare().await;
+    let rabbit = shared_rabbit().await.expect("a broker");
+    let port =
+        shop.settings["BROKER__URL"].rsplit(':').next().and_then(|rest| rest.split('/').next());
+    let slow =
+        Proxy::to(port.and_then(|port| port.parse().ok()).expect("a port")).await.expect("a proxy");
+    let jobs = format!("{}.jobs", shop.prefix);
+    let mut parents = 0;
+    // The window is wide on a slow link, and yet a kill may miss it.
+    let mut hits = 0;
+    for round in 0..20 {
+        for n in 0..LETTERS {
+            let id = format!("c-{round}-{n}");
+            shop.sandbox_has_seen(&format!("p-{id}")).await;
+            shop.bury(
+                Class::Risk,
+                &job(&id, &format!("p-{id}"), 100),
+                written("RISK_REJECT", true, NOW),
+            )
+            .await;
+            parents += 1;
+        }
+        let before = shop.broker.queue_depth(&jobs).await.expect("a look").unwrap_or_default();
+        let lay = shop.lie(Class::Risk).await;
+        let mut program = shop.program(&["dead", "replay", "--all", "--yes"]);
+        program.env("CAPTURE__BROKER__URL", slow.url(&rabbit.url()));
+        program.env("CAPTURE__BROKER__TOPOLOGY", "none");
+        let mut killed = Process::spawn(program).expect("it starts");
+        slow.throttle(Some(40_000));
+        let published = async || {
+            shop.broker.queue_depth(&jobs).await.expect("a look").unwrap_or_default() > before + 2
+        };
+        eventually("some are published", LIMIT, published).await;
+        killed.kill9();
+        slow.throttle(None);
+        slow.cut();
+        let settled = within(LIMIT, async || {
+            let sent = shop.broker.queue_depth(&jobs).await.expect("a look")? - before;
+            let lie = shop.lie(Class::Risk).await;
+            (lie + sent).checked_sub(lay)
+        });
+        hits += settled.await.expect("the letters are back");
+        if hits > 0 {
+            break;
+        }
+    }
+    assert!(hits > 0, "no kill met the window between publish and ack");
+    let _worker = shop.worker().await;
+    eventually("all letters are gone", LIMIT, async || {
+        shop.told_json(&["dead", "replay", "--all", "--yes"]).await;
+        shop.lie(Class::Risk).await == 0
+    })
+    .await;
+    let captured = async || shop.sandbox.ledger()["captures"].as_array().map(Vec::len);
+    eventually("each child is captured", LIMIT, async || captured().await == Some(parents)).await;
+    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert_eq!(captured().await, Some(parents));
+    shop.assert_clean_books();
+}
+
+/// The verdict was an `F`, and the money moved all the same: no fresh id, and the publisher hears of the capture.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_captured_is_settled_and_has_no_child() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    shop.script("p", json!([{"answer": {"code": "SYSTEM_ERROR"}, "executes": true}]));
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "FAILED", Some("provider")).await;
+    let (_, plan) = shop.told_json(&["dead", "replay", "--id", "c", "--dry-run"]).await;
+    assert_eq!((&plan["settled"], shop.lie(Class::Provider).await), (&json!(1), 1));
+    let (exit, _) = shop
+        .told_json(&["dead", "discard", "--id", "c", "--reason", "x", "--yes", "--limit", "0"])
+        .await;
+    assert_eq!((exit, shop.lie(Class::Provider).await), (Some(0), 1));
+    let (exit, done) = shop.told_json(&["dead", "replay", "--id", "c"]).await;
+    assert_eq!((exit, &done["settled"], &done["sent"]), (Some(0), &json!(1), &json!(0)));
+    let told = async || shop.results_now("c").iter().any(|result| result["status"] == "CAPTURED");
+    eventually("the publisher is told", LIMIT, told).await;
+    assert_eq!((shop.lie(Class::Provider).await, shop.posts("p", &fresh_id("c"))), (0, 0));
+    assert_eq!(shop.audit(&["--action", "settle"]).await.len(), 1);
+    // And from now on every copy is.
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("a copy is captured too", LIMIT, async || {
+        shop.results_now("c").iter().filter(|result| result["status"] == "CAPTURED").count() == 2
+    })
+    .await;
+}
+
+/// A copy of the parent that waits somewhere must not capture once the child may: the replay closes the parent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_replaced_parent_captures_nothing() {
+    let shop = Shop::open().await.declare().await;
+    shop.bury(Class::Request, &job("c", "p", 100), written("PARAM_ILLEGAL", true, NOW)).await;
+    shop.sandbox_has_seen("p").await;
+    let (exit, done) = shop.told_json(&["dead", "replay", "--id", "c"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(0), &json!(1)), "{done}");
+    shop.publish(&job("c", "p", 100)).await;
+    let _worker = shop.worker().await;
+    shop.ends_as(&fresh_id("c"), "CAPTURED", None).await;
+    shop.ends_as("c", "FAILED", Some("request")).await;
+    assert_eq!((shop.captures_of("c"), shop.captures_of(&fresh_id("c"))), (0, 1));
+    let (exit, status) = shop.told_json(&["status", "c", "--payment", "p"]).await;
+    assert_eq!((exit, &status["is"]), (Some(0), &json!("failed")));
+    assert_eq!(status["family"][0]["captureRequestId"], fresh_id("c"));
+    let (_, child) = shop.told_json(&["status", &fresh_id("c"), "--payment", "p"]).await;
+    assert_eq!(child["is"], "captured");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_fresh_id_goes_without_evidence_signature_or_lease() {
+    let shop = Shop::open().await.declare().await;
+    let refused = async |reason: &str| {
+        let (exit, done) = shop.told_json(&["dead", "replay", "--class", "risk"]).await;
+        assert_eq!(exit, Some(1));
+        let found = done["letters"][0]["refusal"].as_str().unwrap_or_default();
+        assert!(found.contains(reason), "{reason} in {done}");
+        assert_eq!((shop.lie(Class::Risk).await, shop.queued().await.get("jobs")), (1, None));
+    };
+    shop.bury(Class::Risk, &job("c", "p", 100), written("RISK_REJECT", false, NOW)).await;
+    refused("not marked as signed").await;
+    shop.dead(Class::Risk, 1).await;
+    shop.bury(Class::Risk, &job("c", "p", 100), written("RISK_REJECT", true, NOW)).await;
+    shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
+    refused("no evidence").await;
+    shop.script("p", json!([{"answer": {"code": "CAPTURE_IN_PROCESS"}, "inquiries": 100}]));
+    shop.publish(&job("c", "p", 100)).await;
+    let mut worker = shop.worker().await;
+    eventually("it is in process", LIMIT, async || shop.posts("p", "c") > 0).await;
+    assert_eq!(worker.drain().await, Some(0));
+    let (exit, done) = shop.told_json(&["dead", "replay", "--class", "risk"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(1), &json!(0)), "in doubt: {done}");
+    let mut away = shop.program(&["dead", "replay", "--class", "risk"]);
+    away.env("CAPTURE__REDIS__URL", "redis://127.0.0.1:1");
+    let (exit, _, errors) = crate::commands::run(away).await;
+    assert_eq!((exit, shop.lie(Class::Risk).await), (Some(1), 1));
+    assert!(errors.contains("only under the lease"), "{errors}");
+}
+
+impl Shop {
+    /// The gateway knows a payment, and no capture of it.
+    pub(crate) async fn sandbox_has_seen(&self, payment: &str) {
+        let authorize = json!({"authorized": {"currency": "HKD", "value": "1000"}});
+        let path = format!("/sandbox/payments/{payment}");
+        crate::support::http::call("PUT", &self.sandbox_url, &path, Some(&authorize))
+            .await
+            .expect("authorized");
+    }
+}
