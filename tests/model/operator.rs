@@ -108,9 +108,6 @@ impl Setup {
             Act::Decided { verdict, leased: true } => {
                 let mode = match verdict {
                     Verdict::Settle => Mode::Final(Fate::Captured),
-                    Verdict::Fresh if self.mutation == Some(Mutation::CloseWithoutLease) => {
-                        Mode::Final(Fate::Failed(letter.carried.word))
-                    }
                     Verdict::Fresh => Mode::Close(Fate::Failed(letter.carried.word)),
                     Verdict::Same | Verdict::Refuse => Mode::Forget,
                 };

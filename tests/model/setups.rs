@@ -279,17 +279,6 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "mutation: a parent is closed although its lease was lost",
-        jobs: COPIES,
-        delays: 0,
-        budget: Budget { pauses: 1, acts: 2, ..CALM },
-        operators: 1,
-        says: REFUSED,
-        mutation: Some(Mutation::CloseWithoutLease),
-        breaks: &[FAILED_STANDS],
-        ..BASE
-    },
-    Setup {
         name: "mutation: a release that does not look at the token",
         jobs: TWO_IDS,
         budget: Budget { pauses: 1, ..CALM },

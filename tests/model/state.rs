@@ -182,8 +182,6 @@ pub(crate) enum Mutation {
     ForgetSent,
     /// A fresh id replaces one in doubt, and nobody inquires.
     FreshWithoutInquiry,
-    /// That there is no capture is recorded although the lease was lost.
-    CloseWithoutLease,
     /// An acquisition does not look at the hold.
     NoHold,
     /// A signed refusal of class `access` ends its job and is not recorded.

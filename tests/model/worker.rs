@@ -291,7 +291,9 @@ impl Setup {
     /// `src/domain/outcome.rs::Outcome::release`.
     fn mode(&self, came: Came) -> Mode {
         match came {
-            Came::Failed(Class::Access, _) if self.mutation == Some(Mutation::ForgetAccess) => {
+            Came::Failed(Class::Access, _) | Came::Closed(Class::Access, _)
+                if self.mutation == Some(Mutation::ForgetAccess) =>
+            {
                 Mode::End
             }
             came => came.release(),

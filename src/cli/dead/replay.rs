@@ -92,7 +92,7 @@ struct Tally {
 
 impl ReplayArgs {
     pub(super) async fn run(self, settings: &Settings) -> Exit {
-        let mut replays = match self.replays() {
+        let mut replays = match self.replays(settings) {
             Ok(replays) => replays,
             Err(exit) => return exit,
         };
@@ -115,7 +115,7 @@ impl ReplayArgs {
         exit
     }
 
-    fn replays(&self) -> Result<Replays, Exit> {
+    fn replays(&self, settings: &Settings) -> Result<Replays, Exit> {
         let filter = self.filter.names_letters()?;
         let usage = |error: &str| {
             complain(&format!("error: {error}"));
@@ -150,7 +150,11 @@ impl ReplayArgs {
             changes: Changes { capture_value: self.capture_value, expires_at },
             limit,
             caps: None,
-            every: self.rate.map_or(Duration::ZERO, |rate| rate.period / rate.calls.get()),
+            // Each letter is inquired about.
+            every: self
+                .rate
+                .or(settings.gateway.rate_limit)
+                .map_or(Duration::ZERO, |rate| rate.period / rate.calls.get()),
             canary: self.canary.filter(|canary| *canary > 0),
             max_money: self.max_money.iter().map(|max| (max.0, max.1)).collect(),
         })
