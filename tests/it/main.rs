@@ -8,6 +8,7 @@ mod shop;
 mod captures;
 mod commands;
 mod contention;
+mod contract;
 mod doubt;
 mod faults;
 mod hostile;

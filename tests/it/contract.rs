@@ -1,0 +1,119 @@
+//! The message contract for publishers, `deploy/asyncapi.json`: its examples are run, and its schemas agree with the program.
+
+use std::fs;
+
+use capture_worker::domain::{class::Class, job::Job};
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+use crate::shop::{Shop, job};
+
+fn document() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/asyncapi.json");
+    serde_json::from_str(&fs::read_to_string(path).expect("the document")).expect("JSON")
+}
+
+/// One of the document's schemas, with those that it refers to.
+fn schema(name: &str) -> Validator {
+    let schemas = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$ref": format!("#/components/schemas/{name}"),
+        "components": document()["components"],
+    });
+    jsonschema::options().should_validate_formats(true).build(&schemas).expect("a schema")
+}
+
+fn examples(message: &str) -> Vec<Value> {
+    let examples = document()["components"]["messages"][message]["examples"].take();
+    let examples = examples.as_array().cloned().expect("examples");
+    examples.into_iter().map(|mut example| example["payload"].take()).collect()
+}
+
+#[test]
+fn schema_and_program_take_and_refuse_the_same_jobs() {
+    let schema = schema("job");
+    let good = examples("job");
+    let mut bad = vec![json!([]), json!("job"), json!({})];
+    let change = |field: &str, value: Value| {
+        let mut body = json!({
+            "captureRequestId": "c", "paymentId": "p",
+            "captureAmount": {"currency": "HKD", "value": "1"},
+        });
+        body[field] = value;
+        body
+    };
+    for (field, values) in [
+        ("captureRequestId", vec![json!(""), json!(7), json!("x".repeat(65)), json!("a\u{85}b")]),
+        ("paymentId", vec![json!(null), json!("a\nb"), json!("é".repeat(65))]),
+        (
+            "captureAmount",
+            vec![
+                json!("1"),
+                json!({"currency": "HKD"}),
+                json!({"currency": "hkd", "value": "1"}),
+                json!({"currency": "HKD", "value": 1}),
+                json!({"currency": "HKD", "value": "0"}),
+                json!({"currency": "HKD", "value": "01"}),
+                json!({"currency": "HKD", "value": "1.0"}),
+                json!({"currency": "HKD", "value": "12345678901234567"}),
+            ],
+        ),
+        ("amount", vec![json!({"currency": "HKD", "value": "1"})]),
+        ("expiresAt", vec![json!("tomorrow"), json!(1), json!(null)]),
+        ("metadata", vec![json!({"a": 1}), json!("text"), json!(["a"])]),
+    ] {
+        bad.extend(values.into_iter().map(|value| change(field, value)));
+    }
+    let long = change("captureRequestId", json!("é".repeat(64)));
+    for body in good.iter().chain([&long]) {
+        assert!(schema.is_valid(body), "{body}");
+        assert!(Job::parse(body.to_string().as_bytes()).is_ok(), "{body}");
+    }
+    for body in &bad {
+        assert!(!schema.is_valid(body), "{body}");
+        assert!(Job::parse(body.to_string().as_bytes()).is_err(), "{body}");
+    }
+}
+
+#[test]
+fn the_documents_classes_are_the_programs() {
+    let classes: Vec<Value> = Class::ALL.iter().map(|class| json!(class.name())).collect();
+    assert_eq!(document()["components"]["schemas"]["class"]["enum"], json!(classes));
+    let schema = schema("result");
+    for example in examples("result") {
+        assert!(schema.is_valid(&example), "{example}");
+    }
+}
+
+/// The examples are captured, and whatever a worker tells is of the document's form.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_examples_are_captured_and_every_result_is_of_the_documents_form() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let examples = examples("job");
+    for example in &examples {
+        // The document's time passes.
+        let mut example = example.clone();
+        if example["expiresAt"].is_string() {
+            example["expiresAt"] = json!("2099-12-01T18:00:00Z");
+        }
+        shop.publish(example.to_string().as_bytes()).await;
+    }
+    for (id, payment) in [("r", "sim-RISK_REJECT-1"), ("d", "sim-unknown-for-ever-1")] {
+        shop.publish(&job(id, payment, 100)).await;
+    }
+    shop.publish(br#"{"captureRequestId":"m"}"#).await;
+    for example in &examples {
+        let id = example["captureRequestId"].as_str().expect("an id");
+        shop.ends_as(id, "CAPTURED", None).await;
+    }
+    shop.ends_as("r", "FAILED", Some("risk")).await;
+    shop.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
+    shop.ends_as("m", "FAILED", Some("malformed")).await;
+    let schema = schema("result");
+    for result in shop.results.all() {
+        let result = result.json().expect("JSON");
+        let errors: Vec<String> = schema.iter_errors(&result).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?} in {result}");
+    }
+}
