@@ -39,7 +39,7 @@ pub(super) struct Audit {
     /// Only records newer than this
     #[arg(long, value_name = "AGE")]
     newer_than: Option<humantime::Duration>,
-    /// The newest so many
+    /// The newest so many; 100 if nothing else is said
     #[arg(long, value_name = "N", conflicts_with = "all")]
     limit: Option<usize>,
     /// All records
@@ -95,7 +95,7 @@ impl Audit {
 
     async fn print(&self, session: &Session) -> Result<(), LookError> {
         let limit = if self.all { usize::MAX } else { self.limit.unwrap_or(LIMIT) };
-        let mut newest = VecDeque::new();
+        let (mut newest, mut older) = (VecDeque::new(), 0_u64);
         let unreadable = Rc::new(Cell::new(0_u64));
         let waits = || complain("somebody else looks at the audit: waiting");
         if let Some(mut look) = Look::open(session, &session.names().audit(), waits).await? {
@@ -105,6 +105,7 @@ impl Audit {
                     Ok(record) if self.takes(&record, now) && limit > 0 => {
                         if newest.len() == limit {
                             newest.pop_front();
+                            older += 1;
                         }
                         newest.push_back(record);
                     }
@@ -120,6 +121,9 @@ impl Audit {
             array.end();
         } else {
             newest.iter().for_each(|record| say(&line(record)));
+        }
+        if older > 0 {
+            complain(&format!("{older} older records match too: --limit N, or --all"));
         }
         if unreadable.get() > 0 {
             complain(&format!("{} messages in the audit's queue are no records", unreadable.get()));
@@ -166,7 +170,9 @@ fn line(record: &Record) -> String {
     );
     if let Some(to) = &record.to {
         let id = or_none(to.capture_request_id.as_deref());
-        line.push_str(&format!(" -> {id} ({})", to.policy));
+        let lowered = to.capture_amount.filter(|sent| Some(*sent) != letter.capture_amount);
+        let lowered = lowered.map_or_else(String::new, |sent| format!(", {sent}"));
+        line.push_str(&format!(" -> {id} ({}{lowered})", to.policy));
     }
     for (name, text) in
         [("refused", &record.refusal), ("gateway", &record.evidence), ("reason", &record.reason)]

@@ -21,17 +21,15 @@ pub(super) fn who(as_: Option<String>) -> Who {
     Who { user: format!("{user}@{host}"), as_ }
 }
 
-/// Connects to Redis in the background; waits for it where it will be needed.
-pub(super) async fn connect_redis(leases: &Leases, waits: bool) -> JoinHandle<()> {
+/// Connects to Redis, in the background if that takes long.
+pub(super) async fn connect_redis(leases: &Leases) -> JoinHandle<()> {
     let keeper = tokio::spawn({
         let leases = leases.clone();
         async move { leases.keep_connected(CancellationToken::new()).await }
     });
-    if waits {
-        let mut up = leases.up();
-        // Whoever needs it says that it is away.
-        drop(tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)).await);
-    }
+    let mut up = leases.up();
+    // Whoever needs it says that it is away.
+    drop(tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)).await);
     keeper
 }
 

@@ -45,7 +45,7 @@ impl StatusArgs {
                 return Exit::Usage;
             }
         };
-        let keeper = connect_redis(&leases, true).await;
+        let keeper = connect_redis(&leases).await;
         let status = StatusOf::ask(&gateway, &leases, &self.payment, &self.id).await;
         keeper.abort();
         if self.json {
@@ -104,13 +104,14 @@ impl StatusArgs {
                 if redis.lease_left_ms.is_some() {
                     "being captured just now".into()
                 } else {
-                    "in doubt: it will be tried again; other captures of the payment wait".into()
+                    "in doubt: it is tried again, or lies with the dead letters; others of its payment wait"
+                        .into()
                 }
             }
             Some(hold) => format!("not settled; its payment waits for {}", hold.capture_request_id),
-            None if redis.sent => "sent, and not settled; look at the dead letters too".into(),
+            None if redis.sent => "sent, and not settled: waiting, or with the dead letters (dead show)".into(),
             None => {
-                "not sent, as far as is known; in the queue, waiting, or never published".into()
+                "not sent, as far as is known: in the queue, waiting, with the dead letters (dead show), or never published".into()
             }
         }
     }

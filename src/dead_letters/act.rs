@@ -31,12 +31,18 @@ pub(super) struct Decided {
 }
 
 impl Desk {
-    /// The same id captures once, whatever became of it; but not beside its child, of which a worker would not know.
+    /// The same id captures once, whatever became of it; but not beside its child, of which a worker would not know. What is
+    /// captured already needs no worker.
     pub(super) async fn same_id(&self, letter: &DeadLetter, job: &Job, replay: Replay) -> Decided {
-        let (_, payment) = self.inquire(job).await;
-        let now = OffsetDateTime::now_utc();
-        let decision = decide(letter, replay, &Seen::NoSuchCapture, &payment, now);
-        Decided { decision, evidence: None, lease: None }
+        let (seen, payment) = self.inquire(job).await;
+        let decision = decide(letter, replay, &seen, &payment, OffsetDateTime::now_utc());
+        if let Decision::Settle(capture) = &decision {
+            let fate = Fate::Captured(capture.clone());
+            if let Err(away) = self.leases.remember(&Claim::of(job, false), fate).await {
+                tracing::warn!(%away, "its outcome is not on record");
+            }
+        }
+        Decided { decision, evidence: Some(seen.words()), lease: None }
     }
 
     /// Finds out what the id of a letter came to, so that no copy of it can capture beside its child.

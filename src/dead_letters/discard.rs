@@ -19,6 +19,8 @@ pub struct Discard {
     pub limit: Option<u64>,
     /// And so many of each class: those that somebody was asked about.
     pub caps: Option<BTreeMap<Class, u64>>,
+    /// Nothing is thrown away, and nothing written down.
+    pub is_plan: bool,
 }
 
 impl Desk {
@@ -39,7 +41,7 @@ impl Desk {
                     return Ok(Flow::Stop);
                 }
                 (left, cap) = (left.map(|left| left - 1), cap.map(|cap| cap - 1));
-                self.discard_one(&letter, &mut told).await
+                self.discard_one(&letter, discard.is_plan, &mut told).await
             };
             self.walk(class, &discard.filter, visit).await?;
             if left == Some(0) {
@@ -52,6 +54,7 @@ impl Desk {
     async fn discard_one(
         &self,
         letter: &DeadLetter,
+        is_plan: bool,
         told: &mut impl FnMut(&DeadLetter, Result<Option<&str>, &Refusal>),
     ) -> Result<Flow, DeskError> {
         let seen = match &letter.job {
@@ -60,8 +63,14 @@ impl Desk {
         };
         let evidence = seen.as_ref().map(Seen::words);
         if let Some(refusal) = seen.as_ref().and_then(|seen| keep(letter, seen)) {
-            self.refuse(letter, &refusal, evidence).await?;
+            if !is_plan {
+                self.refuse(letter, &refusal, evidence).await?;
+            }
             told(letter, Err(&refusal));
+            return Ok(Flow::Keep);
+        }
+        if is_plan {
+            told(letter, Ok(evidence.as_deref()));
             return Ok(Flow::Keep);
         }
         let record = self.record(Action::Discard, letter).seeing(evidence.clone());

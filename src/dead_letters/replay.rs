@@ -107,9 +107,14 @@ impl Desk {
         };
         let is_fresh = replay.policy == Policy::FreshId;
         let known = self.leases.inspect(&job.payment_id, &job.capture_request_id).await;
-        if let (Ok(known), true) = (&known, is_fresh)
-            && let Some(refusal) = occupied(known, &job.capture_request_id)
-        {
+        let refusal = match &known {
+            Ok(known) => occupied(known, &job.capture_request_id),
+            Err(away) => Some(Refusal::new(
+                format!("{away}, and a fresh id is sent only under the lease of its payment"),
+                "try again when Redis answers",
+            )),
+        };
+        if let (Some(refusal), true) = (refusal, is_fresh) {
             return Told { decision: Decision::Refuse(refusal), evidence: None };
         }
         let (seen, payment) = match known.map(|known| known.known) {

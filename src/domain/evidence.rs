@@ -8,6 +8,7 @@ use super::{
     job::Job,
     judge::{Before, Inquired, judge_inquiry},
     letter::DeadLetter,
+    money::Money,
     outcome::{Capture, Doubt, Outcome, Verdict},
     replay::{Policy, Refusal, Replay, fresh_id},
     reply::{InquiryBody, InquiryReply, Reply, Signature, Status},
@@ -105,8 +106,8 @@ pub struct PaymentSeen {
     pub left: Option<u64>,
     /// Until when captures may be made, as the gateway wrote it.
     pub authorized_until: Option<String>,
-    /// The fresh id that replaced the job's, if it captured or may still.
-    pub child: Option<String>,
+    /// The fresh id that replaced the job's, if it captured or may still, and its amount.
+    pub child: Option<(String, Option<Money>)>,
 }
 
 impl PaymentSeen {
@@ -134,13 +135,13 @@ impl PaymentSeen {
     }
 }
 
-fn living_child(body: &InquiryBody, job: &Job) -> Option<String> {
+fn living_child(body: &InquiryBody, job: &Job) -> Option<(String, Option<Money>)> {
     let child = fresh_id(&job.capture_request_id);
-    let is_living = body.transactions.iter().flatten().any(|item| {
+    let living = body.transactions.iter().flatten().find(|item| {
         item.request_id.as_ref() == Some(&child)
             && !matches!(item.status.as_deref(), Some("FAIL" | "CANCELLED"))
     });
-    is_living.then_some(child)
+    living.map(|item| (child, item.amount.clone().and_then(Result::ok)))
 }
 
 fn left(body: &InquiryBody) -> Option<u64> {
@@ -200,7 +201,15 @@ pub fn decide(
         }
         Seen::Failed(_) | Seen::NoSuchCapture | Seen::InProcess | Seen::Nothing { .. } => {}
     }
-    if let (false, Some(child)) = (is_fresh, &payment.child) {
+    if let (true, Some((child, Some(amount)))) = (is_fresh, &payment.child)
+        && replay.amount != Some(*amount)
+    {
+        return Decision::Refuse(Refusal::new(
+            format!("its fresh id {child} is at the gateway already, with {amount}"),
+            "dead discard; what is missing of it needs a job of its own",
+        ));
+    }
+    if let (false, Some((child, _))) = (is_fresh, &payment.child) {
         return Decision::Refuse(Refusal::new(
             format!("the fresh id {child} replaced it, and captured or may still"),
             "dead discard, once that is captured",
@@ -216,7 +225,10 @@ pub fn decide(
         ));
     }
     match (payment.left, replay.amount) {
-        (Some(left), Some(amount)) if is_fresh && left < amount.value() => {
+        // What its child has taken already is not asked for again.
+        (Some(left), Some(amount))
+            if is_fresh && payment.child.is_none() && left < amount.value() =>
+        {
             let instead = match (letter.class, left) {
                 (_, 0) => "nothing is left to capture: dead discard".to_owned(),
                 (Class::Limit, _) => format!("--capture-value {left} takes what is left"),

@@ -113,7 +113,8 @@ async fn the_examples_are_captured_and_every_result_is_of_the_documents_form() {
     let schema = schema("result");
     for result in shop.results.all() {
         let result = result.json().expect("JSON");
-        let errors: Vec<String> = schema.iter_errors(&result).map(|error| error.to_string()).collect();
+        let errors: Vec<String> =
+            schema.iter_errors(&result).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?} in {result}");
     }
 }

@@ -20,3 +20,4 @@ mod replays;
 mod scripts;
 mod servers;
 mod tidy;
+mod tls;

@@ -59,24 +59,19 @@ impl DiscardArgs {
             Ok(opened) => opened,
             Err(exit) => return exit,
         };
-        let discard = Discard { filter, limit: self.filter.limit, caps: None };
+        let discard =
+            Discard { filter, limit: self.filter.limit, caps: None, is_plan: self.dry_run };
         let exit = self.act(&opened, discard).await;
         opened.close().await;
         exit
     }
 
     async fn act(&self, opened: &Opened, mut discard: Discard) -> Exit {
-        if self.dry_run || !self.yes {
+        if !(self.dry_run || self.yes) {
             let counted = match Counted::of(opened, &discard.filter, discard.limit).await {
                 Ok(counted) => counted,
                 Err(error) => return ended(&error),
             };
-            if self.dry_run {
-                let would = json!({"dryRun": true, "wouldDiscard": counted.letters});
-                let words = format!("would discard {}; nothing was changed", counted.words);
-                say(&if self.json { would.to_string() } else { words });
-                return Exit::Done;
-            }
             let question = format!("Discard {}?", counted.words);
             if !confirm(&question, &opened.desk.stop).await {
                 complain("nothing was discarded");
@@ -91,7 +86,7 @@ impl DiscardArgs {
     async fn discard(&self, opened: &Opened, discard: &Discard) -> Exit {
         let (mut discarded, mut refused) = (0, 0);
         if self.json {
-            say_part("{\"dryRun\":false,\"letters\":");
+            say_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
         let mut array = self.json.then(Array::begin);
         let done = opened
@@ -104,7 +99,7 @@ impl DiscardArgs {
                 }
                 match &mut array {
                     Some(array) => array.add(&document(letter, done)),
-                    None => say(&line(letter, done)),
+                    None => say(&line(letter, done, self.dry_run)),
                 }
             })
             .await;
@@ -116,6 +111,9 @@ impl DiscardArgs {
                     ",\"discarded\":{discarded},\"refused\":{refused},\"error\":{error}}}"
                 ));
             }
+            None if self.dry_run => {
+                say(&format!("would discard {discarded}, refuse {refused}; nothing was changed"));
+            }
             None => say(&format!("discarded {discarded}, refused {refused}")),
         }
         match done {
@@ -126,12 +124,13 @@ impl DiscardArgs {
     }
 }
 
-fn line(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>) -> String {
+fn line(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>, dry_run: bool) -> String {
+    let would = if dry_run { "would be " } else { "" };
     let id = letter.id().map_or_else(|| "-".to_owned(), plain);
     let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
     let what = match done {
-        Ok(None) => "discarded".to_owned(),
-        Ok(Some(evidence)) => format!("discarded [{}]", plain(evidence)),
+        Ok(None) => format!("{would}discarded"),
+        Ok(Some(evidence)) => format!("{would}discarded [{}]", plain(evidence)),
         Err(refusal) => {
             format!("refused: {}; instead: {}", plain(&refusal.reason), refusal.instead)
         }

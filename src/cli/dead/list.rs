@@ -77,6 +77,10 @@ impl List {
             }
         }
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
+        if walked.is_err() && self.json {
+            // Half of a document would be taken for the whole.
+            return walked.map(drop);
+        }
         if self.json {
             let documents = summaries.iter().map(|summary| document(summary, now_ms));
             say(&Value::Array(documents.collect()).to_string());
@@ -94,6 +98,9 @@ impl List {
             ]);
             summaries.iter().for_each(|summary| table.add(row(summary, now_ms)));
             table.flush();
+        }
+        if matches!(walked, Ok(Flow::Stop)) && !self.json {
+            say("only so many letters were looked at; there are more");
         }
         walked.map(drop)
     }
@@ -128,8 +135,11 @@ impl List {
             Some(array) => array.end(),
             None => {
                 table.flush();
-                let what =
-                    if more { "the first; there are more: --limit N, or --all" } else { "letters" };
+                let what = match (more, listed) {
+                    (true, _) => "shown; there are more: --limit N, or --all",
+                    (false, 1) => "letter",
+                    (false, _) => "letters",
+                };
                 say(&format!("{listed} {what}"));
             }
         }

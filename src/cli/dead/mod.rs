@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::{Exit, complain, desk, settings, watch::Watch};
 use crate::{
     broker::{BrokerOptions, Session, Topology},
-    config::{LogFormat, Settings},
+    config::Settings,
     dead_letters::{Desk, DeskError, Filter, Who},
     domain::class::Class,
     telemetry,
@@ -116,7 +116,7 @@ impl FilterArgs {
 /// A desk, and what keeps it.
 pub(super) struct Opened {
     pub(super) desk: Desk,
-    keeper: JoinHandle<()>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 /// What a desk is opened for.
@@ -157,7 +157,7 @@ impl Opened {
         watch: &Watch,
     ) -> Result<Self, Exit> {
         // An error says that logs go somewhere already.
-        drop(telemetry::start_logging(Some(LogFormat::Text), "capture_worker=warn"));
+        drop(telemetry::start_logging(settings.log.format, "capture_worker=warn"));
         let (broker, leases) =
             match (settings::broker_options(settings), settings::leases(settings)) {
                 (Ok(broker), Ok(leases)) => (broker, leases),
@@ -179,7 +179,8 @@ impl Opened {
             complain(&format!("error: the broker: {error}"));
             Exit::Failed
         })?;
-        let keeper = desk::connect_redis(&leases, purpose.needs_redis()).await;
+        let keeper =
+            if purpose.needs_redis() { Some(desk::connect_redis(&leases).await) } else { None };
         let desk = Desk {
             session: Arc::new(session),
             gateway: gateway.map_err(|errors| errors.join("; ")),
@@ -196,7 +197,9 @@ impl Opened {
     /// Disconnects.
     pub(super) async fn close(self) {
         self.desk.session.close().await;
-        self.keeper.abort();
+        if let Some(keeper) = self.keeper {
+            keeper.abort();
+        }
     }
 }
 

@@ -46,7 +46,7 @@ pub(in crate::cli) struct ReplayArgs {
     #[arg(long, value_name = "RATE")]
     rate: Option<RateLimit>,
     /// Send so many first, and go on only if all of them are captured within a minute
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     canary: Option<u64>,
     /// Send at most so much of a currency, in its smallest unit; no other currency is sent then. May be repeated
     #[arg(long, value_name = "HKD=5000")]
@@ -136,6 +136,15 @@ impl ReplayArgs {
                 }
             },
         };
+        let max_money: BTreeMap<_, _> = self.max_money.iter().map(|max| (max.0, max.1)).collect();
+        if max_money.len() < self.max_money.len() {
+            return Err(usage("--max-money names a currency twice"));
+        }
+        for (name, text) in [("--reason", &self.reason), ("--as", &self.as_)] {
+            if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                return Err(usage(&format!("{name} is empty")));
+            }
+        }
         let mut limit = self.filter.limit;
         let mut filter = filter;
         if self.capture_value.is_some() {
@@ -155,8 +164,8 @@ impl ReplayArgs {
                 .rate
                 .or(settings.gateway.rate_limit)
                 .map_or(Duration::ZERO, |rate| rate.period / rate.calls.get()),
-            canary: self.canary.filter(|canary| *canary > 0),
-            max_money: self.max_money.iter().map(|max| (max.0, max.1)).collect(),
+            canary: self.canary,
+            max_money,
         })
     }
 
@@ -199,6 +208,7 @@ impl ReplayArgs {
                     json!(error)
                 ));
             }
+            None if tally.is_empty() && error.is_none() => say("no letters match"),
             None => say(&tally.words(self.dry_run)),
         }
         match done {
@@ -250,6 +260,10 @@ impl Counted {
 }
 
 impl Tally {
+    const fn is_empty(&self) -> bool {
+        self.sent + self.settled + self.refused == 0
+    }
+
     fn count(&mut self, decision: &Decision) {
         match decision {
             Decision::Send(replay) => {

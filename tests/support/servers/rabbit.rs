@@ -21,7 +21,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// A second of silence is no reason to wait; a small log and small memory limits fit a laptop.
 const CONFIG: &str = "\
-listeners.ssl = none
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 10MB
 raft.wal_max_size_bytes = 33554432
@@ -51,18 +50,23 @@ struct Place {
 impl PrivateRabbit {
     /// A fresh node, ready for clients. Tries other ports if somebody was quicker to take one.
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with("listeners.ssl = none\n").await
+    }
+
+    /// With more settings.
+    pub(crate) async fn start_with(config: &str) -> anyhow::Result<Self> {
         let mut tries_left = 3;
         loop {
             tries_left -= 1;
-            match Self::start_once().await {
+            match Self::start_once(config).await {
                 Err(err) if tries_left > 0 && format!("{err:#}").contains("eaddrinuse") => {}
                 done => return done,
             }
         }
     }
 
-    async fn start_once() -> anyhow::Result<Self> {
-        let place = Place::create()?;
+    async fn start_once(config: &str) -> anyhow::Result<Self> {
+        let place = Place::create(config)?;
         let epmd = place.start_epmd().await?;
         let mut started = Self { node: None, epmd, place };
         started.start_again().await?;
@@ -152,13 +156,13 @@ impl PrivateRabbit {
 }
 
 impl Place {
-    fn create() -> anyhow::Result<Self> {
+    fn create(config: &str) -> anyhow::Result<Self> {
         let root = Root::from_env("CAPTURE_TEST_RABBITMQ_ROOT");
         let folder = root.folder()?;
         let cookie = folder.outside(".erlang.cookie");
         fs::write(&cookie, format!("{:032X}", rand::random::<u128>()))?;
         fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400))?;
-        fs::write(folder.outside("rabbitmq.conf"), CONFIG)?;
+        fs::write(folder.outside("rabbitmq.conf"), format!("{CONFIG}{config}"))?;
         fs::write(folder.outside("enabled_plugins"), "[].\n")?;
         let amqp_port = free_port()?;
         Ok(Self {

@@ -35,6 +35,8 @@ pub(crate) struct PrivateRedis {
     port: u16,
     persistence: Persistence,
     role: Role,
+    /// More words for its command line.
+    more: Vec<String>,
 }
 
 /// What a server is to its clients.
@@ -60,12 +62,17 @@ pub(crate) enum Reply {
 impl PrivateRedis {
     /// A fresh server, ready for clients. Tries other ports if somebody was quicker to take one.
     pub(crate) async fn start(persistence: Persistence) -> anyhow::Result<Self> {
-        Self::start_as(persistence, Role::Single).await
+        Self::start_as(persistence, Role::Single, &[]).await
+    }
+
+    /// With more words on its command line.
+    pub(crate) async fn start_with(more: &[String]) -> anyhow::Result<Self> {
+        Self::start_as(Persistence::None, Role::Single, more).await
     }
 
     /// A Cluster of one node.
     pub(crate) async fn start_cluster() -> anyhow::Result<Self> {
-        let node = Self::start_as(Persistence::None, Role::Cluster).await?;
+        let node = Self::start_as(Persistence::None, Role::Cluster, &[]).await?;
         node.cmd(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"])?;
         let whole = async || match node.cmd(&["CLUSTER", "INFO"]) {
             Ok(Reply::Text(info)) => info.contains("cluster_state:ok"),
@@ -77,25 +84,34 @@ impl PrivateRedis {
 
     /// A Sentinel that watches this server under the name `main`.
     pub(crate) async fn start_sentinel(&self) -> anyhow::Result<Self> {
-        Self::start_as(Persistence::None, Role::SentinelOf(self.port)).await
+        Self::start_as(Persistence::None, Role::SentinelOf(self.port), &[]).await
     }
 
-    async fn start_as(persistence: Persistence, role: Role) -> anyhow::Result<Self> {
+    async fn start_as(
+        persistence: Persistence,
+        role: Role,
+        more: &[String],
+    ) -> anyhow::Result<Self> {
         let mut tries_left = 3;
         loop {
             tries_left -= 1;
-            match Self::start_once(persistence, role).await {
+            match Self::start_once(persistence, role, more).await {
                 Err(err) if tries_left > 0 && format!("{err:#}").contains("already in use") => {}
                 done => return done,
             }
         }
     }
 
-    async fn start_once(persistence: Persistence, role: Role) -> anyhow::Result<Self> {
+    async fn start_once(
+        persistence: Persistence,
+        role: Role,
+        more: &[String],
+    ) -> anyhow::Result<Self> {
         let root = Root::from_env("CAPTURE_TEST_REDIS_ROOT");
         let folder = root.folder()?;
         let port = free_port()?;
-        let mut started = Self { server: None, root, folder, port, persistence, role };
+        let more = more.to_vec();
+        let mut started = Self { server: None, root, folder, port, persistence, role, more };
         started.start_again().await?;
         Ok(started)
     }
@@ -153,6 +169,7 @@ impl PrivateRedis {
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(["--appendfsync", "always"])
             .args(append_only)
+            .args(&self.more)
             .arg("--dir")
             .arg(&self.folder.inside)
             .current_dir("/")

@@ -1,0 +1,137 @@
+//! Broker and Redis behind TLS, each with an authority of its own that nobody else trusts, and each asking for our certificate.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use serde_json::Value;
+
+use crate::{
+    shop::{Shop, job},
+    support::{
+        guardian::folder,
+        servers::{PrivateRabbit, PrivateRedis, free_port},
+    },
+};
+
+/// An authority with a certificate for the server and one for us, in files.
+struct Authority {
+    folder: PathBuf,
+}
+
+impl Authority {
+    fn new(parent: &Path, name: &str) -> Self {
+        let folder = parent.join(name);
+        fs::create_dir(&folder).expect("a folder");
+        let mut authority = CertificateParams::default();
+        authority.distinguished_name.push(DnType::CommonName, format!("the authority of {name}"));
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key");
+        let own = authority.self_signed(&key).expect("a certificate");
+        fs::write(folder.join("ca.pem"), own.pem()).expect("written");
+        let issuer = Issuer::new(authority, key);
+        for (name, usage) in [
+            ("server", ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", ExtendedKeyUsagePurpose::ClientAuth),
+        ] {
+            let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+            let mut params = CertificateParams::new(hosts).expect("hosts");
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![usage];
+            let key = KeyPair::generate().expect("a key");
+            let signed = params.signed_by(&key, &issuer).expect("a certificate");
+            fs::write(folder.join(format!("{name}.pem")), signed.pem()).expect("written");
+            fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).expect("written");
+        }
+        Self { folder }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+}
+
+/// The settings of one section.
+fn trusting(mut shop: Shop, section: &str, authority: &Authority) -> Shop {
+    for (key, file) in [
+        ("CA_FILE", "ca.pem"),
+        ("CLIENT_CERT_FILE", "client.pem"),
+        ("CLIENT_KEY_FILE", "client.key"),
+    ] {
+        shop = shop.set(&format!("{section}__{key}"), &authority.file(file));
+    }
+    shop
+}
+
+/// What `check` says of one of its looks.
+async fn check(shop: &Shop, what: &str) -> (bool, String) {
+    let (_, document) = shop.told_json(&["check"]).await;
+    let found: &Value = &document["checks"][what];
+    (found["ok"] == true, found["says"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate() {
+    let files = folder().expect("a folder");
+    let [of_broker, of_redis, of_nobody] =
+        ["broker", "redis", "nobody"].map(|name| Authority::new(files.path(), name));
+    let (amqps, rediss) = (free_port().expect("a port"), free_port().expect("a port"));
+    let config = format!(
+        "listeners.ssl.1 = 127.0.0.1:{amqps}\n\
+         ssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+         ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
+        of_broker.file("ca.pem"),
+        of_broker.file("server.pem"),
+        of_broker.file("server.key"),
+    );
+    let words = [
+        ("--tls-port", rediss.to_string()),
+        ("--tls-ca-cert-file", of_redis.file("ca.pem")),
+        ("--tls-cert-file", of_redis.file("server.pem")),
+        ("--tls-key-file", of_redis.file("server.key")),
+        ("--tls-auth-clients", "yes".to_owned()),
+    ];
+    let words: Vec<String> =
+        words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+    let (rabbit, redis) =
+        tokio::try_join!(PrivateRabbit::start_with(&config), PrivateRedis::start_with(&words))
+            .expect("servers");
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let shop = shop.set("BROKER__URL", &format!("amqps://guest:guest@127.0.0.1:{amqps}/%2f"));
+    let shop = shop.set("REDIS__URL", &format!("rediss://127.0.0.1:{rediss}"));
+
+    for what in ["broker", "redis"] {
+        assert!(!check(&shop, what).await.0, "{what}: an authority that nobody knows");
+    }
+    let shop = trusting(trusting(shop, "BROKER", &of_nobody), "REDIS", &of_nobody);
+    for what in ["broker", "redis"] {
+        assert!(!check(&shop, what).await.0, "{what}: another's authority and certificate");
+    }
+    let shop = trusting(trusting(shop, "BROKER", &of_broker), "REDIS", &of_redis);
+    for what in ["broker", "redis"] {
+        let (is_ok, says) = check(&shop, what).await;
+        assert!(is_ok, "{what}: {says}");
+    }
+    let mut worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(worker.drain().await, Some(0));
+
+    // Without a certificate of ours.
+    let mut shop = shop;
+    for section in ["BROKER", "REDIS"] {
+        for key in ["CLIENT_CERT_FILE", "CLIENT_KEY_FILE"] {
+            shop.settings.remove(&format!("{section}__{key}"));
+        }
+    }
+    for what in ["broker", "redis"] {
+        assert!(!check(&shop, what).await.0, "{what}: nobody knows who calls");
+    }
+}
