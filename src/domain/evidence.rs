@@ -81,7 +81,7 @@ impl Seen {
                 format!("failed: {}", verdict.code.as_deref().unwrap_or("no code"))
             }
             Self::InProcess => "in process: not over yet".into(),
-            Self::NoSuchCapture => "the gateway knows of no such capture".into(),
+            Self::NoSuchCapture => "no such capture is known".into(),
             Self::Nothing { reason, .. } => format!("no evidence: {reason}"),
         }
     }

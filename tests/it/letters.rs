@@ -250,7 +250,7 @@ async fn show_tells_everything_and_names_the_open_actions_as_commands() {
     {
         assert!(output.contains(part), "{part} in {output}");
     }
-    assert!(output.contains("knows of no such capture") && output.contains("as cw-"), "{output}");
+    assert!(output.contains("no such capture is known") && output.contains("as cw-"), "{output}");
     let (_, shown) = shop.told_json(&["dead", "show", "killer", "--class", "poison"]).await;
     assert_eq!((&shown[0]["sent"], &shown[0]["replay"]), (&json!(true), &json!("same_bytes")));
     let (code, _, errors) = shop.told(&["dead", "show", "nobody"]).await;

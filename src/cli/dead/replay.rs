@@ -315,7 +315,10 @@ fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
         }
     };
     let evidence = told.evidence.as_deref().map(plain);
-    let evidence = evidence.map_or_else(String::new, |evidence| format!(" [{evidence}]"));
+    let is_fresh =
+        matches!(&told.decision, Decision::Send(replay) if replay.policy == Policy::FreshId);
+    let about = if is_fresh { "the old id" } else { "gateway" };
+    let evidence = evidence.map_or_else(String::new, |evidence| format!(" [{about}: {evidence}]"));
     format!("{} {id} {amount}: {what}{evidence}", letter.class)
 }
 
