@@ -1,9 +1,10 @@
 //! `capture-worker audit`.
 
-use std::{cell::Cell, collections::VecDeque, path::Path, rc::Rc, time::Duration};
+use std::{collections::VecDeque, path::Path, time::Duration};
 
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
 use super::{Exit, complain, desk::plain, json::Array, say, settings, watch::Watch};
 use crate::{
@@ -75,32 +76,30 @@ impl Audit {
                 return Exit::Failed;
             }
         };
-        let printed = tokio::select! {
-            () = async { watch.stop().cancelled().await } => None,
-            printed = self.print(&session) => Some(printed),
-        };
+        let printed = self.print(&session, &watch.stop()).await;
         session.close().await;
         match printed {
-            Some(Ok(())) => Exit::Done,
-            Some(Err(error)) => {
-                complain(&format!("error: {error}"));
+            Ok(true) => Exit::Done,
+            Ok(false) => {
+                complain("interrupted");
                 Exit::Failed
             }
-            None => {
-                complain("interrupted");
+            Err(error) => {
+                complain(&format!("error: {error}"));
                 Exit::Failed
             }
         }
     }
 
-    async fn print(&self, session: &Session) -> Result<(), LookError> {
+    /// Whether it came to its end.
+    async fn print(&self, session: &Session, stop: &CancellationToken) -> Result<bool, LookError> {
         let limit = if self.all { usize::MAX } else { self.limit.unwrap_or(LIMIT) };
         let (mut newest, mut older) = (VecDeque::new(), 0_u64);
-        let unreadable = Rc::new(Cell::new(0_u64));
+        let mut unreadable = 0_u64;
         let waits = || complain("somebody else looks at the audit: waiting");
         if let Some(mut look) = Look::open(session, &session.names().audit(), waits).await? {
             let now = OffsetDateTime::now_utc();
-            while let Some(found) = look.next().await? {
+            while let (false, Some(found)) = (stop.is_cancelled(), look.next().await?) {
                 match serde_json::from_slice::<Record>(&found.body) {
                     Ok(record) if self.takes(&record, now) && limit > 0 => {
                         if newest.len() == limit {
@@ -110,10 +109,13 @@ impl Audit {
                         newest.push_back(record);
                     }
                     Ok(_) => {}
-                    Err(_) => unreadable.set(unreadable.get() + 1),
+                    Err(_) => unreadable += 1,
                 }
             }
             look.close().await?;
+        }
+        if stop.is_cancelled() {
+            return Ok(false);
         }
         if self.json {
             let mut array = Array::begin();
@@ -125,10 +127,10 @@ impl Audit {
         if older > 0 {
             complain(&format!("{older} older records match too: --limit N, or --all"));
         }
-        if unreadable.get() > 0 {
-            complain(&format!("{} messages in the audit's queue are no records", unreadable.get()));
+        if unreadable > 0 {
+            complain(&format!("{unreadable} messages in the audit's queue are no records"));
         }
-        Ok(())
+        Ok(true)
     }
 
     fn takes(&self, record: &Record, now: OffsetDateTime) -> bool {
