@@ -95,6 +95,13 @@ struct CallLabel {
     call: Text,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MoneyLabels {
+    settlement: Text,
+    class: Text,
+    currency: Text,
+}
+
 type Times<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// The counters of a worker.
@@ -105,6 +112,7 @@ pub struct Metrics {
     doubts: Family<ReasonLabel, Counter>,
     deferrals: Family<ReasonLabel, Counter>,
     settlements: Family<SettlementLabels, Counter>,
+    settled_money: Family<MoneyLabels, Counter>,
     gateway_seconds: Times<CallLabel>,
     lease_seconds: Times<CallLabel>,
     job_seconds: Histogram,
@@ -124,6 +132,7 @@ impl Default for Metrics {
             doubts: Family::default(),
             deferrals: Family::default(),
             settlements: Family::default(),
+            settled_money: Family::default(),
             gateway_seconds: Family::new_with_constructor(histogram),
             lease_seconds: Family::new_with_constructor(histogram),
             job_seconds: Histogram::new(SECONDS),
@@ -148,6 +157,8 @@ impl Metrics {
         registry.register("deferrals", "Deferrals, by reason", self.deferrals.clone());
         let help = "What was done with deliveries; class of dead letters, else none";
         registry.register("settlements", help, self.settlements.clone());
+        let help = "Money captured and given up, in the smallest unit of its currency";
+        registry.register("settled_money", help, self.settled_money.clone());
         let (help, unit) = ("Time of a call to the gateway", Unit::Seconds);
         registry.register_with_unit("gateway", help, unit, self.gateway_seconds.clone());
         let (help, unit) = ("Time of a call to Redis for the lease", Unit::Seconds);
@@ -239,6 +250,7 @@ impl Metrics {
         }
         let labels = SettlementLabels { settlement: Text(name), class: Text(class) };
         self.settlements.get_or_create(&labels).inc();
+        self.count_money(attempt, name, class);
         self.job_seconds.observe(took.as_secs_f64());
         tracing::info!(
             captureRequestId = attempt.subject.capture_request_id,
@@ -252,6 +264,18 @@ impl Metrics {
             took_ms = %took.as_millis(),
             "settling"
         );
+    }
+
+    /// A copy of what was settled before is no more money.
+    fn count_money(&self, attempt: &Attempt, settlement: &'static str, class: &'static str) {
+        if attempt.remembered || !matches!(settlement, "captured" | "dead") {
+            return;
+        }
+        if let Some(amount) = attempt.subject.capture_amount {
+            let currency = Text(amount.currency().code());
+            let labels = MoneyLabels { settlement: Text(settlement), class: Text(class), currency };
+            self.settled_money.get_or_create(&labels).inc_by(amount.value());
+        }
     }
 
     /// All counters in the text form of Prometheus.

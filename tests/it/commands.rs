@@ -167,6 +167,8 @@ async fn metrics_count_attempts_outcomes_settlements_and_times() {
         r#"capture_worker_outcomes_total{outcome="throttled"} 2"#,
         r#"capture_worker_doubts_total{reason="contradiction"} 1"#,
         r#"capture_worker_settlements_total{settlement="dead",class="risk"} 1"#,
+        r#"capture_worker_settled_money_total{settlement="captured",class="none",currency="HKD"} 400"#,
+        r#"capture_worker_settled_money_total{settlement="dead",class="risk",currency="HKD"} 100"#,
         r#"capture_worker_gateway_seconds_count{call="capture"} 9"#,
         r#"capture_worker_lease_seconds_count{call="acquire"} 9"#,
         "capture_worker_jobs_in_flight 0",

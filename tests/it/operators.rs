@@ -80,6 +80,15 @@ async fn an_amount_above_what_is_left_may_go_down() {
     }
     let result = shop.ends_as(&fresh_id("b"), "CAPTURED", None).await;
     assert_eq!(result["captureAmount"]["value"], "50");
+    // A copy of the letter: its one child has captured, and another amount is not to be had with it.
+    let code = "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT";
+    shop.bury(Class::Limit, &job("b", "p", 100), written(code, true, NOW)).await;
+    let lower = ["dead", "replay", "--id", "b", "--capture-value", "40"];
+    let (exit, done) = shop.told_json(&lower).await;
+    assert_eq!((exit, &done["refused"]), (Some(1), &json!(1)), "{done}");
+    let refusal = done["letters"][0]["refusal"].as_str().unwrap_or_default();
+    assert!(refusal.contains("is at the gateway already, with HKD 0.50"), "{done}");
+    assert_eq!(shop.captures_of(&fresh_id("b")), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,6 +111,9 @@ async fn discarding_needs_a_reason_and_evidence_where_money_may_have_moved() {
     assert_eq!(exit, Some(64), "no filter");
     let (exit, _, _) = shop.told(&["dead", "discard", "--all", "--reason", "x"]).await;
     assert_eq!(exit, Some(64), "nobody to ask");
+    let (exit, plan) =
+        shop.told_json(&["dead", "discard", "--all", "--reason", "closed", "--dry-run"]).await;
+    assert_eq!((exit, &plan["discarded"], &plan["refused"]), (Some(1), &json!(2), &json!(1)));
     let (exit, done) =
         shop.told_json(&["dead", "discard", "--all", "--reason", "closed", "--yes"]).await;
     assert_eq!(
