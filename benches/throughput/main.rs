@@ -59,6 +59,8 @@ enum Section {
     Hot,
     /// Jobs of other payments, with and without a hot payment beside them.
     Cold,
+    /// Several workers at a slow gateway.
+    Scale,
 }
 
 fn main() -> ExitCode {
@@ -109,6 +111,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted(Section::Cold) {
         sections.cold().await?;
+    }
+    if wanted(Section::Scale) {
+        sections.scale().await?;
     }
     Ok(())
 }

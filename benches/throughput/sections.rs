@@ -122,6 +122,23 @@ impl Sections<'_> {
         Ok(())
     }
 
+    pub(crate) async fn scale(&self) -> anyhow::Result<()> {
+        println!("\nscale: latency 100 ms, prefetch 16: at best 160 jobs/s for each worker");
+        for workers in [1, 2, 4_u16] {
+            // As long a run for each, and long enough that the start is little of it.
+            let load = self.stage.load(cold(self.jobs * usize::from(workers)));
+            let mut rounds = Vec::new();
+            for _ in 0..self.rounds {
+                let program = Program::Workers(workers.into());
+                rounds.push(self.stage.run(program, &load, 100, 16).await?);
+            }
+            let speed = median(rounds.iter().map(|run| run.jobs_per_s));
+            let best = 160.0 * f64::from(workers);
+            println!("{workers} workers: {speed:>4.0} jobs/s, {:.2} of the best", speed / best);
+        }
+        Ok(())
+    }
+
     pub(crate) async fn cold(&self) -> anyhow::Result<()> {
         println!(
             "\ncold: {} jobs of other payments beside 500 of a hot one, one worker",
