@@ -1,0 +1,221 @@
+"""Checks of the chart that need more than a command; validate.sh runs them."""
+
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CHART = HERE / "capture-worker"
+
+# Kinds that kubernetes-validate has schemas for, and those of others that the chart may render.
+CORE = {
+    "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "Pod", "PodDisruptionBudget", "Service",
+    "ServiceAccount",
+}
+CUSTOM = {
+    "rabbitmq.com/v1beta1": {"Binding", "Exchange", "Queue"},
+    "keda.sh/v1alpha1": {"ScaledObject", "TriggerAuthentication"},
+    "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule", "ServiceMonitor"},
+}
+# Where the chart means to differ from the program's default, and why.
+DIFFERENT = {"http.listen": "probes and scrapes come from outside the pod"}
+SECRETS = {
+    "broker.url", "broker.url_file", "redis.url", "redis.url_file", "gateway.private_key", "gateway.private_key_file",
+    "gateway.public_key", "gateway.public_key_file", "gateway.agent_token",
+} | {f"{s}.{k}" for s in ("broker", "redis") for k in ("ca_file", "client_cert_file", "client_key_file")}
+
+
+class Wrong(Exception):
+    """A check that does not hold."""
+
+
+def must(holds, text):
+    if not holds:
+        raise Wrong(text)
+
+
+def documents(path):
+    return [document for document in yaml.safe_load_all(Path(path).read_text()) if document]
+
+
+def defaults():
+    """The program's defaults, and all keys that its file documents, commented or not."""
+    text = (ROOT / "config/default.toml").read_text()
+    flat = {f"{s}.{k}": v for s, keys in tomllib.loads(text).items() for k, v in keys.items()}
+    section, known = "", set()
+    for line in text.splitlines():
+        if found := re.fullmatch(r"\[(\w+)\]", line.strip()):
+            section = found[1]
+        elif found := re.match(r"(?:# )?([a-z_]+) = ", line):
+            known.add(f"{section}.{found[1]}")
+    return flat, known
+
+
+def seconds(text):
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    return sum(int(n) * units[unit] for n, unit in re.findall(r"(\d+)(ms|[smhd])", text))
+
+
+def split(rendered, folder):
+    """Sorts what was rendered into core.yaml and custom.yaml; a kind that nobody named is an error."""
+    core, custom = [], []
+    for document in documents(rendered):
+        kind, version = document["kind"], document["apiVersion"]
+        if kind in CUSTOM.get(version, ()):
+            custom.append(document)
+        else:
+            must(kind in CORE, f"{rendered}: {version} {kind} is neither in CORE nor in CUSTOM")
+            core.append(document)
+        if kind == "PrometheusRule":
+            (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(document["spec"]))
+        if kind == "ConfigMap" and "settings.toml" in document["data"]:
+            (Path(folder) / "settings.toml").write_text(document["data"]["settings.toml"])
+    for name, some in (("core", core), ("custom", custom)):
+        (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump_all(some))
+    kinds = sorted({document["kind"] for document in custom})
+    return f"{len(core)} core objects; {len(custom)} without a schema here: {', '.join(kinds) or 'none'}"
+
+
+def settings():
+    flat, known = defaults()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
+    compared = 0
+    for section, keys in values.items():
+        for key, value in keys.items():
+            path = f"{section}.{key}"
+            must(path in known, f"values.yaml: there is no setting {path}")
+            if path in flat:
+                same = flat[path] == value
+                must(path in DIFFERENT or same, f"values.yaml: {path} is {value!r}, config/default.toml has {flat[path]!r}")
+                must(path not in DIFFERENT or not same, f"{path} is no longer different: take it out of DIFFERENT")
+                compared += 1
+    settable = {f"{s}.{k}" for s, of in schema.items() for k in of.get("properties", {})}
+    wanted = {path for path in known if not path.startswith("classes.")} - SECRETS
+    must(settable == wanted, f"values.schema.json and config/default.toml know other keys: {settable ^ wanted}")
+    return f"{compared} defaults compared, {len(wanted)} keys in the schema, {', '.join(DIFFERENT)} differs on purpose"
+
+
+def rendered_settings(path, drain_more_than_call=True):
+    flat, known = defaults()
+    given = {f"{s}.{k}": v for s, keys in tomllib.loads(Path(path).read_text()).items() for k, v in keys.items()}
+    for key in given:
+        must(key in known or key.startswith("classes."), f"{path}: there is no setting {key}")
+        must(key not in SECRETS, f"{path}: {key} is a secret")
+        must(key not in flat or type(given[key]) is type(flat[key]), f"{path}: {key} is of another type")
+    return given
+
+
+def pods(rendered, settings_file):
+    """Pod Security `restricted`, probes, grace period, no token, no service variables."""
+    given = rendered_settings(settings_file)
+    stack = re.search(r"^ENV RUST_MIN_STACK=(\d+)$", (ROOT / "deploy/Dockerfile").read_text(), re.M)[1]
+    found = 0
+    for document in documents(rendered):
+        if document["kind"] not in ("Deployment", "Pod"):
+            continue
+        found += 1
+        name = f"{document['kind']} {document['metadata']['name']}"
+        is_worker = document["kind"] == "Deployment"
+        spec = document["spec"]["template"]["spec"] if is_worker else document["spec"]
+        must(spec["automountServiceAccountToken"] is False, f"{name} mounts a token")
+        must(spec["enableServiceLinks"] is False, f"{name} has service variables")
+        must(spec["securityContext"]["runAsNonRoot"] is True, f"{name} may run as root")
+        must(spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", f"{name} has no seccomp profile")
+        allowed = {"configMap", "projected", "emptyDir", "secret"}
+        for volume in spec["volumes"]:
+            must(set(volume) - {"name"} <= allowed, f"{name}: volume {volume['name']} is not `restricted`")
+        (container,) = spec["containers"]
+        context = container["securityContext"]
+        must(context["allowPrivilegeEscalation"] is False, f"{name} may escalate")
+        must(context["readOnlyRootFilesystem"] is True, f"{name} has a root that can be written to")
+        must(context["capabilities"] == {"drop": ["ALL"]}, f"{name} has capabilities")
+        must("cpu" not in container["resources"]["limits"], f"{name} has a CPU limit")
+        must("memory" in container["resources"]["limits"], f"{name} has no memory limit")
+        env = {variable["name"]: variable.get("value") for variable in container["env"]}
+        must(env["RUST_MIN_STACK"] == stack, f"{name}: RUST_MIN_STACK is not the Dockerfile's")
+        must(len(env) == len(container["env"]), f"{name} sets a variable twice")
+        if not is_worker:
+            must(container["args"] == ["check"], f"{name} does not check")
+            continue
+        must(container["args"] == ["run"], f"{name} does not run")
+        grace = spec["terminationGracePeriodSeconds"]
+        must(grace > seconds(given["drain.timeout"]), f"{name}: {grace} s are not more than drain.timeout")
+        paths = [container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
+        must(paths == ["/livez", "/livez", "/readyz"], f"{name}: probes ask {paths}")
+        must(given["http.listen"].endswith(f":{container['ports'][0]['containerPort']}"), f"{name}: another port")
+        rolling = document["spec"]["strategy"]["rollingUpdate"]
+        must(rolling == {"maxUnavailable": 0, "maxSurge": 1}, f"{name}: {rolling}")
+        scaled = [d for d in documents(rendered) if d["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")]
+        must(bool(scaled) != ("replicas" in document["spec"]), f"{name}: replicas and a scaler, or neither")
+        must(len(scaled) < 2, f"{name}: two scalers")
+    must(found, f"{rendered}: no pod")
+    return f"{found} pod templates pass"
+
+
+def delay(ms):
+    for unit, of in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if ms % of == 0:
+            return f"{ms // of}{unit}"
+    return f"{ms}ms"
+
+
+def topology(rendered, settings_file):
+    """The operator's resources are those of the program (src/broker/topology.rs), and no others."""
+    given = rendered_settings(settings_file)
+    prefix = given["broker.prefix"]
+    classes = re.findall(r'^\s+Self::\w+ => "(\w+)",$', (ROOT / "src/domain/class.rs").read_text(), re.M)
+    must(len(classes) == 16, f"src/domain/class.rs has {len(classes)} classes")
+    exchanges = {f"{prefix}.{n}": t for n, t in
+                 (("jobs", "topic"), ("wait", "direct"), ("dead", "direct"), ("audit", "direct"), ("results", "topic"))}
+    again = {"x-dead-letter-strategy": "at-least-once"}
+    queues = {f"{prefix}.jobs": (f"{prefix}.jobs", "#", {
+        "x-delivery-limit": 20, "x-dead-letter-exchange": f"{prefix}.dead", "x-dead-letter-routing-key": "poison"} | again)}
+    for ms in {round(1000 * seconds(d)) for d in given["retry.schedule"] + given["retry.defer_schedule"]}:
+        queues[f"{prefix}.wait.{delay(ms)}"] = (f"{prefix}.wait", delay(ms), {
+            "x-message-ttl": ms, "x-dead-letter-exchange": f"{prefix}.jobs", "x-dead-letter-routing-key": "retry"} | again)
+    for name in classes:
+        queues[f"{prefix}.dead.{name}"] = (f"{prefix}.dead", name, {"x-delivery-limit": 2_000_000_000})
+    queues[f"{prefix}.audit"] = (f"{prefix}.audit", "audit", {"x-delivery-limit": 2_000_000_000})
+    specs = {kind: [d["spec"] for d in documents(rendered) if d["kind"] == kind] for kind in ("Exchange", "Queue", "Binding")}
+    names = [(d["kind"], d["metadata"]["name"]) for d in documents(rendered)]
+    must(len(names) == len(set(names)), "two objects have one name")
+    must(all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) and len(name) <= 253 for _, name in names), "a bad name")
+    must({e["name"]: e["type"] for e in specs["Exchange"]} == exchanges, "other exchanges than the program's")
+    wanted = {name: arguments | {"x-overflow": "reject-publish"} for name, (_, _, arguments) in queues.items()}
+    must({q["name"]: q["arguments"] for q in specs["Queue"]} == wanted, "other queues than the program's")
+    must(all(q["type"] == "quorum" and q["deletionPolicy"] == "retain" for q in specs["Queue"]), "not quorum, or not kept")
+    bindings = {(name, exchange, key) for name, (exchange, key, _) in queues.items()}
+    must({(b["destination"], b["source"], b["routingKey"]) for b in specs["Binding"]} == bindings, "other bindings")
+    must(all(x["durable"] for x in specs["Exchange"] + specs["Queue"]), "something is not durable")
+    return f"{len(exchanges)} exchanges, {len(queues)} queues, {len(bindings)} bindings"
+
+
+def alerts(rules):
+    """Every metric is in the README's table, every runbook is a section of it."""
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("| metric `capture_worker_…`"):]
+    names = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.split("\n\n")[0].splitlines()[2:])))
+    sections = {re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-")
+                for line in readme.splitlines() if line.startswith("## ")}
+    found = documents(rules)[0]["groups"][0]["rules"]
+    for rule in found:
+        for metric in re.findall(r"capture_worker_(\w+)", rule["expr"]):
+            metric = metric.removesuffix("_count") if metric.endswith("_seconds_count") else metric
+            must(metric in names, f"{rule['alert']}: the README has no metric {metric}")
+        anchor = rule["annotations"]["runbook_url"].partition("#")[2]
+        must(anchor in sections, f"{rule['alert']}: the README has no section {anchor}")
+        must(re.search(r"#(dead-letters-when-you-are-paged|operating-notes)$", rule["annotations"]["runbook_url"]), anchor)
+    return f"{len(found)} alerts name metrics and sections that the README has"
+
+
+if __name__ == "__main__":
+    try:
+        print("   ", globals()[sys.argv[1]](*sys.argv[2:]))
+    except Wrong as wrong:
+        sys.exit(f"FAILED: {wrong}")

