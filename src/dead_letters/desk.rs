@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Filter, Record, Who};
+use super::{Filter, Record, Summary, Who};
 use crate::{
     broker::{Found, Look, LookError, PublishError, Session},
     domain::{
@@ -137,6 +137,35 @@ impl Desk {
             (left, kept) = (Some(pass.left), pass.kept);
             self.or_stop(tokio::time::sleep(PAUSE)).await?;
         }
+    }
+
+    /// Each class at a glance that has letters meant by the filter, of the first so many; and how the walk ended: what was
+    /// counted before an error counts.
+    pub async fn summaries(
+        &self,
+        filter: &Filter,
+        limit: Option<u64>,
+    ) -> (Vec<Summary>, Result<Flow, DeskError>) {
+        let (mut summaries, mut left) = (Vec::new(), limit);
+        for class in filter.classes() {
+            let mut summary = Summary::of(class);
+            let visit = async |_: &Found, letter: DeadLetter| {
+                if left == Some(0) {
+                    return Ok(Flow::Stop);
+                }
+                left = left.map(|left| left - 1);
+                summary.add(&letter);
+                Ok(Flow::Keep)
+            };
+            let walked = self.walk(class, filter, visit).await;
+            if summary.letters > 0 {
+                summaries.push(summary);
+            }
+            if !matches!(walked, Ok(Flow::Keep)) {
+                return (summaries, walked);
+            }
+        }
+        (summaries, Ok(Flow::Keep))
     }
 
     /// Goes on where the last pass ended: what that one kept is passed over.

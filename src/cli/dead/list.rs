@@ -56,26 +56,7 @@ impl List {
 
     async fn classes(&self, opened: &Opened) -> Result<(), DeskError> {
         let filter = self.filter.filter();
-        let mut summaries = Vec::new();
-        let (mut left, mut walked) = (self.filter.limit, Ok(Flow::Keep));
-        for class in filter.classes() {
-            let mut summary = Summary::of(class);
-            let visit = async |_: &_, letter| {
-                if left == Some(0) {
-                    return Ok(Flow::Stop);
-                }
-                left = left.map(|left| left - 1);
-                summary.add(&letter);
-                Ok(Flow::Keep)
-            };
-            walked = opened.desk.walk(class, &filter, visit).await;
-            if summary.letters > 0 {
-                summaries.push(summary);
-            }
-            if !matches!(walked, Ok(Flow::Keep)) {
-                break;
-            }
-        }
+        let (summaries, walked) = opened.desk.summaries(&filter, self.filter.limit).await;
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
         if walked.is_err() && self.json {
             // Half of a document would be taken for the whole.

@@ -15,7 +15,7 @@ use crate::{
         watch::Watch,
     },
     config::{RateLimit, Settings},
-    dead_letters::{DeskError, Filter, Flow, Replays, Summary, Told},
+    dead_letters::{DeskError, Filter, Replays, Summary, Told},
     domain::{
         class::Class,
         evidence::Decision,
@@ -231,26 +231,16 @@ impl Counted {
         filter: &Filter,
         limit: Option<u64>,
     ) -> Result<Self, DeskError> {
-        let (mut letters, mut parts, mut left) = (BTreeMap::new(), Vec::new(), limit);
-        for class in filter.classes() {
-            let mut summary = Summary::of(class);
-            let visit = async |_: &_, letter| {
-                if left == Some(0) {
-                    return Ok(Flow::Stop);
-                }
-                left = left.map(|left| left - 1);
-                summary.add(&letter);
-                Ok(Flow::Keep)
-            };
-            opened.desk.walk(class, filter, visit).await?;
-            if summary.letters > 0 {
-                let sums = summary.money.iter().map(|(currency, (sum, _))| {
-                    format!("{} {}", currency.code(), major(*currency, *sum))
-                });
-                let sums: Vec<_> = sums.collect();
-                parts.push(format!("{} of class {class} ({})", summary.letters, sums.join(", ")));
-                letters.insert(class, summary.letters);
-            }
+        let (summaries, walked) = opened.desk.summaries(filter, limit).await;
+        walked?;
+        let (mut letters, mut parts) = (BTreeMap::new(), Vec::new());
+        for Summary { class, letters: count, money, .. } in summaries {
+            let sums = money.iter().map(|(currency, (sum, _))| {
+                format!("{} {}", currency.code(), major(*currency, *sum))
+            });
+            let sums: Vec<_> = sums.collect();
+            parts.push(format!("{count} of class {class} ({})", sums.join(", ")));
+            letters.insert(class, count);
         }
         if parts.is_empty() {
             parts.push("no letters".into());
