@@ -14,6 +14,7 @@ use crate::domain::{
     history::History,
     schedule::delay_name,
     settle::{Letter, ResultMessage, Settlement, epoch_ms},
+    trace::TraceContext,
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -31,18 +32,21 @@ pub struct Delivery {
     body: Arc<[u8]>,
     properties: BasicProperties,
     history: History,
+    born_ms: i64,
 }
 
 impl Delivery {
     pub(super) fn new(session: Arc<Session>, delivery: lapin::message::Delivery) -> Self {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
         let history = headers::read(&delivery.properties, delivery.redelivered, now_ms);
+        let born_ms = headers::born_ms(&delivery.properties, &history);
         Self {
             session,
             tag: delivery.delivery_tag,
             body: delivery.data.into(),
             properties: delivery.properties,
             history,
+            born_ms,
         }
     }
 
@@ -56,6 +60,30 @@ impl Delivery {
     #[must_use]
     pub const fn history(&self) -> &History {
         &self.history
+    }
+
+    /// The prefix of the names at its broker.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        self.session.names.prefix()
+    }
+
+    /// Since when it is on its way, in epoch milliseconds: since the publisher's timestamp, if that can be believed, or
+    /// since a worker first had it. A replay begins anew.
+    #[must_use]
+    pub const fn born_ms(&self) -> i64 {
+        self.born_ms
+    }
+
+    /// The trace that it belongs to.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        headers::trace(&self.properties)
+    }
+
+    /// From now on whatever is published of this job carries this trace context.
+    pub fn continue_trace(&mut self, context: &TraceContext) {
+        headers::put_trace(&mut self.properties, context);
     }
 
     /// Whether it can still be settled. If not, the broker has given the job to somebody else by now.

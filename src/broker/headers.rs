@@ -11,6 +11,7 @@ use crate::domain::{
     class::Class,
     history::{History, LastWord},
     settle::Letter,
+    trace::{TRACESTATE_BYTES_MAX, TraceContext},
 };
 
 const ATTEMPT: &str = "x-capture-attempt";
@@ -62,8 +63,8 @@ const MESSAGE_CHARS_MAX: usize = 500;
 const TEXT_CHARS_MAX: usize = 128;
 /// The broker's default `frame_max` is 128 KiB, and a message's properties travel in one frame.
 const HEADERS_BYTES_MAX: usize = 120 * 1024;
-/// The longest trace context that a result takes over, in bytes; W3C asks for 512 to be kept.
-const TRACE_BYTES_MAX: usize = 4096;
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 const PERSISTENT: u8 = 2;
 /// The one address for answers that the broker looks at.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -93,6 +94,38 @@ pub(super) fn read(properties: &BasicProperties, redelivered: bool, now_ms: i64)
         parent: text(table, PARENT),
         origin: text(table, ORIGIN),
     }
+}
+
+/// Since when a job is on its way. A replayed letter's timestamp is that of its first life.
+pub(super) fn born_ms(properties: &BasicProperties, history: &History) -> i64 {
+    let written_ms = properties
+        .timestamp()
+        .and_then(|seconds| i64::try_from(seconds).ok())
+        .map(|seconds| seconds.saturating_mul(1000))
+        .filter(|ms| *ms >= YEAR_2020_MS && history.replays == 0);
+    written_ms.unwrap_or(history.first_seen_ms).min(history.first_seen_ms)
+}
+
+/// The trace context that a message carries.
+pub(super) fn trace(properties: &BasicProperties) -> Option<TraceContext> {
+    let table = properties.headers().as_ref()?;
+    let text = |name: &str| match table.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
+    };
+    TraceContext::read(text(TRACEPARENT)?, text(TRACESTATE))
+}
+
+/// Puts another trace context in place of the one that a message carries.
+pub(super) fn put_trace(properties: &mut BasicProperties, context: &TraceContext) {
+    let mut headers = properties.headers().clone().unwrap_or_default().inner().clone();
+    headers.insert(TRACEPARENT.into(), long(context.traceparent()));
+    match context.tracestate() {
+        Some(state) => headers.insert(TRACESTATE.into(), long(state)),
+        None => headers.remove(TRACESTATE),
+    };
+    *properties = std::mem::take(properties).with_headers(headers.into());
 }
 
 /// The properties of a republished job: the publisher's, without those by which the broker acts, with our headers.
@@ -140,10 +173,10 @@ pub(super) fn carry(
 /// The properties of a result.
 pub(super) fn of_result(original: &BasicProperties, now_ms: i64) -> BasicProperties {
     let mut headers = BTreeMap::new();
-    for name in ["traceparent", "tracestate"] {
+    for name in [TRACEPARENT, TRACESTATE] {
         let value = original.headers().as_ref().and_then(|table| table.inner().get(name));
         if let Some(AMQPValue::LongString(text)) = value
-            && text.as_bytes().len() <= TRACE_BYTES_MAX
+            && text.as_bytes().len() <= TRACESTATE_BYTES_MAX
         {
             headers.insert(ShortString::from(name), AMQPValue::LongString(text.clone()));
         }

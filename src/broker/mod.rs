@@ -7,6 +7,7 @@
 
 mod acks;
 mod delivery;
+mod depths;
 mod headers;
 mod intake;
 mod look;
@@ -18,9 +19,10 @@ mod topology;
 
 pub use self::{
     delivery::{Delivery, SessionLost},
+    depths::{Depth, DepthsError},
     intake::{Intake, Taken},
     look::{Found, Look, LookError},
-    publisher::PublishError,
+    publisher::{OnPublish, PublishError},
     results::Results,
     session::{BrokerOptions, OpenError, Session},
     topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Names, Topology, TopologyError},

@@ -42,6 +42,9 @@ pub enum PublishError {
     Lost,
 }
 
+/// Hears of every publish.
+pub type OnPublish = Arc<dyn Fn(&'static str, &'static str) + Send + Sync>;
+
 struct Request {
     message: Message,
     answer: oneshot::Sender<Result<(), PublishError>>,
@@ -55,9 +58,9 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Starts the task that owns the channel; it ends with the session.
-    pub(super) fn start(channel: Channel, life: Life) -> Self {
+    pub(super) fn start(channel: Channel, life: Life, on_publish: Option<OnPublish>) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
-        tokio::spawn(run(channel, queue, life));
+        tokio::spawn(run(channel, queue, life, on_publish));
         Self { requests }
     }
 
@@ -70,7 +73,17 @@ impl Publisher {
     }
 }
 
-async fn run(channel: Channel, mut queue: mpsc::Receiver<Request>, life: Life) {
+async fn run(
+    channel: Channel,
+    mut queue: mpsc::Receiver<Request>,
+    life: Life,
+    on_publish: Option<OnPublish>,
+) {
+    let tell = |message: &Message, result: Result<(), PublishError>| {
+        if let Some(on_publish) = &on_publish {
+            on_publish(role(&message.exchange), said(result));
+        }
+    };
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
@@ -80,12 +93,36 @@ async fn run(channel: Channel, mut queue: mpsc::Receiver<Request>, life: Life) {
         match commit(&channel, &batch, &life).await {
             Ok(results) => {
                 for (request, result) in batch.drain(..).zip(results) {
+                    tell(&request.message, result);
                     // Nobody waits any more if the job's task is gone; the original is then still unacked.
                     request.answer.send(result).unwrap_or_default();
                 }
             }
-            Err(reason) => return life.end(&reason),
+            Err(reason) => {
+                for request in &batch {
+                    tell(&request.message, Err(PublishError::Lost));
+                }
+                return life.end(&reason);
+            }
         }
+    }
+}
+
+/// Which of our exchanges this is: the last word of its name.
+fn role(exchange: &str) -> &'static str {
+    let word = exchange.rsplit('.').next();
+    ["jobs", "wait", "dead", "results", "audit"]
+        .into_iter()
+        .find(|role| Some(*role) == word)
+        .unwrap_or("other")
+}
+
+const fn said(result: Result<(), PublishError>) -> &'static str {
+    match result {
+        Ok(()) => "confirmed",
+        Err(PublishError::Returned) => "returned",
+        Err(PublishError::Nacked) => "refused",
+        Err(PublishError::Lost) => "lost",
     }
 }
 

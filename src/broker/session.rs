@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     acks::Acks,
-    publisher::Publisher,
+    publisher::{OnPublish, Publisher},
     topology::{self, Names, Topology, TopologyError},
 };
 
@@ -29,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opening a session, with some thirty queues to declare, takes at most this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A broker that answers no method for so long is taken for lost: long before its heartbeats are missed.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Closing is a courtesy.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A dead broker is noticed after twice this, if the URL says nothing else.
@@ -54,6 +54,8 @@ pub struct BrokerOptions {
     pub ca: Option<String>,
     /// The PEM files of our certificate and its key.
     pub client: Option<(Vec<u8>, Vec<u8>)>,
+    /// Told of every publish: to which exchange (named without the prefix), and what the broker said.
+    pub on_publish: Option<OnPublish>,
 }
 
 /// Why there is no session.
@@ -138,7 +140,7 @@ impl Session {
         let confirmed = publishing.create_channel().await?;
         confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
         let life = Life::default();
-        let publisher = Publisher::start(confirmed, life.clone());
+        let publisher = Publisher::start(confirmed, life.clone(), options.on_publish.clone());
         let acks = Acks::start(channel.clone(), life.clone());
         let options = options.clone();
         Ok(Self { names, publisher, acks, channel, life, consuming, publishing, options })
@@ -219,6 +221,11 @@ impl Session {
         Ok(tokio::time::timeout(ANSWER_TIMEOUT, started)
             .await
             .map_err(|_| OpenError::TimedOut)??)
+    }
+
+    /// How the broker is used.
+    pub(super) const fn options(&self) -> &BrokerOptions {
+        &self.options
     }
 
     /// How many deliveries may be unacked.

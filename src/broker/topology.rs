@@ -41,6 +41,12 @@ impl Names {
         Self { prefix: prefix.to_owned() }
     }
 
+    /// The prefix.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The exchange, and the queue, of jobs.
     #[must_use]
     pub fn jobs(&self) -> String {

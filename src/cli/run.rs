@@ -22,15 +22,24 @@ pub(super) async fn run(config: Option<&Path>) -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if let Err(error) = settings::start_logging(&settings) {
-        complain(&format!("error: {error}"));
-        return Exit::Usage;
-    }
+    let traces = match settings::start_telemetry(&settings) {
+        Ok(traces) => traces,
+        Err(error) => {
+            complain(&format!("error: {error}"));
+            return Exit::Usage;
+        }
+    };
+    let exit = run_traced(&settings).await;
+    traces.end().await;
+    exit
+}
+
+async fn run_traced(settings: &Settings) -> Exit {
     for warning in settings.warnings() {
         tracing::warn!("{warning}");
     }
     let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(Health::default()));
-    let worker = match build(&settings, &metrics, &health) {
+    let worker = match build(settings, &metrics, &health) {
         Ok(worker) => worker,
         Err(errors) => {
             for error in errors {

@@ -57,7 +57,7 @@ impl SandboxArgs {
     }
 
     async fn serve(self) -> anyhow::Result<()> {
-        telemetry::start_logging(None, "info").map_err(anyhow::Error::msg)?;
+        drop(telemetry::start(None, "info", None).map_err(anyhow::Error::msg)?);
         let keys = match &self.keys {
             Some(folder) => keys_in(folder)?,
             None => Keys::generate()?,

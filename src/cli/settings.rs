@@ -18,7 +18,7 @@ use crate::{
         signing::{SigningKey, VerifyingKeys},
     },
     lease::{LeaseTimes, Leases, RedisOptions},
-    telemetry,
+    telemetry::{self, Traces},
     worker::BreakerOptions,
 };
 
@@ -34,8 +34,9 @@ pub(super) fn load(config: Option<&Path>) -> Result<Settings, Exit> {
     })
 }
 
-pub(super) fn start_logging(settings: &Settings) -> Result<(), String> {
-    telemetry::start_logging(settings.log.format, &settings.log.filter)
+pub(super) fn start_telemetry(settings: &Settings) -> Result<Traces, String> {
+    let (log, traces) = (&settings.log, &settings.traces);
+    telemetry::start(log.format, &log.filter, traces.endpoint.as_deref())
 }
 
 /// The broker's options, with every delay that needs a queue.
@@ -63,6 +64,7 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
         delays,
         ca,
         client,
+        on_publish: None,
     })
 }
 

@@ -43,6 +43,9 @@ pub struct Settings {
     pub drain: Drain,
     /// Logs.
     pub log: Log,
+    /// Traces.
+    #[serde(default)]
+    pub traces: Traces,
 }
 
 /// `[broker]`.
@@ -197,6 +200,14 @@ pub struct Log {
     pub filter: String,
 }
 
+/// `[traces]`.
+#[derive(Debug, Default, Deserialize)]
+pub struct Traces {
+    /// The collector; absent: no traces.
+    #[serde(default, deserialize_with = "optional")]
+    pub endpoint: Option<String>,
+}
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -267,7 +278,9 @@ impl Settings {
     /// Every key with its value, in the order of the defaults' file; of secrets, only that they are set.
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
-        let Self { broker, redis, gateway, lease, retry, breaker, http, drain, log, .. } = self;
+        let Self {
+            broker, redis, gateway, lease, retry, breaker, http, drain, log, traces, ..
+        } = self;
         let mut lines = Vec::new();
         let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
         line("broker.url", without_credentials(broker.url.expose_secret()));
@@ -309,6 +322,7 @@ impl Settings {
         let format = log.format.map(|format| format!("{format:?}").to_lowercase());
         line("log.format", or_none(format.as_ref()));
         line("log.filter", log.filter.clone());
+        line("traces.endpoint", or_none(traces.endpoint.as_ref()));
         lines
     }
 }

@@ -81,7 +81,7 @@ impl Settings {
     }
 
     fn names(&self) -> Vec<String> {
-        let Self { broker, redis, gateway, breaker, .. } = self;
+        let Self { broker, redis, gateway, breaker, traces, .. } = self;
         let mut wrong = Vec::new();
         let mut must = |holds: bool, text: &str| {
             if !holds {
@@ -130,6 +130,12 @@ impl Settings {
             must(
                 is_base_url(base_url),
                 "gateway.base_url must be http:// or https://, a host, and at most a path: no user, `?` or `#`",
+            );
+        }
+        if let Some(endpoint) = &traces.endpoint {
+            must(
+                is_base_url(endpoint),
+                "traces.endpoint must be http:// or https://, a host, and at most a path: no user, `?` or `#`",
             );
         }
         let token = gateway.agent_token.as_ref().map(|token| token.expose_secret().chars().count());

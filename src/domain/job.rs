@@ -61,6 +61,9 @@ pub struct Subject {
     /// The publisher's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,
+    /// When its time is over; no part of a result.
+    #[serde(skip)]
+    pub expires_at: Option<OffsetDateTime>,
 }
 
 /// The first rule of the message contract that a body breaks: which field, which rule, what was found.
@@ -150,6 +153,7 @@ impl Job {
             payment_id: Some(self.payment_id.clone()),
             capture_amount: Some(self.amount),
             metadata: self.metadata.clone(),
+            expires_at: self.expires_at,
         }
     }
 
@@ -193,6 +197,7 @@ fn read_subject(body: &[u8]) -> Subject {
             .ok()
             .filter(|_| once("captureAmount") && once("amount")),
         metadata: metadata.and_then(|raw| read_metadata(raw).ok()).filter(|_| once("metadata")),
+        expires_at: None,
     }
 }
 

@@ -19,6 +19,7 @@ pub mod reply;
 mod rewrite;
 pub mod schedule;
 pub mod settle;
+pub mod trace;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -64,6 +64,17 @@ pub enum Status {
 }
 
 impl Status {
+    /// As the gateway wrote it.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::S => "S",
+            Self::F => "F",
+            Self::U => "U",
+            Self::Other(other) => other,
+        }
+    }
+
     /// The status with this text.
     #[must_use]
     pub fn of(text: &str) -> Self {

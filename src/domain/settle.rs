@@ -49,6 +49,39 @@ pub enum Settlement {
     HandBack,
 }
 
+impl Settlement {
+    /// The name in counters and lines of log.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Captured(_) => "captured",
+            Self::Retry { carry, .. } if carry.deferrals > 0 => "deferred",
+            Self::Retry { .. } => "retry",
+            Self::Dead { .. } => "dead",
+            Self::HandBack => "handed_back",
+        }
+    }
+
+    /// The class of a dead letter.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Self::Dead { letter, .. } => Some(letter.class),
+            _ => None,
+        }
+    }
+
+    /// The attempts spent, of a delivery with this history.
+    #[must_use]
+    pub fn attempts(&self, history: &History) -> u32 {
+        match self {
+            Self::Captured(result) => result.attempts,
+            Self::Retry { carry, .. } | Self::Dead { carry, .. } => carry.attempts,
+            Self::HandBack => history.attempts,
+        }
+    }
+}
+
 /// Why a job was given up: the headers of its dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::{
     breaker,
@@ -19,6 +20,7 @@ use crate::{
         reply::Reply,
     },
     lease::{Acquired, Away, Lease},
+    telemetry::traces,
 };
 
 /// A call is begun only if it ends so much before its lease.
@@ -79,8 +81,9 @@ impl UnderLease<'_> {
         if let Some(outcome) = self.secure(ctx.gateway.inquiry_timeout(), None).await {
             return outcome;
         }
-        let asked = Instant::now();
-        let reply = ctx.gateway.inquire(&job.payment_id).await;
+        let (asked, span) = (Instant::now(), traces::call("inquiry"));
+        let reply = ctx.gateway.inquire(&job.payment_id).instrument(span.clone()).await;
+        traces::replied(&span, &reply);
         ctx.metrics.called("inquiry", asked.elapsed());
         self.heard(breaker::Call::Inquiry, &reply);
         self.before.past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
@@ -96,8 +99,10 @@ impl UnderLease<'_> {
         if let Some(outcome) = self.secure(ctx.gateway.capture_timeout(), Some(announced)).await {
             return outcome;
         }
-        let asked = Instant::now();
-        let reply = ctx.gateway.capture(job, self.is_awaited).await;
+        let (asked, span) = (Instant::now(), traces::call("capture"));
+        let capture = ctx.gateway.capture(job, self.is_awaited);
+        let reply = capture.instrument(span.clone()).await;
+        traces::replied(&span, &reply);
         ctx.metrics.called("capture", asked.elapsed());
         self.heard(breaker::Call::Capture, &reply);
         judge_capture(reply, job, &self.before, &ctx.codes)
@@ -151,7 +156,7 @@ async fn release(
 ) -> Outcome {
     let release = outcome.release();
     let called = !matches!(outcome, Outcome::Deferred(_) | Outcome::Expired { inquired: false });
-    match give_on(ctx, &lease, &release, turn).await {
+    match give_on(ctx, &lease, &release, turn).instrument(traces::release()).await {
         Ok(false) if called && !outcome.is_final() => lost(&outcome),
         Ok(_) => outcome,
         Err(away) => {

@@ -22,7 +22,7 @@ use self::{
     process::{Context, process},
 };
 use crate::{
-    broker::{BrokerOptions, Delivery, Intake, OpenError, Session, Taken},
+    broker::{BrokerOptions, Delivery, Intake, OnPublish, OpenError, Session, Taken},
     domain::{
         class::Codes,
         settle::{Policy, Settlement},
@@ -39,6 +39,9 @@ const YOUNG: Duration = Duration::from_secs(5);
 const YOUNG_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether jobs may be taken.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How often it is looked at what lies in the queues.
+const COUNT_EVERY: Duration = Duration::from_secs(15);
 
 /// All that a worker is made of.
 pub struct Worker {
@@ -124,10 +127,13 @@ impl Crew {
     fn new(worker: Worker, stop: CancellationToken) -> Self {
         let redis_up = worker.leases.up();
         let Worker { policy, metrics, .. } = worker;
+        let counted = Arc::clone(&metrics);
+        let on_publish: OnPublish = Arc::new(move |to, result| counted.published(to, result));
+        let broker = BrokerOptions { on_publish: Some(on_publish), ..worker.broker };
         let ctx = Context {
             gateway: worker.gateway,
             leases: worker.leases,
-            line: Line::new(worker.broker.prefetch, policy.defer_schedule.clone()),
+            line: Line::new(broker.prefetch, policy.defer_schedule.clone()),
             codes: worker.codes,
             policy,
             breaker: Breaker::new(worker.breaker, Arc::clone(&metrics)),
@@ -136,8 +142,8 @@ impl Crew {
             draining: CancellationToken::new(),
         };
         Self {
-            permits: Arc::new(Semaphore::new(worker.broker.prefetch.into())),
-            broker: worker.broker,
+            permits: Arc::new(Semaphore::new(broker.prefetch.into())),
+            broker,
             tasks: TaskTracker::new(),
             breaker_open: ctx.breaker.watch(),
             ctx: Arc::new(ctx),
@@ -162,9 +168,12 @@ impl Crew {
                 let session = Arc::clone(&session);
                 async move { session.watch().await }
             });
+            let counting = tokio::spawn(count_queues(Arc::clone(&session), Arc::clone(&self.ctx)));
             self.health.session(true);
             let ended = self.consume(&session).await;
             self.health.session(false);
+            counting.abort();
+            self.ctx.metrics.queues_unknown();
             if matches!(ended, Ended::Stopped) {
                 return Ok(self.drain(Some(&session)).await);
             }
@@ -244,7 +253,7 @@ impl Crew {
                 (Taken::Delivery(delivery), permit) => {
                     let ctx = Arc::clone(&self.ctx);
                     self.tasks.spawn(async move {
-                        let _in_flight = ctx.metrics.in_flight();
+                        let _in_flight = ctx.metrics.in_flight(delivery.born_ms());
                         process(ctx, *delivery).await;
                         drop(permit);
                     });
@@ -289,6 +298,22 @@ impl Crew {
             session.close().await;
         }
         drained
+    }
+}
+
+/// Looks now and then at what lies in the queues.
+async fn count_queues(session: Arc<Session>, ctx: Arc<Context>) {
+    loop {
+        match session.depths().await {
+            Ok(depths) => ctx
+                .metrics
+                .queues(depths.into_iter().map(|depth| (depth.kind, depth.name, depth.messages))),
+            Err(error) => {
+                ctx.metrics.queues_unknown();
+                tracing::debug!(%error, "what lies in the queues is not known");
+            }
+        }
+        tokio::time::sleep(COUNT_EVERY).await;
     }
 }
 

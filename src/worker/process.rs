@@ -6,11 +6,12 @@ use futures_util::FutureExt;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use super::{
     breaker::Breaker,
     call::{hold, posts_at_once},
-    line::{Entered, Line},
+    line::{Entered, Line, Turn},
     pace::Pace,
 };
 use crate::{
@@ -21,10 +22,11 @@ use crate::{
         job::Job,
         outcome::{Attempt, Deferral, Doubt, DoubtKind, Fate, Outcome, Sent},
         settle::{Policy, epoch_ms, settle},
+        trace::TraceContext,
     },
     gateway::Gateway,
-    lease::{Acquired, Away, Claim, Leases},
-    telemetry::Metrics,
+    lease::{Acquired, Away, Claim, Lease, Leases},
+    telemetry::{LeaseResult, Metrics, Times, traces},
 };
 
 /// A job in hand that can't begin (the breaker is open, Redis is away, others of its payment stand before it) is kept so
@@ -55,12 +57,26 @@ pub(super) struct Context {
 
 /// Takes one job to its settlement.
 pub(super) async fn process(ctx: Arc<Context>, delivery: Delivery) {
+    let span = traces::job(delivery.prefix(), delivery.trace().as_ref());
+    run(&ctx, delivery, &span).instrument(span.clone()).await;
+}
+
+async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
     let begun = Instant::now();
-    let attempt = attempt(&ctx, &delivery).await;
+    let attempt = attempt(ctx, &delivery).await;
     let now = OffsetDateTime::now_utc();
     let settlement = settle(&attempt, delivery.history(), &ctx.policy, now);
-    ctx.metrics.settled(delivery.history(), &attempt, &settlement, begun.elapsed());
-    if let Err(lost) = delivery.settle(settlement).await {
+    let age_ms = epoch_ms(now).saturating_sub(delivery.born_ms());
+    let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+    let times = Times { took: begun.elapsed(), age, now };
+    let settling = traces::settlement(span, &attempt, &settlement);
+    if let Some(context) = traces::context(&settling) {
+        delivery.continue_trace(&context);
+    }
+    let trace = delivery.trace();
+    let trace_id = trace.as_ref().map(TraceContext::trace_id);
+    ctx.metrics.settled(delivery.history(), &attempt, &settlement, &times, trace_id);
+    if let Err(lost) = delivery.settle(settlement).instrument(settling).await {
         tracing::info!(captureRequestId = attempt.subject.capture_request_id, %lost, "not settled");
     }
 }
@@ -124,6 +140,26 @@ impl Ended {
 
 /// Takes the payment's turn and lease, calls the gateway, gives lease and turn to the next.
 async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
+    let begun = Instant::now();
+    let span = traces::lease();
+    let (result, waited) = wait(ctx, delivery, job).instrument(span.clone()).await;
+    ctx.metrics.lease_wait(result, begun.elapsed());
+    traces::say(&span, "capture.lease", result.name());
+    match waited {
+        Waited::Granted(lease, turn) => hold(ctx, job, delivery.history(), lease, turn).await,
+        Waited::Over(ended) => ended,
+    }
+}
+
+/// What came of waiting for the payment's lease.
+enum Waited {
+    /// It is ours, for this job; with the payment's turn in this worker, if the job stood in line.
+    Granted(Lease, Option<Turn>),
+    /// There is nothing to do with it.
+    Over(Ended),
+}
+
+async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResult, Waited) {
     let history = delivery.history();
     let claim = Claim::of(job, posts_at_once(ctx, history, job));
     let given_up = async {
@@ -135,29 +171,39 @@ async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
     let entered = ctx.line.enter(&job.payment_id, &claim, history.first_seen_ms, given_up).await;
     let (turn, handed) = match entered {
         Entered::Turn(turn, handed) => (Some(turn), handed),
-        Entered::Full(_) if ctx.draining.is_cancelled() => return Ended::handed_back(),
+        Entered::Full(_) if ctx.draining.is_cancelled() => {
+            return (LeaseResult::Unavailable, Waited::Over(Ended::handed_back()));
+        }
         // A job at the end of its time asks Redis even so: whether it was sent decides how it ends.
         Entered::Full(_) if is_old(ctx, history) => (None, None),
         Entered::Full(wait) => {
-            return Ended::deferred(Deferral::LineFull(wait), Sent::Unknown);
+            let deferred = Ended::deferred(Deferral::LineFull(wait), Sent::Unknown);
+            return (LeaseResult::LineFull, Waited::Over(deferred));
         }
     };
-    let acquired = match handed {
+    let (result, acquired) = match handed {
         Some(acquired @ (Acquired::Taken(_) | Acquired::Known(_) | Acquired::OnHold { .. })) => {
-            Ok(acquired)
+            (LeaseResult::HandedOver, Ok(acquired))
         }
-        Some(Acquired::Held { .. }) | None => acquire(ctx, delivery, &claim, turn.is_some()).await,
+        Some(Acquired::Held { .. }) | None => {
+            (LeaseResult::Taken, acquire(ctx, delivery, &claim, turn.is_some()).await)
+        }
     };
-    match acquired {
+    let over = match acquired {
+        Ok(Acquired::Taken(lease)) => return (result, Waited::Granted(lease, turn)),
+        Ok(Acquired::Known(fate)) => (LeaseResult::Known, Ended::known(fate)),
+        Ok(Acquired::Held { marked, .. }) => {
+            (LeaseResult::Held, Ended::deferred(Deferral::LeaseHeld, sent(marked)))
+        }
+        Ok(Acquired::OnHold { marked }) => {
+            (LeaseResult::OnHold, Ended::deferred(Deferral::HoldOfAnother, sent(marked)))
+        }
         Err(ended) => {
             give_up(ctx, claim).await;
-            ended
+            (LeaseResult::of_given_up(&ended.outcome), ended)
         }
-        Ok(Acquired::Known(fate)) => Ended::known(fate),
-        Ok(Acquired::Held { marked, .. }) => Ended::deferred(Deferral::LeaseHeld, sent(marked)),
-        Ok(Acquired::OnHold { marked }) => Ended::deferred(Deferral::HoldOfAnother, sent(marked)),
-        Ok(Acquired::Taken(lease)) => hold(ctx, job, history, lease, turn).await,
-    }
+    };
+    (over.0, Waited::Over(over.1))
 }
 
 const fn sent(marked: bool) -> Sent {

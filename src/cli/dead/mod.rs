@@ -157,7 +157,7 @@ impl Opened {
         watch: &Watch,
     ) -> Result<Self, Exit> {
         // An error says that logs go somewhere already.
-        drop(telemetry::start_logging(settings.log.format, "capture_worker=warn"));
+        drop(telemetry::start(settings.log.format, "capture_worker=warn", None));
         let (broker, leases) =
             match (settings::broker_options(settings), settings::leases(settings)) {
                 (Ok(broker), Ok(leases)) => (broker, leases),

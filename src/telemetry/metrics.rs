@@ -1,0 +1,391 @@
+//! The metrics of a worker: names, units and labels as the README's table has them. Every label set is bounded.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+use time::OffsetDateTime;
+
+use crate::domain::{
+    outcome::{Deferral, Outcome},
+    settle::epoch_ms,
+};
+
+/// Bounds of the times of calls and decisions, in seconds.
+const SECONDS: [f64; 12] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+/// Bounds of waits for a lease, in seconds; a job is kept in hand for a minute.
+const WAIT_SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
+/// Bounds of the ages of jobs that end, in seconds: the default schedule goes on for ten hours, and ages end at a day.
+const AGE_SECONDS: [f64; 12] =
+    [0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 10_800.0, 21_600.0, 86_400.0];
+
+/// A label's value that is known when the program is built.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Text(pub(super) &'static str);
+
+impl EncodeLabelValue for Text {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        encoder.write_str(self.0)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OutcomeLabel {
+    pub(super) outcome: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ReasonLabel {
+    pub(super) reason: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SettlementLabels {
+    pub(super) settlement: Text,
+    pub(super) class: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct EndLabel {
+    pub(super) settlement: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct MoneyLabels {
+    pub(super) settlement: Text,
+    pub(super) class: Text,
+    pub(super) currency: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct WithinLabel {
+    pub(super) within: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabel {
+    call: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PublishLabels {
+    to: Text,
+    result: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueLabels {
+    kind: Text,
+    name: String,
+}
+
+type Times<L> = Family<L, Histogram, fn() -> Histogram>;
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// The metrics of a worker.
+pub struct Metrics {
+    registry: Registry,
+    pub(super) outcomes: Family<OutcomeLabel, Counter>,
+    pub(super) attempts: Counter,
+    pub(super) doubts: Family<ReasonLabel, Counter>,
+    pub(super) deferrals: Family<ReasonLabel, Counter>,
+    pub(super) settlements: Family<SettlementLabels, Counter>,
+    pub(super) settled_money: Family<MoneyLabels, Counter>,
+    pub(super) expiring_jobs: Family<WithinLabel, Counter>,
+    pub(super) job_seconds: Histogram,
+    pub(super) job_age_seconds: Times<EndLabel>,
+    gateway_seconds: Times<CallLabel>,
+    lease_seconds: Times<CallLabel>,
+    lease_acquisitions: Family<ResultLabel, Counter>,
+    lease_wait_seconds: Histogram,
+    publishes: Family<PublishLabels, Counter>,
+    queue_messages: Family<QueueLabels, Gauge>,
+    queue_nonempty_seconds: Family<QueueLabels, Seconds>,
+    nonempty_since: Mutex<HashMap<QueueLabels, Instant>>,
+    jobs_in_flight: Gauge,
+    oldest_job_age_seconds: Seconds,
+    in_hand: Arc<Mutex<InHand>>,
+    breaker_open: Gauge,
+    breaker_openings: Counter,
+    calls_per_second_max: Gauge,
+}
+
+/// When the jobs in hand were born, in epoch milliseconds, the oldest first; told apart by a number.
+#[derive(Default)]
+struct InHand {
+    begun: u64,
+    born: BTreeSet<(i64, u64)>,
+}
+
+/// How a job's wait for the lease of its payment ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseResult {
+    /// Taken at Redis.
+    Taken,
+    /// Handed over by the job before it in this worker.
+    HandedOver,
+    /// Not needed: the outcome of this id is known.
+    Known,
+    /// Another worker has it.
+    Held,
+    /// Another id of the payment is in doubt.
+    OnHold,
+    /// Too many jobs of the payment wait in this worker.
+    LineFull,
+    /// Given up: Redis was away, captures paused, or the worker drains.
+    Unavailable,
+}
+
+impl LeaseResult {
+    /// Of a job that asked Redis, and was given up as this outcome.
+    #[must_use]
+    pub const fn of_given_up(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Deferred(Deferral::LeaseHeld) => Self::Held,
+            _ => Self::Unavailable,
+        }
+    }
+
+    /// The name in labels.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::HandedOver => "handed_over",
+            Self::Known => "known",
+            Self::Held => "held",
+            Self::OnHold => "on_hold",
+            Self::LineFull => "line_full",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
+        let ages: fn() -> Histogram = || Histogram::new(AGE_SECONDS);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("capture_worker"),
+            outcomes: Family::default(),
+            attempts: Counter::default(),
+            doubts: Family::default(),
+            deferrals: Family::default(),
+            settlements: Family::default(),
+            settled_money: Family::default(),
+            expiring_jobs: Family::default(),
+            job_seconds: Histogram::new(SECONDS),
+            job_age_seconds: Family::new_with_constructor(ages),
+            gateway_seconds: Family::new_with_constructor(histogram),
+            lease_seconds: Family::new_with_constructor(histogram),
+            lease_acquisitions: Family::default(),
+            lease_wait_seconds: Histogram::new(WAIT_SECONDS),
+            publishes: Family::default(),
+            queue_messages: Family::default(),
+            queue_nonempty_seconds: Family::default(),
+            nonempty_since: Mutex::default(),
+            jobs_in_flight: Gauge::default(),
+            oldest_job_age_seconds: Seconds::default(),
+            in_hand: Arc::default(),
+            breaker_open: Gauge::default(),
+            breaker_openings: Counter::default(),
+            calls_per_second_max: Gauge::default(),
+        };
+        metrics.register_jobs();
+        metrics.register_services();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register_jobs(&mut self) {
+        let registry = &mut self.registry;
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What runs", build);
+        registry.register("attempts", "Attempts spent", self.attempts.clone());
+        registry.register("outcomes", "What deliveries came to", self.outcomes.clone());
+        registry.register("doubts", "Outcomes in doubt, by what raised it", self.doubts.clone());
+        registry.register("deferrals", "Deferrals, by reason", self.deferrals.clone());
+        let help = "What was done with deliveries; class of dead letters, else none";
+        registry.register("settlements", help, self.settlements.clone());
+        let help = "Money captured and given up, in the smallest unit of its currency";
+        registry.register("settled_money", help, self.settled_money.clone());
+        let help = "Jobs put back whose expiresAt comes so soon after their next try";
+        registry.register("expiring_jobs", help, self.expiring_jobs.clone());
+        let (help, unit) = ("Time from delivery to decision", Unit::Seconds);
+        registry.register_with_unit("job", help, unit, self.job_seconds.clone());
+        let (help, unit) = ("Age of jobs that end", Unit::Seconds);
+        registry.register_with_unit("job_age", help, unit, self.job_age_seconds.clone());
+        let help = "Jobs begun and not ended";
+        registry.register("jobs_in_flight", help, self.jobs_in_flight.clone());
+        let (help, unit) = ("Age of the oldest job in flight", Unit::Seconds);
+        registry.register_with_unit(
+            "oldest_job_age",
+            help,
+            unit,
+            self.oldest_job_age_seconds.clone(),
+        );
+    }
+
+    fn register_services(&mut self) {
+        let registry = &mut self.registry;
+        let (help, unit) = ("Time of a call to the gateway", Unit::Seconds);
+        registry.register_with_unit("gateway", help, unit, self.gateway_seconds.clone());
+        let (help, unit) = ("Time of a call to Redis for the lease", Unit::Seconds);
+        registry.register_with_unit("lease", help, unit, self.lease_seconds.clone());
+        let help = "How waits for the lease of a payment ended";
+        registry.register("lease_acquisitions", help, self.lease_acquisitions.clone());
+        let (help, unit) = ("Time from delivery to the lease", Unit::Seconds);
+        registry.register_with_unit("lease_wait", help, unit, self.lease_wait_seconds.clone());
+        let help = "Messages published, by exchange, and what the broker said";
+        registry.register("publishes", help, self.publishes.clone());
+        let help = "Messages ready in a queue of the broker";
+        registry.register("queue_messages", help, self.queue_messages.clone());
+        let (help, unit) = ("How long this process has not seen the queue empty", Unit::Seconds);
+        registry.register_with_unit(
+            "queue_nonempty",
+            help,
+            unit,
+            self.queue_nonempty_seconds.clone(),
+        );
+        let help = "1 while captures pause because the gateway answers nobody, else 0";
+        registry.register("breaker_open", help, self.breaker_open.clone());
+        let help = "How often captures began to pause";
+        registry.register("breaker_openings", help, self.breaker_openings.clone());
+        let help = "The pace of calls to the gateway at present; 0: as they come";
+        registry.register("calls_per_second_max", help, self.calls_per_second_max.clone());
+    }
+
+    /// The breaker opened, or closed.
+    pub fn breaker(&self, is_open: bool) {
+        self.breaker_open.set(i64::from(is_open));
+        if is_open {
+            self.breaker_openings.inc();
+        }
+    }
+
+    /// How many calls a second may leave at present; 0: as they come.
+    pub fn pace(&self, calls_per_second: u64) {
+        self.calls_per_second_max.set(i64::try_from(calls_per_second).unwrap_or(i64::MAX));
+    }
+
+    /// What keeps calls to the gateway back, for people.
+    #[must_use]
+    pub fn guard(&self) -> String {
+        let breaker = if self.breaker_open.get() == 0 { "closed" } else { "open" };
+        match self.calls_per_second_max.get() {
+            0 => format!("breaker {breaker}, calls not limited"),
+            max => format!("breaker {breaker}, at most {max} calls a second"),
+        }
+    }
+
+    /// One job begun, born then (epoch milliseconds); ended when the guard is dropped.
+    #[must_use]
+    pub fn in_flight(&self, born_ms: i64) -> InFlight {
+        self.jobs_in_flight.inc();
+        let mut in_hand = lock(&self.in_hand);
+        in_hand.begun += 1;
+        let entry = (born_ms, in_hand.begun);
+        in_hand.born.insert(entry);
+        InFlight { gauge: self.jobs_in_flight.clone(), in_hand: Arc::clone(&self.in_hand), entry }
+    }
+
+    /// A call to the gateway took so long.
+    pub fn called(&self, call: &'static str, took: Duration) {
+        self.gateway_seconds
+            .get_or_create(&CallLabel { call: Text(call) })
+            .observe(took.as_secs_f64());
+    }
+
+    /// A call to Redis took so long.
+    pub fn leased(&self, call: &'static str, took: Duration) {
+        self.lease_seconds
+            .get_or_create(&CallLabel { call: Text(call) })
+            .observe(took.as_secs_f64());
+    }
+
+    /// A wait for a lease ended so, after so long.
+    pub fn lease_wait(&self, result: LeaseResult, waited: Duration) {
+        let label = ResultLabel { result: Text(result.name()) };
+        self.lease_acquisitions.get_or_create(&label).inc();
+        if matches!(result, LeaseResult::Taken | LeaseResult::HandedOver) {
+            self.lease_wait_seconds.observe(waited.as_secs_f64());
+        }
+    }
+
+    /// A message was published to this exchange (named without its prefix), and the broker said this.
+    pub fn published(&self, to: &'static str, result: &'static str) {
+        let labels = PublishLabels { to: Text(to), result: Text(result) };
+        self.publishes.get_or_create(&labels).inc();
+    }
+
+    /// What lies in the queues now, as (kind, name, messages); those that are not among them are not known.
+    pub fn queues(&self, depths: impl IntoIterator<Item = (&'static str, String, u32)>) {
+        let now = Instant::now();
+        let mut since = lock(&self.nonempty_since);
+        self.queues_unknown();
+        for (kind, name, messages) in depths {
+            let labels = QueueLabels { kind: Text(kind), name };
+            self.queue_messages.get_or_create(&labels).set(messages.into());
+            let seconds = if messages == 0 {
+                since.remove(&labels);
+                Duration::ZERO
+            } else {
+                now - *since.entry(labels.clone()).or_insert(now)
+            };
+            self.queue_nonempty_seconds.get_or_create(&labels).set(seconds.as_secs_f64());
+        }
+    }
+
+    /// What lies in the queues is not known at present.
+    pub fn queues_unknown(&self) {
+        self.queue_messages.clear();
+        self.queue_nonempty_seconds.clear();
+    }
+
+    /// All metrics in the text form of Prometheus.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let oldest_ms = lock(&self.in_hand).born.first().map(|(born_ms, _)| *born_ms);
+        let age_ms = oldest_ms.map_or(0, |born_ms| {
+            epoch_ms(OffsetDateTime::now_utc()).saturating_sub(born_ms).max(0)
+        });
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        self.oldest_job_age_seconds.set(age.as_secs_f64());
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap_or_default();
+        text
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A job in flight.
+pub struct InFlight {
+    gauge: Gauge,
+    in_hand: Arc<Mutex<InHand>>,
+    entry: (i64, u64),
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        lock(&self.in_hand).born.remove(&self.entry);
+    }
+}

@@ -1,0 +1,134 @@
+//! What was decided about a delivery: one line of log, and the counters.
+
+use std::{borrow::Cow, time::Duration};
+
+use time::OffsetDateTime;
+
+use super::metrics::{
+    EndLabel, Metrics, MoneyLabels, OutcomeLabel, ReasonLabel, SettlementLabels, Text, WithinLabel,
+};
+use crate::domain::{
+    class::Class,
+    history::History,
+    outcome::{Attempt, Outcome},
+    settle::Settlement,
+};
+
+/// How soon after the next try a job's `expiresAt` must come to be counted, the nearest first.
+const SOON: [(&str, Duration); 3] = [
+    ("10m", Duration::from_secs(600)),
+    ("1h", Duration::from_secs(3_600)),
+    ("6h", Duration::from_secs(21_600)),
+];
+
+/// When a job was had, decided and born.
+pub struct Times {
+    /// From delivery to decision.
+    pub took: Duration,
+    /// Since the publisher wrote it, or since a worker first had it.
+    pub age: Duration,
+    /// The time of the decision.
+    pub now: OffsetDateTime,
+}
+
+impl Metrics {
+    /// Counts and logs a decision: one line for each.
+    pub fn settled(
+        &self,
+        history: &History,
+        attempt: &Attempt,
+        settlement: &Settlement,
+        times: &Times,
+        trace_id: Option<&str>,
+    ) {
+        let outcome = &attempt.outcome;
+        let label = OutcomeLabel { outcome: Text(outcome.name()) };
+        self.outcomes.get_or_create(&label).inc();
+        let name = settlement.name();
+        let class = settlement.class().map_or("none", Class::name);
+        let attempts = settlement.attempts(history);
+        if attempts > history.attempts {
+            self.attempts.inc();
+        }
+        match outcome {
+            Outcome::InDoubt(doubt) => {
+                let label = ReasonLabel { reason: Text(doubt.kind.name()) };
+                self.doubts.get_or_create(&label).inc();
+            }
+            Outcome::Deferred(deferral) => {
+                let label = ReasonLabel { reason: Text(deferral.name()) };
+                self.deferrals.get_or_create(&label).inc();
+            }
+            _ => {}
+        }
+        let labels = SettlementLabels { settlement: Text(name), class: Text(class) };
+        self.settlements.get_or_create(&labels).inc();
+        if !attempt.remembered && matches!(name, "captured" | "dead") {
+            self.count_end(attempt, name, class, times.age);
+        }
+        if let Settlement::Retry { delay, .. } = settlement {
+            self.count_expiring(attempt, times.now, *delay);
+        }
+        self.job_seconds.observe(times.took.as_secs_f64());
+        tracing::info!(
+            captureRequestId = attempt.subject.capture_request_id,
+            paymentId = attempt.subject.payment_id,
+            trace_id,
+            outcome = outcome.name(),
+            reason = reason(outcome).as_deref(),
+            settlement = name,
+            class,
+            attempts,
+            delay_ms = delay_ms(settlement),
+            took_ms = %times.took.as_millis(),
+            "settling"
+        );
+    }
+
+    /// A copy of what was settled before is no more money, and no end.
+    fn count_end(
+        &self,
+        attempt: &Attempt,
+        settlement: &'static str,
+        class: &'static str,
+        age: Duration,
+    ) {
+        let label = EndLabel { settlement: Text(settlement) };
+        self.job_age_seconds.get_or_create(&label).observe(age.as_secs_f64());
+        if let Some(amount) = attempt.subject.capture_amount {
+            let currency = Text(amount.currency().code());
+            let labels = MoneyLabels { settlement: Text(settlement), class: Text(class), currency };
+            self.settled_money.get_or_create(&labels).inc_by(amount.value());
+        }
+    }
+
+    /// A job that will be tried again only shortly before its time is over, or after.
+    fn count_expiring(&self, attempt: &Attempt, now: OffsetDateTime, delay: Duration) {
+        // Past it, a job that may have been sent is pursued to its end.
+        let ahead = attempt.subject.expires_at.filter(|expires_at| now < *expires_at);
+        let Some(left) = ahead.map(|expires_at| expires_at - now - delay) else { return };
+        let soon = SOON.iter().find(|(_, within)| left <= *within);
+        if let Some((within, _)) = soon {
+            self.expiring_jobs.get_or_create(&WithinLabel { within: Text(within) }).inc();
+        }
+    }
+}
+fn delay_ms(settlement: &Settlement) -> Option<u64> {
+    match settlement {
+        Settlement::Retry { delay, .. } => u64::try_from(delay.as_millis()).ok(),
+        _ => None,
+    }
+}
+
+fn reason(outcome: &Outcome) -> Option<Cow<'_, str>> {
+    match outcome {
+        Outcome::InDoubt(doubt) => Some((&doubt.reason).into()),
+        Outcome::NotSent(reason) => Some(reason.into()),
+        Outcome::Failed(verdict) | Outcome::Closed(verdict) | Outcome::Account(verdict) => {
+            verdict.code.as_ref().map(Cow::from)
+        }
+        Outcome::Deferred(deferral) => Some(deferral.name().into()),
+        Outcome::Malformed(error) => Some(error.to_string().into()),
+        _ => None,
+    }
+}
