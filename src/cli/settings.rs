@@ -76,6 +76,7 @@ pub(super) fn leases(settings: &Settings) -> Result<Leases, Vec<String>> {
         ttl: settings.lease.ttl,
         hold_in_doubt: settings.lease.hold_in_doubt,
         remember: settings.lease.remember,
+        longest_call: settings.gateway.timeout,
     };
     Leases::new(&options, times).map_err(|error| vec![error.to_string()])
 }

@@ -1,7 +1,7 @@
 //! The one connection to Redis: single server, Cluster or Sentinel; watched, and made again whenever it fails.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,11 +17,15 @@ use redis::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::guard;
+
 /// How long Redis may take to answer, and to be connected to.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a quiet connection is tried.
-const PING_EVERY: Duration = Duration::from_secs(1);
+pub(super) const PING_EVERY: Duration = Duration::from_secs(1);
+/// Whoever has a connection knows within this that it has failed: by the next try, and its time-out.
+const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
@@ -58,16 +62,20 @@ enum Target {
 /// The connection, and whether it works.
 pub(super) struct Link {
     target: Target,
-    wire: Mutex<Option<Wire>>,
+    /// The connection, and a number that grows with each.
+    wire: Mutex<(u64, Option<Wire>)>,
+    /// The longest that a capture call may take.
+    longest_call: Duration,
     up: watch::Sender<bool>,
     failed: Notify,
 }
 
 impl Link {
-    pub(super) fn new(options: &RedisOptions) -> Result<Arc<Self>, BadUrl> {
+    pub(super) fn new(options: &RedisOptions, longest_call: Duration) -> Result<Arc<Self>, BadUrl> {
         let target = Target::parse(options)?;
         let (up, _) = watch::channel(false);
-        Ok(Arc::new(Self { target, wire: Mutex::new(None), up, failed: Notify::new() }))
+        let (wire, failed) = (Mutex::new((0, None)), Notify::new());
+        Ok(Arc::new(Self { target, wire, longest_call, up, failed }))
     }
 
     /// Keeps the connection until the token is cancelled.
@@ -83,7 +91,7 @@ impl Link {
                 kept = kept => kept.err(),
             };
             let was_up = self.up.send_replace(false);
-            *self.wire.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.lock().1 = None;
             if was_up || backoff == BACKOFF_MIN {
                 let error = error.map(|error| describe(&error)).unwrap_or_default();
                 tracing::warn!(error, "Redis is away: no capture begins without a lease");
@@ -101,7 +109,14 @@ impl Link {
     /// Holds a fresh connection up as long as it answers.
     async fn keep(&self, mut wire: Wire, backoff: &mut Duration) -> RedisResult<()> {
         ping(&mut wire).await?;
-        *self.wire.lock().unwrap_or_else(PoisonError::into_inner) = Some(wire.clone());
+        let server = guard::server(&mut wire).await?;
+        let (server, is_new) = (server.as_deref(), self.lock().0 == 0);
+        let calls_end_within = self.longest_call + NOTICED_WITHIN;
+        guard::settle(&mut wire, server, is_new, calls_end_within).await?;
+        {
+            let mut current = self.lock();
+            *current = (current.0 + 1, Some(wire.clone()));
+        }
         self.up.send_replace(true);
         tracing::info!("Redis answers");
         *backoff = BACKOFF_MIN;
@@ -111,12 +126,23 @@ impl Link {
                 () = self.failed.notified() => {}
             }
             ping(&mut wire).await?;
+            guard::check(&mut wire, server).await?;
         }
     }
 
     /// The connection, if there is one that works.
     pub(super) fn wire(&self) -> Option<Wire> {
-        self.wire.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().1.clone()
+    }
+
+    /// Which connection it is, if there is one: leases that were taken on another one may be lost.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        let current = self.lock();
+        current.1.as_ref().map(|_| current.0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, Option<Wire>)> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A call on the connection failed: look at it now rather than at the next tick.
@@ -131,7 +157,7 @@ impl Link {
 }
 
 /// Whether Redis takes writes: one that only answers (a replica, a full memory, too few replicas) gives no leases.
-async fn ping(wire: &mut Wire) -> RedisResult<()> {
+pub(super) async fn ping(wire: &mut Wire) -> RedisResult<()> {
     redis::cmd("SET").arg(&["capture:ping", "1", "PX", "1000"]).query_async(wire).await
 }
 

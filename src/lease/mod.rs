@@ -3,11 +3,13 @@
 //!
 //! Keys, all of one payment in one Cluster slot: `capture:{<paymentId>}:lease` (the token of an acquisition), `:hold`
 //! (that token and the id in doubt), `:line` (the tokens that wait for the lease, first come first served), `:sent:<id>`
-//! (the token that first marked it), `:known:<id>` (its final outcome).
+//! (the token that first marked it), `:known:<id>` (its final outcome). Which server they are good at stands in
+//! `capture:server` (see `guard`).
 //!
 //! The lease orders captures; money safety rests on the idempotency key. Nothing here decides what an outcome means.
 
 mod claim;
+mod guard;
 mod inspect;
 mod link;
 
@@ -41,6 +43,8 @@ pub struct LeaseTimes {
     pub hold_in_doubt: Duration,
     /// A known outcome, and the mark of a sent id.
     pub remember: Duration,
+    /// The longest that a capture call may take: so long nobody takes a lease at a Redis that may have lost some.
+    pub longest_call: Duration,
 }
 
 /// Takes and gives back leases.
@@ -87,6 +91,8 @@ pub struct Lease {
     hold_left_ms: i64,
     taken: Instant,
     until: Instant,
+    /// The connection that it was taken or renewed by.
+    epoch: Option<u64>,
 }
 
 /// Redis did not answer, or not as it should.
@@ -115,7 +121,11 @@ impl Leases {
             release: script!("release.lua"),
             hand_over: script!("hand_over.lua"),
         };
-        Ok(Self { link: Link::new(options)?, scripts: Arc::new(scripts), times })
+        Ok(Self {
+            link: Link::new(options, times.longest_call)?,
+            scripts: Arc::new(scripts),
+            times,
+        })
     }
 
     /// Connects, and connects again whenever Redis was away, until the token is cancelled.
@@ -140,7 +150,7 @@ impl Leases {
     /// # Errors
     /// Redis is away; whether the lease was taken is not known, and asking again with the same claim is safe.
     pub async fn acquire(&self, claim: &Claim, waits: bool) -> Result<Acquired, Away> {
-        let asked = Instant::now();
+        let asked = (Instant::now(), self.link.epoch());
         let mut call = self.call(&self.scripts.acquire, claim);
         call.arg(claim.amount()).arg(i64::from(claim.posts())).arg(i64::from(waits));
         let taken = self.run(&call).await?;
@@ -152,10 +162,7 @@ impl Leases {
     /// # Errors
     /// Redis is away.
     pub async fn forget(&self, claim: &Claim) -> Result<(), Away> {
-        let now = Instant::now();
-        let lease =
-            Lease { claim: claim.clone(), marked: false, hold_left_ms: -2, taken: now, until: now };
-        self.release(&lease, &Release::Forget).await.map(drop)
+        self.release(&Lease::none(claim), &Release::Forget).await.map(drop)
     }
 
     /// Records what an inquiry proved about an id whose outcome is on record already: a capture stands against a failure.
@@ -163,10 +170,7 @@ impl Leases {
     /// # Errors
     /// Redis is away.
     pub async fn remember(&self, claim: &Claim, fate: Fate) -> Result<(), Away> {
-        let now = Instant::now();
-        let none =
-            Lease { claim: claim.clone(), marked: false, hold_left_ms: -2, taken: now, until: now };
-        self.release(&none, &Release::Final(fate)).await.map(drop)
+        self.release(&Lease::none(claim), &Release::Final(fate)).await.map(drop)
     }
 
     /// Makes sure that a call of this length ends within the lease; before a capture that was not announced when the
@@ -175,12 +179,19 @@ impl Leases {
     /// # Errors
     /// Redis is away.
     pub async fn renew(&self, lease: &mut Lease, posts: bool) -> Result<bool, Away> {
-        let asked = Instant::now();
+        let (asked, epoch) = (Instant::now(), self.link.epoch());
         let mut call = self.call(&self.scripts.renew, &lease.claim);
         call.arg(lease.claim.amount()).arg(i64::from(posts));
         let renewed: i64 = self.run(&call).await?;
         lease.until = asked + self.times.ttl;
+        lease.epoch = epoch;
         Ok(renewed == 1)
+    }
+
+    /// Whether Redis has been there since the lease was taken. If not, it may be lost: renew it before a call.
+    #[must_use]
+    pub fn is_current(&self, lease: &Lease) -> bool {
+        lease.epoch.is_some() && lease.epoch == self.link.epoch()
     }
 
     /// Gives the lease back, to whoever is next in line. `false`: it was lost before.
@@ -205,7 +216,7 @@ impl Leases {
         next: &Claim,
         stays: bool,
     ) -> Result<(bool, Acquired), Away> {
-        let asked = Instant::now();
+        let asked = (Instant::now(), self.link.epoch());
         let mut call = self.release_call(&self.scripts.hand_over, lease, release)?;
         call.key(next.mark_key()).key(next.known_key());
         call.arg(i64::from(stays)).arg(next.token()).arg(next.id());
@@ -216,7 +227,13 @@ impl Leases {
         Ok((mine == 1, self.acquired(taken, next, asked)?))
     }
 
-    fn acquired(&self, taken: Taken, claim: &Claim, asked: Instant) -> Result<Acquired, Away> {
+    /// `asked`: when, and by which connection.
+    fn acquired(
+        &self,
+        taken: Taken,
+        claim: &Claim,
+        (asked, epoch): (Instant, Option<u64>),
+    ) -> Result<Acquired, Away> {
         let (verb, detail, marked, hold_left_ms, place) = taken;
         let marked = marked == 1;
         Ok(match verb.as_str() {
@@ -226,6 +243,7 @@ impl Leases {
                 hold_left_ms,
                 taken: asked,
                 until: asked + self.times.ttl,
+                epoch,
             }),
             "known" => Acquired::Known(read_fate(&detail)?),
             "hold" => Acquired::OnHold { marked },
@@ -239,7 +257,7 @@ impl Leases {
         for key in claim.keys() {
             call.key(key);
         }
-        let LeaseTimes { ttl, hold_in_doubt, remember } = self.times;
+        let LeaseTimes { ttl, hold_in_doubt, remember, .. } = self.times;
         for time in [ttl, hold_in_doubt, remember, GRANT] {
             call.arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         }
@@ -291,6 +309,13 @@ fn read_fate(known: &str) -> Result<Fate, Away> {
 }
 
 impl Lease {
+    /// What was never taken, to release what belongs to a claim.
+    fn none(claim: &Claim) -> Self {
+        let now = Instant::now();
+        let claim = claim.clone();
+        Self { claim, marked: false, hold_left_ms: -2, taken: now, until: now, epoch: None }
+    }
+
     /// Whether an earlier acquisition marked this id as sent.
     #[must_use]
     pub const fn marked(&self) -> bool {

@@ -132,7 +132,9 @@ impl UnderLease<'_> {
         if self.ctx.breaker.is_open() {
             return Some(Outcome::Deferred(Deferral::GatewayPaused));
         }
-        if self.lease.left() >= timeout + LEASE_MARGIN && announced != Some(false) {
+        let is_good =
+            self.lease.left() >= timeout + LEASE_MARGIN && self.ctx.leases.is_current(self.lease);
+        if is_good && announced != Some(false) {
             return None;
         }
         match self.ctx.leases.renew(self.lease, announced.is_some()).await {

@@ -166,7 +166,7 @@ async fn redis_that_is_killed_under_load_pauses_the_work_and_loses_nothing() {
     shop.assert_clean_books();
 }
 
-/// Leases that are forgotten let captures of one payment side by side, but no id is captured twice.
+/// Whoever comes back waits for the calls whose leases were forgotten.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_that_forgets_everything_under_load_loses_nothing() {
     let rabbit = shared_rabbit().await.unwrap();
@@ -180,6 +180,7 @@ async fn redis_that_forgets_everything_under_load_loses_nothing() {
         redis.start_again().await.unwrap();
     }
     assert_all_captured_once(&shop, 150).await;
+    shop.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,7 @@ const TIMES: LeaseTimes = LeaseTimes {
     ttl: Duration::from_secs(30),
     hold_in_doubt: Duration::from_secs(600),
     remember: Duration::from_secs(3600),
+    longest_call: Duration::from_secs(1),
 };
 
 /// Leases at a server, connected.

@@ -11,6 +11,7 @@ mod contention;
 mod contract;
 mod doubt;
 mod faults;
+mod forgets;
 mod hostile;
 mod leases;
 mod letters;

@@ -1,0 +1,121 @@
+//! A Redis that lost leases: no capture begins before the calls under them have ended.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    shop::{LIMIT, Shop, Worker, job},
+    support::{
+        poll::eventually,
+        proxy::Proxy,
+        servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
+    },
+};
+
+const SETTLES: &str = "another Redis answers, or one that was emptied";
+const ANSWERS: &str = "Redis answers";
+
+fn said(worker: &Worker, words: &str) -> usize {
+    worker.process.stderr().matches(words).count()
+}
+
+fn has(redis: &PrivateRedis, key: &str) -> bool {
+    matches!(redis.cmd(&["EXISTS", key]), Ok(Reply::Int(1)))
+}
+
+/// A shop at a Redis of its own, whose workers have one job in hand each.
+async fn shop_at(redis_url: &str) -> Shop {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open_at(&rabbit.url(), redis_url, Duration::ZERO).await;
+    shop.set("BROKER__PREFETCH", "1").set("GATEWAY__TIMEOUT", "5s").set("DRAIN__TIMEOUT", "15s")
+}
+
+/// The first capture of a payment is under way, and Redis loses everything: the second, in another worker, waits for it.
+async fn captures_after(what: &str, lose: impl AsyncFnOnce(&mut PrivateRedis)) {
+    let mut redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let shop = shop_at(&redis.url()).await;
+    let workers = [shop.worker().await, shop.worker().await];
+    shop.script("p", json!([{"answer": "honest", "delay_ms": 4500, "captureRequestId": "first"}]));
+    shop.publish(&job("first", "p", 100)).await;
+    eventually("the first is under way", LIMIT, async || has(&redis, "capture:{p}:lease")).await;
+    lose(&mut redis).await;
+    // That it was emptied is noticed within a second; nobody can close that.
+    eventually("a worker notices", LIMIT, async || {
+        workers.iter().any(|worker| said(worker, SETTLES) > 0)
+    })
+    .await;
+    shop.publish(&job("second", "p", 100)).await;
+    for id in ["first", "second"] {
+        shop.ends_as(id, "CAPTURED", None).await;
+    }
+    shop.assert_clean_books();
+    assert_eq!(shop.posts("p", "first"), 1, "{what}: its answer was heard");
+    assert!(has(&redis, "capture:server"), "{what}: the new server is named");
+    assert!(!has(&redis, "capture:settling"), "{what}: the wait is over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_empty_lets_no_capture_begin_beside_one_under_way() {
+    captures_after("restarted", async |redis| {
+        redis.kill9();
+        redis.start_again().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_emptied_lets_no_capture_begin_beside_one_under_way() {
+    captures_after("emptied", async |redis| {
+        redis.cmd(&["FLUSHALL"]).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_worker_waits_too_where_another_server_is_named() {
+    let mut redis = PrivateRedis::start(Persistence::Always).await.unwrap();
+    let shop = shop_at(&redis.url()).await.set("GATEWAY__TIMEOUT", "1s");
+    let mut first = shop.worker().await;
+    assert_eq!(said(&first, SETTLES), 0, "where nothing was written nothing was lost");
+    assert_eq!(first.drain().await, Some(0));
+    let second = shop.worker().await;
+    assert_eq!(said(&second, SETTLES), 0, "the same server");
+    drop(second);
+    redis.stop().await.unwrap();
+    redis.start_again().await.unwrap();
+    let third = shop.worker().await;
+    assert_eq!(said(&third, SETTLES), 1, "another run of the server");
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_to_the_same_server_is_nothing_to_wait_for() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let proxy = Proxy::to(redis.port()).await.unwrap();
+    let shop = shop_at(&proxy.url(&redis.url())).await;
+    let worker = shop.worker().await;
+    let before = said(&worker, ANSWERS);
+    proxy.cut();
+    eventually("it is connected again", LIMIT, async || said(&worker, ANSWERS) > before).await;
+    assert_eq!(said(&worker, SETTLES), 0);
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_access_list_without_info_is_enough_and_every_new_connection_waits() {
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let rules = ["ACL", "SETUSER", "worker", "on", ">pw", "~capture:*", "+@all", "-@dangerous"];
+    redis.cmd(&rules).unwrap();
+    let proxy = Proxy::to(redis.port()).await.unwrap();
+    let url = format!("redis://worker:pw@127.0.0.1:{}", proxy.port());
+    let shop = shop_at(&url).await.set("GATEWAY__TIMEOUT", "1s");
+    let worker = shop.worker().await;
+    proxy.cut();
+    eventually("it can't know", LIMIT, async || said(&worker, SETTLES) == 1).await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+}
