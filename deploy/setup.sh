@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# Sourced by tests/run.sh and deploy/demo.sh: makes sure that what they need is there, and installs what Debian has of it.
+# Sourced by tests/run.sh, deploy/demo.sh and the scripts that validate: makes sure that what they need is there, and installs
+# what Debian has of it.
 #
 # Rust's toolchain is the one thing that must be there already. From Debian come a C compiler (the cryptography is built from
-# source), RabbitMQ and Redis. Only their programs are used, as private processes: no system service is left running that
-# was not running before.
+# source), RabbitMQ and Redis, and for validation Python. Only the servers' programs are used, as private processes: no system
+# service is left running that was not running before.
 
 say() { printf '\n== %s\n' "$*"; }
 die() {
@@ -43,10 +44,23 @@ compiles_c() {
 }
 
 # What is missing, as Debian's package names.
-missing_packages() {
-    compiles_c || printf '%s\n' gcc libc6-dev
-    [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server && -x /usr/bin/epmd ]] || echo rabbitmq-server
-    command -v redis-server >/dev/null || [[ -x /usr/bin/redis-server ]] || echo redis-server
+missing_packages() { # for what: running (the program and its servers), validation (of what is deployed)
+    local purpose
+    for purpose in "$@"; do
+        case $purpose in
+            running)
+                compiles_c || printf '%s\n' gcc libc6-dev
+                [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server && -x /usr/bin/epmd ]] || echo rabbitmq-server
+                command -v redis-server >/dev/null || [[ -x /usr/bin/redis-server ]] || echo redis-server
+                ;;
+            validation)
+                # Debian's python3 has a venv module that can't make one without python3-venv.
+                python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+                [[ -s /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
+                command -v openssl >/dev/null || echo openssl
+                ;;
+        esac
+    done
 }
 
 # Those of our services that run now; empty where there is no systemd.
@@ -95,14 +109,17 @@ install_packages() (
     fi
 )
 
+need_packages() { # for what, as for missing_packages
+    local packages
+    mapfile -t packages < <(missing_packages "$@")
+    ((${#packages[@]} > 0)) || return 0
+    say "Installing from Debian: ${packages[*]}"
+    install_packages "${packages[@]}"
+    mapfile -t packages < <(missing_packages "$@")
+    ((${#packages[@]} == 0)) || die "Installed, and still not usable: ${packages[*]}"
+}
+
 setup() {
     need_cargo
-    local packages
-    mapfile -t packages < <(missing_packages)
-    if ((${#packages[@]} > 0)); then
-        say "Installing from Debian: ${packages[*]}"
-        install_packages "${packages[@]}"
-        mapfile -t packages < <(missing_packages)
-        ((${#packages[@]} == 0)) || die "Installed, and still not usable: ${packages[*]}"
-    fi
+    need_packages running
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is merged. Installs what is missing, needs nothing running, leaves nothing
-# running. Arguments go to `cargo test`: tests/run.sh --test it a_declined
+# running. Arguments go to `cargo test`, and leave out what is deployed: tests/run.sh --test it a_declined
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/setup.sh
@@ -22,3 +22,7 @@ cargo build --examples --benches --locked
 
 say "Tests: real RabbitMQ, real Redis, the gateway's sandbox"
 cargo test --locked "$@"
+
+(($# == 0)) || exit 0
+say "Dockerfile, compose file, chart and alerts"
+CAPTURE_WORKER=${CARGO_TARGET_DIR:-target}/debug/capture-worker bash deploy/validate.sh

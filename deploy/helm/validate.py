@@ -18,10 +18,11 @@ CORE = {
     "ServiceAccount",
 }
 CUSTOM = {
-    "rabbitmq.com/v1beta1": {"Binding", "Exchange", "Queue"},
     "keda.sh/v1alpha1": {"ScaledObject", "TriggerAuthentication"},
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule", "ServiceMonitor"},
 }
+# There are no models of these: `topology` says what they must be, field by field.
+TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Queue"}}
 # Where the chart means to differ from the program's default, and why.
 DIFFERENT = {"http.listen": "probes and scrapes come from outside the pod"}
 SECRETS = {
@@ -62,23 +63,24 @@ def seconds(text):
 
 
 def split(rendered, folder):
-    """Sorts what was rendered into core.yaml and custom.yaml; a kind that nobody named is an error."""
-    core, custom = [], []
+    """Sorts what was rendered into core.yaml and custom.json; a kind that nobody named is an error."""
+    core, custom, topology = [], [], 0
     for document in documents(rendered):
         kind, version = document["kind"], document["apiVersion"]
         if kind in CUSTOM.get(version, ()):
             custom.append(document)
+        elif kind in TOPOLOGY.get(version, ()):
+            topology += 1
         else:
-            must(kind in CORE, f"{rendered}: {version} {kind} is neither in CORE nor in CUSTOM")
+            must(kind in CORE, f"{rendered}: {version} {kind} is in none of CORE, CUSTOM, TOPOLOGY")
             core.append(document)
         if kind == "PrometheusRule":
             (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(document["spec"]))
         if kind == "ConfigMap" and "settings.toml" in document["data"]:
             (Path(folder) / "settings.toml").write_text(document["data"]["settings.toml"])
-    for name, some in (("core", core), ("custom", custom)):
-        (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump_all(some))
-    kinds = sorted({document["kind"] for document in custom})
-    return f"{len(core)} core objects; {len(custom)} without a schema here: {', '.join(kinds) or 'none'}"
+    (Path(folder) / "core.yaml").write_text(yaml.safe_dump_all(core))
+    (Path(folder) / "custom.json").write_text(json.dumps(custom))
+    return f"{len(core)} core objects, {len(custom)} of other operators, {topology} of RabbitMQ's"
 
 
 def settings():

