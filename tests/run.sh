@@ -25,4 +25,5 @@ cargo test --locked "$@"
 
 (($# == 0)) || exit 0
 say "Dockerfile, compose file, chart and alerts"
-CAPTURE_WORKER=${CARGO_TARGET_DIR:-target}/debug/capture-worker bash deploy/validate.sh
+target=${CARGO_TARGET_DIR:-target}
+CAPTURE_WORKER=$target/debug/capture-worker CAPTURE_METRICS=$target/tmp/metrics.txt bash deploy/validate.sh

@@ -83,6 +83,42 @@ def split(rendered, folder):
     return f"{len(core)} core objects, {len(custom)} of other operators, {topology} of RabbitMQ's"
 
 
+def dashboard(rendered):
+    """The dashboard arrives in its ConfigMap as it is in its file, and its panels have numbers of their own and don't overlap."""
+    file = json.loads((CHART / "dashboards/capture-worker.json").read_text())
+    (found,) = [d for d in documents(rendered) if d["kind"] == "ConfigMap" and "capture-worker.json" in d["data"]]
+    must(json.loads(found["data"]["capture-worker.json"]) == file, f"{rendered}: another dashboard than the file")
+    must(found["metadata"]["labels"]["grafana_dashboard"] == "1", "Grafana's sidecar would not find the dashboard")
+    panels = file["panels"]
+    must(len({panel["id"] for panel in panels}) == len(panels), "two panels have one number")
+    taken = [(x, y) for g in (panel["gridPos"] for panel in panels)
+             for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])]
+    must(len(taken) == len(set(taken)) and max(x for x, _ in taken) < 24, "panels overlap, or stick out")
+    return f"{len(panels)} panels"
+
+
+def classic(scrape, written):
+    """The scrape in Prometheus' older text form, which is what promtool reads; a metric without a sample would not be looked at."""
+    lines, kinds, sampled = [], {}, set()
+    text = Path(scrape).read_text().splitlines()
+    must(text[-1] == "# EOF", f"{scrape} is not whole")
+    for line in text:
+        if found := re.match(r"# TYPE (\w+) (\w+)$", line):
+            kinds[found[1]] = found[2]
+    for line in text:
+        if found := re.match(r"# (HELP|TYPE|UNIT|EOF) ?(\w*) ?(.*)", line):
+            word, family, rest = found.groups()
+            name = family + {"counter": "_total", "info": "_info"}.get(kinds.get(family), "")
+            if word in ("HELP", "TYPE"):
+                lines.append(f"# {word} {name} {'gauge' if rest == 'info' else rest}")
+        else:
+            lines.append(line)
+            sampled.add(re.sub(r"_(total|info|bucket|sum|count)$", "", re.match(r"\w+", line)[0]))
+    must(sampled == set(kinds), f"metrics without a sample: {sorted(set(kinds) - sampled)}")
+    Path(written).write_text("\n".join(lines) + "\n")
+    return f"{len(kinds)} metrics"
+
+
 def settings():
     flat, known = defaults()
     values = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
@@ -116,7 +152,7 @@ def rendered_settings(path, drain_more_than_call=True):
 def pods(rendered, settings_file):
     """Pod Security `restricted`, probes, grace period, no token, no service variables."""
     given = rendered_settings(settings_file)
-    stack = re.search(r"^ENV RUST_MIN_STACK=(\d+)$", (ROOT / "deploy/Dockerfile").read_text(), re.M)[1]
+    (stack,) = set(re.findall(r"RUST_MIN_STACK=(\d+)", (ROOT / "deploy/Dockerfile").read_text()))
     found = 0
     for document in documents(rendered):
         if document["kind"] not in ("Deployment", "Pod"):
@@ -199,21 +235,27 @@ def topology(rendered, settings_file):
 
 
 def alerts(rules):
-    """Every metric is in the README's table, every runbook is a section of it."""
+    """Every metric is in the README's table, every label is the program's, every alert has its section and its tests."""
     readme = (ROOT / "README.md").read_text()
     table = readme[readme.index("| metric `capture_worker_…`"):]
     names = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.split("\n\n")[0].splitlines()[2:])))
-    sections = {re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-")
-                for line in readme.splitlines() if line.startswith("## ")}
+    program = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.rs")))
+    sections = re.findall(r"^### (CaptureWorker\w+)$", readme, re.M)
+    tests = [t for test in yaml.safe_load((HERE / "alerts_test.yaml").read_text())["tests"] for t in test["alert_rule_test"]]
     found = documents(rules)[0]["groups"][0]["rules"]
     for rule in found:
+        alert = rule["alert"]
         for metric in re.findall(r"capture_worker_(\w+)", rule["expr"]):
             metric = metric.removesuffix("_count") if metric.endswith("_seconds_count") else metric
-            must(metric in names, f"{rule['alert']}: the README has no metric {metric}")
-        anchor = rule["annotations"]["runbook_url"].partition("#")[2]
-        must(anchor in sections, f"{rule['alert']}: the README has no section {anchor}")
-        must(re.search(r"#(dead-letters-when-you-are-paged|operating-notes)$", rule["annotations"]["runbook_url"]), anchor)
-    return f"{len(found)} alerts name metrics and sections that the README has"
+            must(metric in names, f"{alert}: the README has no metric {metric}")
+        for label, values in re.findall(r'(\w+)(?:!~|=~|!=|=)"([^"]*)"', rule["expr"]):
+            for value in values.split("|") if label not in ("namespace", "pod") else ():
+                must(f'"{value}"' in program, f"{alert}: no {label} is {value}")
+        must(rule["annotations"]["runbook_url"].endswith(f"README.md#{alert.lower()}"), f"{alert}: another runbook")
+        must(all(any(t["alertname"] == alert and bool(t["exp_alerts"]) == fires for t in tests) for fires in (True, False)),
+             f"{alert} has no test in which it fires, or none in which it does not")
+    must(sections == [rule["alert"] for rule in found], f"the README's sections are {sections}")
+    return f"{len(found)} alerts: metrics and labels exist, sections of the README, tests that fire and that don't"
 
 
 if __name__ == "__main__":

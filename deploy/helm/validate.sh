@@ -3,7 +3,8 @@
 #
 #     bash deploy/helm/validate.sh
 #     bash deploy/helm/validate.sh --policy    # checkov's rules too; takes a minute to fetch
-#     CAPTURE_WORKER=target/release/capture-worker bash deploy/helm/validate.sh    # with the program: it reads the rendered settings, and its metrics are linted
+#     CAPTURE_WORKER=target/release/capture-worker bash deploy/helm/validate.sh    # the program reads the rendered settings too
+#     CAPTURE_METRICS=target/tmp/metrics.txt bash deploy/helm/validate.sh          # a scrape, which the tests leave there, is linted
 #
 # The tools are fetched into target/tools, at fixed versions (deploy/tools). No cluster is needed.
 set -euo pipefail
@@ -79,6 +80,13 @@ for values in topology everything; do
     python "$here/validate.py" topology "$work/$values/all.yaml" "$work/$values/settings.toml"
 done
 
+step "dashboard"
+render dashboard --values "$chart/ci/default-values.yaml" --set grafanaDashboard.enabled=true
+validate dashboard
+for values in dashboard everything; do
+    python "$here/validate.py" dashboard "$work/$values/all.yaml"
+done
+
 step "custom resources against the models of their operators"
 cp "$here/custom.mjs" "$tools/node/"
 custom() { node "$tools/node/custom.mjs" "$@"; }
@@ -107,6 +115,12 @@ python "$here/validate.py" alerts "$work/everything/rules.yaml"
 promtool check rules --lint=all --lint-fatal "$work/everything/rules.yaml"
 cp "$here/alerts_test.yaml" "$work/rules/"
 (cd "$work/rules" && promtool check rules --lint=all --lint-fatal rules.yaml && promtool test rules alerts_test.yaml)
+
+if [ -n "${CAPTURE_METRICS:-}" ]; then
+    step "metrics of a worker"
+    python "$here/validate.py" classic "$CAPTURE_METRICS" "$work/metrics"
+    promtool check metrics <"$work/metrics"
+fi
 
 step "what must be refused"
 refused() { # a part of the message, then arguments of helm template

@@ -9,6 +9,7 @@ mod captures;
 mod commands;
 mod contention;
 mod contract;
+mod dashboards;
 mod doubt;
 mod faults;
 mod forgets;
