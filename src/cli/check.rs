@@ -118,8 +118,9 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
             matches!(answers, Ok(Ok(_)))
         }
     };
+    let absence = leases.absence();
     stop.cancel();
-    if answers { Ok("it answers".into()) } else { Err("it does not answer".into()) }
+    if answers { Ok("it answers".into()) } else { Err(absence.into()) }
 }
 
 async fn try_gateway(gateway: &Gateway) -> Result<String, String> {

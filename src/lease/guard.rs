@@ -5,7 +5,11 @@
 //! those of all primaries). Where another one answers, or the name is gone, the first worker to notice writes
 //! `capture:settling`, which lives as long as a call may still be under way; all wait for its end, then name the server.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use redis::{
     Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult,
@@ -57,13 +61,15 @@ pub(super) async fn settle(
     server: Option<&str>,
     is_new: bool,
     calls_end_within: Duration,
+    settling: &AtomicBool,
 ) -> RedisResult<()> {
     let named: Option<String> = cmd("GET").arg(SERVER).query_async(wire).await?;
     if server.is_some() && named.as_deref() == server {
         return Ok(());
     }
-    let settling = left_ms(wire).await? > 0;
-    if settling || named.is_some() || !is_new {
+    let others_wait = left_ms(wire).await? > 0;
+    if others_wait || named.is_some() || !is_new {
+        settling.store(true, Ordering::Relaxed);
         let ms = u64::try_from(calls_end_within.as_millis()).unwrap_or(u64::MAX);
         let mut settle = cmd("SET");
         settle.arg(&[SETTLING, "1", "NX", "PX"]).arg(ms);
@@ -74,6 +80,7 @@ pub(super) async fn settle(
             "another Redis answers, or one that was emptied: leases may be lost; captures wait for the calls under way"
         );
         wait(wire).await?;
+        settling.store(false, Ordering::Relaxed);
     }
     match server {
         Some(server) => cmd("SET").arg(&[SERVER, server]).exec_async(wire).await,

@@ -1,7 +1,10 @@
 //! The one connection to Redis: single server, Cluster or Sentinel; watched, and made again whenever it fails.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -67,6 +70,8 @@ pub(super) struct Link {
     /// The longest that a capture call may take.
     longest_call: Duration,
     up: watch::Sender<bool>,
+    /// It answers, and may have lost leases.
+    settling: AtomicBool,
     failed: Notify,
 }
 
@@ -74,8 +79,8 @@ impl Link {
     pub(super) fn new(options: &RedisOptions, longest_call: Duration) -> Result<Arc<Self>, BadUrl> {
         let target = Target::parse(options)?;
         let (up, _) = watch::channel(false);
-        let (wire, failed) = (Mutex::new((0, None)), Notify::new());
-        Ok(Arc::new(Self { target, wire, longest_call, up, failed }))
+        let (wire, settling) = (Mutex::new((0, None)), AtomicBool::new(false));
+        Ok(Arc::new(Self { target, wire, longest_call, up, settling, failed: Notify::new() }))
     }
 
     /// Keeps the connection until the token is cancelled.
@@ -91,6 +96,7 @@ impl Link {
                 kept = kept => kept.err(),
             };
             let was_up = self.up.send_replace(false);
+            self.settling.store(false, Ordering::Relaxed);
             self.lock().1 = None;
             if was_up || backoff == BACKOFF_MIN {
                 let error = error.map(|error| describe(&error)).unwrap_or_default();
@@ -112,7 +118,8 @@ impl Link {
         let server = guard::server(&mut wire).await?;
         let (server, is_new) = (server.as_deref(), self.lock().0 == 0);
         let calls_end_within = self.longest_call + NOTICED_WITHIN;
-        guard::settle(&mut wire, server, is_new, calls_end_within).await?;
+        let settled = guard::settle(&mut wire, server, is_new, calls_end_within, &self.settling);
+        settled.await?;
         {
             let mut current = self.lock();
             *current = (current.0 + 1, Some(wire.clone()));
@@ -133,6 +140,15 @@ impl Link {
     /// The connection, if there is one that works.
     pub(super) fn wire(&self) -> Option<Wire> {
         self.lock().1.clone()
+    }
+
+    /// Why there is no connection to use.
+    pub(super) fn absence(&self) -> &'static str {
+        if self.settling.load(Ordering::Relaxed) {
+            "it answers, and may have lost leases: it gives none until the calls under way have ended"
+        } else {
+            "it does not answer"
+        }
     }
 
     /// Which connection it is, if there is one: leases that were taken on another one may be lost.

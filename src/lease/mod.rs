@@ -139,6 +139,12 @@ impl Leases {
         self.link.up()
     }
 
+    /// Why it is not up, for people.
+    #[must_use]
+    pub fn absence(&self) -> &'static str {
+        self.link.absence()
+    }
+
     /// How long an id in doubt keeps others out.
     #[must_use]
     pub const fn hold_in_doubt(&self) -> Duration {
@@ -293,7 +299,7 @@ impl Leases {
     }
 
     fn wire(&self) -> Result<link::Wire, Away> {
-        self.link.wire().ok_or_else(|| Away("not connected".into()))
+        self.link.wire().ok_or_else(|| Away(self.link.absence().into()))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     shop::{LIMIT, Shop, Worker, job},
     support::{
         poll::eventually,
+        processes::Process,
         proxy::Proxy,
         servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
     },
@@ -42,8 +43,8 @@ async fn captures_after(what: &str, lose: impl AsyncFnOnce(&mut PrivateRedis)) {
     eventually("the first is under way", LIMIT, async || has(&redis, "capture:{p}:lease")).await;
     lose(&mut redis).await;
     // That it was emptied is noticed within a second; nobody can close that.
-    eventually("a worker notices", LIMIT, async || {
-        workers.iter().any(|worker| said(worker, SETTLES) > 0)
+    eventually("the workers notice", LIMIT, async || {
+        workers.iter().all(|worker| said(worker, "Redis is away") > 0)
     })
     .await;
     shop.publish(&job("second", "p", 100)).await;
@@ -85,6 +86,12 @@ async fn a_new_worker_waits_too_where_another_server_is_named() {
     drop(second);
     redis.stop().await.unwrap();
     redis.start_again().await.unwrap();
+    redis.cmd(&["SET", "capture:settling", "1", "PX", "20000"]).unwrap();
+    let mut check = Process::spawn(shop.program(&["check"])).unwrap();
+    assert_eq!(check.wait(LIMIT).await.unwrap().code(), Some(1));
+    let told = "it answers, and may have lost leases";
+    assert!(check.stdout().contains(told), "{}", check.describe());
+    redis.cmd(&["DEL", "capture:settling"]).unwrap();
     let third = shop.worker().await;
     assert_eq!(said(&third, SETTLES), 1, "another run of the server");
     shop.publish(&job("c", "p", 100)).await;
