@@ -1,5 +1,6 @@
 //! What the worker does, seen from outside: real brokers, real Redis, the gateway's sandbox over HTTP.
 
+#[expect(dead_code, unused_imports, reason = "other tests use more of it")]
 #[path = "../support/mod.rs"]
 mod support;
 

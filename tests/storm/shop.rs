@@ -1,29 +1,22 @@
-//! Servers, the sandbox, workers behind proxies, a publisher that never gives up, and whoever writes down the results.
+//! Servers, the sandbox, and workers behind proxies.
 
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use capture_worker::sandbox::{self, Keys, Sandbox, SandboxOptions};
-use futures_util::StreamExt as _;
-use lapin::{
-    Connection, ConnectionProperties,
-    options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, LongString},
-};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     plan::Job,
     support::{
-        broker::TestBroker,
+        customers::{Publisher, Seen, write_down_results},
         http,
         poll::within,
         processes::{Process, command},
@@ -40,14 +33,11 @@ pub(crate) const LEASE_TTL: Duration = Duration::from_millis(2500);
 pub(crate) const RETRY_SCHEDULE: &str = "200ms,500ms,1s,2s,4s,4s,8s,8s,8s,8s,8s,8s";
 pub(crate) const DEFER_SCHEDULE: &str = "100ms,250ms,1s,2s";
 
-/// Results by id: (status, class), in the order of their coming.
-pub(crate) type Results = Arc<Mutex<BTreeMap<String, Vec<(String, Option<String>)>>>>;
-
 /// Everything that runs. Fields end in this order: clients before servers.
 pub(crate) struct Shop {
     pub(crate) workers: Vec<Process>,
     pub(crate) sandbox: Arc<Sandbox>,
-    pub(crate) results: Results,
+    pub(crate) results: Seen,
     pub(crate) to_rabbit: Proxy,
     pub(crate) to_redis: Proxy,
     pub(crate) to_gateway: Proxy,
@@ -95,7 +85,7 @@ impl Shop {
         let mut shop = Self {
             workers: Vec::new(),
             sandbox,
-            results: Results::default(),
+            results: Seen::default(),
             to_rabbit,
             to_redis,
             to_gateway,
@@ -108,8 +98,7 @@ impl Shop {
             let worker = shop.start_worker().await?;
             shop.workers.push(worker);
         }
-        declare_results(&shop.rabbit.url()).await?;
-        tokio::spawn(collect(shop.rabbit.url(), Arc::clone(&shop.results)));
+        shop.results = write_down_results(&shop.rabbit.url(), PREFIX).await?;
         shop.rabbit.write_queue_names().await?;
         Ok(shop)
     }
@@ -156,67 +145,10 @@ impl Shop {
     }
 }
 
-/// Publishes jobs and their copies until each is confirmed; whatever was not is published again.
+/// Publishes jobs and their copies until each is confirmed.
 pub(crate) async fn publish(broker_url: String, jobs: Vec<Job>) {
-    let mut bodies: Vec<Vec<u8>> =
-        jobs.iter().flat_map(|job| std::iter::repeat_n(job.body(), job.copies)).collect();
-    bodies.reverse();
-    while !bodies.is_empty() {
-        let Ok(broker) = TestBroker::connect(&broker_url).await else {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            continue;
-        };
-        while let Some(body) = bodies.last() {
-            let published = tokio::time::timeout(LIMIT, broker.publish_job(PREFIX, body)).await;
-            if !matches!(published, Ok(Ok(()))) {
-                break;
-            }
-            bodies.pop();
-        }
-    }
-}
-
-async fn declare_results(broker_url: &str) -> anyhow::Result<()> {
-    let connection = Connection::connect(broker_url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from("quorum")));
-    let (queue, exchange) = (format!("{PREFIX}.seen"), format!("{PREFIX}.results"));
-    channel.queue_declare(queue.as_str().into(), options, arguments).await?;
-    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.into(), exchange.into(), "#".into(), options, arguments).await?;
-    Ok(())
-}
-
-/// Writes every result down, then acks it; connects again whenever the broker was away.
-async fn collect(broker_url: String, results: Results) {
-    loop {
-        // Whatever ended it: the next connection goes on.
-        drop(collect_once(&broker_url, &results).await);
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-async fn collect_once(broker_url: &str, results: &Results) -> anyhow::Result<()> {
-    let connection = Connection::connect(broker_url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    let (queue, options) = (format!("{PREFIX}.seen"), BasicConsumeOptions::default());
-    let mut seen =
-        channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
-    loop {
-        let next = tokio::time::timeout(Duration::from_secs(2), seen.next()).await;
-        let Ok(next) = next else {
-            ensure!(connection.status().connected(), "the broker is gone");
-            continue;
-        };
-        let delivery = next.context("the consumer was cancelled")??;
-        let result: Value = serde_json::from_slice(&delivery.data)?;
-        let text = |name: &str| result[name].as_str().map(str::to_owned);
-        let id = text("captureRequestId").context("a result without an id")?;
-        let status = text("status").context("a result without a status")?;
-        let seen = (status, text("class"));
-        results.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(seen);
-        channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+    let mut publisher = Publisher::to(broker_url, PREFIX);
+    for body in jobs.iter().flat_map(|job| std::iter::repeat_n(job.body(), job.copies)) {
+        publisher.publish(&body).await;
     }
 }

@@ -4,6 +4,7 @@
 //! whole process ends without dropping, even by `kill -9`.
 
 pub(crate) mod broker;
+pub(crate) mod customers;
 pub(crate) mod guardian;
 pub(crate) mod http;
 pub(crate) mod poll;

@@ -1,0 +1,116 @@
+//! Who is there before and after every outage: a publisher that never gives up, and whoever writes down the results.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use futures_util::StreamExt as _;
+use lapin::{
+    Connection, ConnectionProperties,
+    options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, LongString},
+};
+use serde_json::Value;
+
+use super::broker::TestBroker;
+
+/// A broker that has not answered for so long is asked on another connection.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// Between two tries to connect.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Results by id: (status, class), in the order of their coming.
+pub(crate) type Seen = Arc<Mutex<BTreeMap<String, Vec<(String, Option<String>)>>>>;
+
+/// Publishes jobs to the exchange `<prefix>.jobs`, one after the other.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    url: String,
+    prefix: String,
+    broker: Option<TestBroker>,
+}
+
+impl Publisher {
+    /// Nothing is connected before there is something to publish.
+    pub(crate) fn to(url: String, prefix: &str) -> Self {
+        Self { url, prefix: prefix.to_owned(), broker: None }
+    }
+
+    /// Returns once the broker has confirmed it. Whatever it did not confirm is published again.
+    pub(crate) async fn publish(&mut self, body: &[u8]) {
+        while !self.try_to(body).await {
+            self.broker = None;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_to(&mut self, body: &[u8]) -> bool {
+        let published = async {
+            let broker = match self.broker.take() {
+                Some(broker) => broker,
+                None => TestBroker::connect(&self.url).await?,
+            };
+            let broker = self.broker.insert(broker);
+            broker.publish_job(&self.prefix, body).await
+        };
+        matches!(tokio::time::timeout(ANSWER_LIMIT, published).await, Ok(Ok(())))
+    }
+}
+
+/// Binds the durable queue `<prefix>.seen` to the results, and writes down whatever comes into it from now on, for as long
+/// as the runtime lives.
+pub(crate) async fn write_down_results(broker_url: &str, prefix: &str) -> anyhow::Result<Seen> {
+    let queue = format!("{prefix}.seen");
+    declare(broker_url, &queue, &format!("{prefix}.results")).await?;
+    let seen = Seen::default();
+    tokio::spawn(collect(broker_url.to_owned(), queue, Arc::clone(&seen)));
+    Ok(seen)
+}
+
+async fn declare(broker_url: &str, queue: &str, exchange: &str) -> anyhow::Result<()> {
+    let connection = Connection::connect(broker_url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from("quorum")));
+    channel.queue_declare(queue.into(), options, arguments).await?;
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.into(), exchange.into(), "#".into(), options, arguments).await?;
+    Ok(())
+}
+
+/// Writes every result down, then acks it; connects again whenever the broker was away.
+async fn collect(broker_url: String, queue: String, seen: Seen) {
+    loop {
+        // Whatever ended it: the next connection goes on.
+        drop(collect_once(&broker_url, &queue, &seen).await);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn collect_once(broker_url: &str, queue: &str, seen: &Seen) -> anyhow::Result<()> {
+    let connect = Connection::connect(broker_url, ConnectionProperties::default());
+    let connection = tokio::time::timeout(ANSWER_LIMIT, connect).await??;
+    let channel = connection.create_channel().await?;
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+    let mut results = tokio::time::timeout(ANSWER_LIMIT, consumer).await??;
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(2), results.next()).await;
+        let Ok(next) = next else {
+            ensure!(connection.status().connected(), "the broker is gone");
+            continue;
+        };
+        let delivery = next.context("the consumer was cancelled")??;
+        let result: Value = serde_json::from_slice(&delivery.data)?;
+        let text = |name: &str| result[name].as_str().map(str::to_owned);
+        let id = text("captureRequestId").context("a result without an id")?;
+        let status = text("status").context("a result without a status")?;
+        let result = (status, text("class"));
+        seen.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(result);
+        channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+    }
+}
