@@ -9,7 +9,7 @@ mod gateway;
 mod load;
 mod sections;
 mod stage;
-#[expect(dead_code, reason = "the tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "the tests use more of it")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 

@@ -3,6 +3,7 @@
 //! Nothing outlives its owner: a value kills what it started when it is dropped, and [`guardian`] does so when the
 //! whole process ends without dropping, even by `kill -9`.
 
+pub(crate) mod balancer;
 pub(crate) mod broker;
 pub(crate) mod customers;
 pub(crate) mod guardian;

@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 pub(crate) use self::{
-    rabbit::PrivateRabbit,
-    redis::{Persistence, PrivateRedis, Reply},
+    rabbit::{PrivateRabbit, RabbitCluster},
+    redis::{Persistence, PrivateRedis, RedisCluster, Reply, WatchedRedis},
 };
 use super::guardian;
 

@@ -1,4 +1,6 @@
-//! A private `RabbitMQ` node, with a private epmd.
+//! A private `RabbitMQ` node, with a private epmd, and three that are one broker.
+
+mod cluster;
 
 use std::{
     fs,
@@ -7,12 +9,14 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Command, Output},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
 
+pub(crate) use self::cluster::RabbitCluster;
 use super::{Folder, Root, free_port, tail};
 use crate::support::{guardian::Guarded, poll::within};
 
@@ -32,8 +36,22 @@ log.file.level = info
 pub(crate) struct PrivateRabbit {
     /// Before the epmd and the folder: dropped in this order.
     node: Option<Guarded>,
-    epmd: Guarded,
+    /// Shared by the nodes of a cluster.
+    epmd: Arc<Guarded>,
     place: Place,
+}
+
+/// What the nodes of one cluster have in common.
+#[derive(Debug)]
+struct Family {
+    cookie: String,
+    epmd_port: u16,
+}
+
+impl Family {
+    fn fresh() -> anyhow::Result<Self> {
+        Ok(Self { cookie: format!("{:032X}", rand::random::<u128>()), epmd_port: free_port()? })
+    }
 }
 
 /// What stays the same when the node is stopped and started again.
@@ -66,8 +84,9 @@ impl PrivateRabbit {
     }
 
     async fn start_once(config: &str) -> anyhow::Result<Self> {
-        let place = Place::create(config)?;
-        let epmd = place.start_epmd().await?;
+        let place = Place::create(&Family::fresh()?)?;
+        place.configure(config)?;
+        let epmd = Arc::new(place.start_epmd().await?);
         let mut started = Self { node: None, epmd, place };
         started.start_again().await?;
         Ok(started)
@@ -84,7 +103,7 @@ impl PrivateRabbit {
 
     /// The process ids that must be gone when this is: the node's and its epmd's.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        self.node.iter().chain([&self.epmd]).map(Guarded::pid).collect()
+        self.node.iter().chain([&*self.epmd]).map(Guarded::pid).collect()
     }
 
     /// Runs `rabbitmqctl` against this node: what it printed, or an error if it failed. Takes a second or two.
@@ -156,13 +175,12 @@ impl PrivateRabbit {
 }
 
 impl Place {
-    fn create(config: &str) -> anyhow::Result<Self> {
+    fn create(family: &Family) -> anyhow::Result<Self> {
         let root = Root::from_env("CAPTURE_TEST_RABBITMQ_ROOT");
         let folder = root.folder()?;
         let cookie = folder.outside(".erlang.cookie");
-        fs::write(&cookie, format!("{:032X}", rand::random::<u128>()))?;
+        fs::write(&cookie, &family.cookie)?;
         fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400))?;
-        fs::write(folder.outside("rabbitmq.conf"), format!("{CONFIG}{config}"))?;
         fs::write(folder.outside("enabled_plugins"), "[].\n")?;
         let amqp_port = free_port()?;
         Ok(Self {
@@ -170,9 +188,15 @@ impl Place {
             folder,
             amqp_port,
             dist_port: free_port()?,
-            epmd_port: free_port()?,
+            epmd_port: family.epmd_port,
             node_name: format!("capture-{amqp_port}@localhost"),
         })
+    }
+
+    /// With these settings and those that every node has.
+    fn configure(&self, config: &str) -> anyhow::Result<()> {
+        let file = self.folder.outside("rabbitmq.conf");
+        fs::write(file, format!("{CONFIG}{config}")).context("a node's settings")
     }
 
     /// In the foreground and before the node, which would else start one that survives it.
@@ -207,7 +231,7 @@ impl Place {
             ("RABBITMQ_PID_FILE", "pid"),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", "enabled_plugins"),
             ("RABBITMQ_CONFIG_FILE", "rabbitmq.conf"),
-            ("RABBITMQ_ADVANCED_CONFIG_FILE", "no-advanced.config"),
+            ("RABBITMQ_ADVANCED_CONFIG_FILE", "advanced.config"),
             ("RABBITMQ_CONF_ENV_FILE", "no-such-file"),
             ("RABBITMQ_GENERATED_CONFIG_DIR", "generated"),
             ("ERL_CRASH_DUMP", "erl_crash.dump"),

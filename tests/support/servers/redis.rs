@@ -1,4 +1,6 @@
-//! A private Redis, and enough of its protocol to look inside.
+//! A private Redis, and enough of its protocol to look inside; and several that stand in for each other.
+
+mod failover;
 
 use std::{
     fs,
@@ -10,6 +12,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 
+pub(crate) use self::failover::{RedisCluster, WatchedRedis};
 use super::{Folder, Root, free_port, tail};
 use crate::support::{guardian::Guarded, poll::within};
 
@@ -33,6 +36,8 @@ pub(crate) struct PrivateRedis {
     root: Root,
     folder: Folder,
     port: u16,
+    /// Where a Cluster's node speaks with the others: by default ten thousand higher than it may be.
+    bus_port: u16,
     persistence: Persistence,
     role: Role,
     /// More words for its command line.
@@ -44,10 +49,10 @@ pub(crate) struct PrivateRedis {
 enum Role {
     /// A server on its own.
     Single,
-    /// The one node of a Cluster.
+    /// A node of a Cluster.
     Cluster,
-    /// The one Sentinel of a server on this port.
-    SentinelOf(u16),
+    /// A Sentinel of a server on this port; so many of them must agree that it is lost.
+    SentinelOf { port: u16, quorum: usize },
 }
 
 /// An answer of Redis.
@@ -84,7 +89,8 @@ impl PrivateRedis {
 
     /// A Sentinel that watches this server under the name `main`.
     pub(crate) async fn start_sentinel(&self) -> anyhow::Result<Self> {
-        Self::start_as(Persistence::None, Role::SentinelOf(self.port), &[]).await
+        let role = Role::SentinelOf { port: self.port, quorum: 1 };
+        Self::start_as(Persistence::None, role, &[]).await
     }
 
     async fn start_as(
@@ -109,9 +115,10 @@ impl PrivateRedis {
     ) -> anyhow::Result<Self> {
         let root = Root::from_env("CAPTURE_TEST_REDIS_ROOT");
         let folder = root.folder()?;
-        let port = free_port()?;
+        let (port, bus_port) = (free_port()?, free_port()?);
         let more = more.to_vec();
-        let mut started = Self { server: None, root, folder, port, persistence, role, more };
+        let mut started =
+            Self { server: None, root, folder, port, bus_port, persistence, role, more };
         started.start_again().await?;
         Ok(started)
     }
@@ -154,13 +161,16 @@ impl PrivateRedis {
         let mut command = self.root.command(&program);
         match self.role {
             Role::Single => {}
-            // A Cluster's node needs a second port, by default ten thousand higher than it may be.
             Role::Cluster => {
-                let bus = free_port()?.to_string();
+                let bus = self.bus_port.to_string();
                 command.args(["--cluster-enabled", "yes", "--cluster-port", &bus]);
             }
-            Role::SentinelOf(port) => {
-                let settings = format!("sentinel monitor main 127.0.0.1 {port} 1\n");
+            Role::SentinelOf { port, quorum } => {
+                let settings = format!(
+                    "sentinel monitor main 127.0.0.1 {port} {quorum}\n\
+                     sentinel down-after-milliseconds main 1500\n\
+                     sentinel failover-timeout main 6000\n"
+                );
                 fs::write(self.folder.outside("sentinel.conf"), settings)?;
                 command.arg(self.folder.inside("sentinel.conf")).arg("--sentinel");
             }
