@@ -1,0 +1,102 @@
+//! Jobs that never cease: so many are always unfinished, however fast the machine is.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::customers::{Publisher, Seen};
+
+/// So many jobs have no result yet, as long as the load is on.
+pub(crate) const BACKLOG: usize = 80;
+const PUBLISHERS: usize = 8;
+/// The pause of a publisher after each job: more than the hot payments take, and no more than a small machine does.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Job {
+    pub(crate) id: String,
+    pub(crate) payment_id: String,
+    pub(crate) value: String,
+}
+
+impl Job {
+    /// Every third has a payment of its own, the others are partial captures of the hot payments in turn.
+    fn nth(n: usize, hot: &[String]) -> Self {
+        let payment_id = match n % 3 {
+            0 => format!("cold-{n}"),
+            _ => hot[(n - n / 3) % hot.len()].clone(),
+        };
+        Self { id: format!("j-{n}"), payment_id, value: (n % 97 + 1).to_string() }
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let amount = json!({"currency": "HKD", "value": self.value});
+        json!({"captureRequestId": self.id, "paymentId": self.payment_id, "captureAmount": amount})
+            .to_string()
+            .into_bytes()
+    }
+}
+
+/// Publishers that go on until they are told to stop.
+pub(crate) struct Load {
+    hot: Vec<String>,
+    /// How many jobs have been begun to be published.
+    published: Arc<Mutex<usize>>,
+    stop: CancellationToken,
+    publishers: JoinSet<()>,
+}
+
+impl Load {
+    pub(crate) fn start(broker_url: &str, prefix: &str, results: &Seen, hot: &[String]) -> Self {
+        let mut load = Self {
+            hot: hot.to_vec(),
+            published: Arc::default(),
+            stop: CancellationToken::new(),
+            publishers: JoinSet::new(),
+        };
+        for _ in 0..PUBLISHERS {
+            let mut publisher = Publisher::to(broker_url.to_owned(), prefix);
+            let (published, results) = (Arc::clone(&load.published), Arc::clone(results));
+            let (stop, hot) = (load.stop.clone(), load.hot.clone());
+            load.publishers.spawn(async move {
+                while !stop.is_cancelled() {
+                    if let Some(n) = next(&published, &results) {
+                        publisher.publish(&Job::nth(n, &hot).body()).await;
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+        load
+    }
+
+    /// All jobs so far; the broker may not have the last ones yet.
+    pub(crate) fn jobs(&self) -> Vec<Job> {
+        let published = *self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..published).map(|n| Job::nth(n, &self.hot)).collect()
+    }
+
+    /// Returns once the broker has every job.
+    pub(crate) async fn stop(&mut self) {
+        self.stop.cancel();
+        while let Some(stopped) = self.publishers.join_next().await {
+            stopped.unwrap();
+        }
+    }
+}
+
+/// The number of the next job, unless enough are unfinished.
+fn next(published: &Mutex<usize>, results: &Seen) -> Option<usize> {
+    let mut published = published.lock().unwrap_or_else(PoisonError::into_inner);
+    let ended = results.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let n = *published;
+    let wanted = n < ended + BACKLOG;
+    *published += usize::from(wanted);
+    wanted.then_some(n)
+}
