@@ -1,10 +1,6 @@
 //! Broker and Redis behind TLS, each with an authority of its own that nobody else trusts, and each asking for our certificate.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -14,28 +10,25 @@ use serde_json::Value;
 
 use crate::{
     shop::{Shop, job},
-    support::{
-        guardian::folder,
-        servers::{PrivateRabbit, PrivateRedis, free_port},
-    },
+    support::servers::{Folder, PrivateRabbit, PrivateRedis, free_port},
 };
 
 /// An authority with a certificate for the server and one for us, in files.
 struct Authority {
-    folder: PathBuf,
+    folder: Folder,
 }
 
 impl Authority {
-    fn new(parent: &Path, name: &str) -> Self {
-        let folder = parent.join(name);
-        fs::create_dir(&folder).expect("a folder");
+    fn new(folder: Folder, name: &str) -> Self {
+        let write =
+            |name: &str, pem: String| fs::write(folder.outside(name), pem).expect("written");
         let mut authority = CertificateParams::default();
         authority.distinguished_name.push(DnType::CommonName, format!("the authority of {name}"));
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
         let own = authority.self_signed(&key).expect("a certificate");
-        fs::write(folder.join("ca.pem"), own.pem()).expect("written");
+        write("ca.pem", own.pem());
         let issuer = Issuer::new(authority, key);
         for (name, usage) in [
             ("server", ExtendedKeyUsagePurpose::ServerAuth),
@@ -47,14 +40,20 @@ impl Authority {
             params.extended_key_usages = vec![usage];
             let key = KeyPair::generate().expect("a key");
             let signed = params.signed_by(&key, &issuer).expect("a certificate");
-            fs::write(folder.join(format!("{name}.pem")), signed.pem()).expect("written");
-            fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).expect("written");
+            write(&format!("{name}.pem"), signed.pem());
+            write(&format!("{name}.key"), key.serialize_pem());
         }
         Self { folder }
     }
 
-    fn file(&self, name: &str) -> String {
-        self.folder.join(name).display().to_string()
+    /// For us.
+    fn ours(&self, name: &str) -> String {
+        self.folder.outside(name).display().to_string()
+    }
+
+    /// The same for the server, which may live in another root.
+    fn theirs(&self, name: &str) -> String {
+        self.folder.inside(name).display().to_string()
     }
 }
 
@@ -65,7 +64,7 @@ fn trusting(mut shop: Shop, section: &str, authority: &Authority) -> Shop {
         ("CLIENT_CERT_FILE", "client.pem"),
         ("CLIENT_KEY_FILE", "client.key"),
     ] {
-        shop = shop.set(&format!("{section}__{key}"), &authority.file(file));
+        shop = shop.set(&format!("{section}__{key}"), &authority.ours(file));
     }
     shop
 }
@@ -79,23 +78,23 @@ async fn check(shop: &Shop, what: &str) -> (bool, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate() {
-    let files = folder().expect("a folder");
-    let [of_broker, of_redis, of_nobody] =
-        ["broker", "redis", "nobody"].map(|name| Authority::new(files.path(), name));
+    let of_broker = Authority::new(PrivateRabbit::files().expect("a folder"), "broker");
+    let of_redis = Authority::new(PrivateRedis::files().expect("a folder"), "redis");
+    let of_nobody = Authority::new(PrivateRedis::files().expect("a folder"), "nobody");
     let (amqps, rediss) = (free_port().expect("a port"), free_port().expect("a port"));
     let config = format!(
         "listeners.ssl.1 = 127.0.0.1:{amqps}\n\
          ssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
          ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
-        of_broker.file("ca.pem"),
-        of_broker.file("server.pem"),
-        of_broker.file("server.key"),
+        of_broker.theirs("ca.pem"),
+        of_broker.theirs("server.pem"),
+        of_broker.theirs("server.key"),
     );
     let words = [
         ("--tls-port", rediss.to_string()),
-        ("--tls-ca-cert-file", of_redis.file("ca.pem")),
-        ("--tls-cert-file", of_redis.file("server.pem")),
-        ("--tls-key-file", of_redis.file("server.key")),
+        ("--tls-ca-cert-file", of_redis.theirs("ca.pem")),
+        ("--tls-cert-file", of_redis.theirs("server.pem")),
+        ("--tls-key-file", of_redis.theirs("server.key")),
         ("--tls-auth-clients", "yes".to_owned()),
     ];
     let words: Vec<String> =

@@ -104,17 +104,17 @@ impl Root {
 
 /// A server's folder, as we see it and as the server does (another path under `chroot`).
 #[derive(Debug)]
-struct Folder {
+pub(crate) struct Folder {
     outside: TempDir,
     inside: PathBuf,
 }
 
 impl Folder {
-    fn outside(&self, name: &str) -> PathBuf {
+    pub(crate) fn outside(&self, name: &str) -> PathBuf {
         self.outside.path().join(name)
     }
 
-    fn inside(&self, name: &str) -> PathBuf {
+    pub(crate) fn inside(&self, name: &str) -> PathBuf {
         self.inside.join(name)
     }
 

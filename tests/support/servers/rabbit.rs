@@ -20,6 +20,7 @@ pub(crate) use self::cluster::RabbitCluster;
 use super::{Folder, Root, free_port, tail};
 use crate::support::{guardian::Guarded, poll::within};
 
+const ROOT: &str = "CAPTURE_TEST_RABBITMQ_ROOT";
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -90,6 +91,11 @@ impl PrivateRabbit {
         let mut started = Self { node: None, epmd, place };
         started.start_again().await?;
         Ok(started)
+    }
+
+    /// A folder that nodes can read, for the files that their settings name.
+    pub(crate) fn files() -> anyhow::Result<Folder> {
+        Root::from_env(ROOT).folder()
     }
 
     /// For clients: the default user and virtual host.
@@ -176,7 +182,7 @@ impl PrivateRabbit {
 
 impl Place {
     fn create(family: &Family) -> anyhow::Result<Self> {
-        let root = Root::from_env("CAPTURE_TEST_RABBITMQ_ROOT");
+        let root = Root::from_env(ROOT);
         let folder = root.folder()?;
         let cookie = folder.outside(".erlang.cookie");
         fs::write(&cookie, &family.cookie)?;

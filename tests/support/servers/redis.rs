@@ -16,6 +16,7 @@ pub(crate) use self::failover::{RedisCluster, WatchedRedis};
 use super::{Folder, Root, free_port, tail};
 use crate::support::{guardian::Guarded, poll::within};
 
+const ROOT: &str = "CAPTURE_TEST_REDIS_ROOT";
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -113,7 +114,7 @@ impl PrivateRedis {
         role: Role,
         more: &[String],
     ) -> anyhow::Result<Self> {
-        let root = Root::from_env("CAPTURE_TEST_REDIS_ROOT");
+        let root = Root::from_env(ROOT);
         let folder = root.folder()?;
         let (port, bus_port) = (free_port()?, free_port()?);
         let more = more.to_vec();
@@ -121,6 +122,11 @@ impl PrivateRedis {
             Self { server: None, root, folder, port, bus_port, persistence, role, more };
         started.start_again().await?;
         Ok(started)
+    }
+
+    /// A folder that servers can read, for the files that their settings name.
+    pub(crate) fn files() -> anyhow::Result<Folder> {
+        Root::from_env(ROOT).folder()
     }
 
     pub(crate) fn url(&self) -> String {
