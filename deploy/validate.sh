@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Validates what is deployed: scripts, Dockerfile, compose file, chart. Arguments and environment go to helm/validate.sh.
+# Validates what is deployed: scripts, Dockerfile, the image's root, compose file, chart.
 #
 #     bash deploy/validate.sh
+#
+# Arguments and environment are those of helm/validate.sh, which it ends with.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/setup.sh
@@ -15,9 +17,42 @@ shellcheck --external-sources --source-path=SCRIPTDIR deploy/*.sh deploy/*/*.sh 
 
 step "Dockerfile"
 hadolint --failure-threshold style deploy/Dockerfile
+python deploy/helm/validate.py image
 
 step "compose.yaml"
 check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 yamllint --strict -d '{extends: default, rules: {line-length: {max: 160}, braces: {max-spaces-inside: 0}}}' deploy/compose.yaml
 
-exec bash deploy/helm/validate.sh "$@"
+image_root() {
+    local root=$1/root code=0 program=/usr/local/bin/capture-worker
+    bash deploy/rootfs.sh "$root" "$CAPTURE_WORKER"
+    if [[ -n $(find "$root" -perm /6000 -o ! -type l -perm /022 ! -path "$root/tmp") ]]; then
+        die "A file in the image's root can be written to, or acts as its owner."
+    fi
+    # As the image's user: it resolves names, has the roots of certificates, and says that nobody listens where it looks.
+    printf '127.0.0.1 gateway.test\n' >"$root/etc/hosts"
+    openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$root/private.pem" 2>/dev/null
+    openssl pkey -in "$root/private.pem" -pubout -out "$root/public.pem"
+    chmod 444 "$root"/*.pem
+    env -i CAPTURE__BROKER__URL=amqp://gateway.test:1 CAPTURE__REDIS__URL=redis://gateway.test:1 \
+        CAPTURE__GATEWAY__BASE_URL=https://gateway.test:1 CAPTURE__GATEWAY__CLIENT_ID=5X00000000000000 \
+        CAPTURE__GATEWAY__PRIVATE_KEY_FILE=/private.pem CAPTURE__GATEWAY__PUBLIC_KEY_FILE=/public.pem \
+        "$(command -v chroot)" --userspec=65532:65532 "$root" "$program" check >"$1/said" 2>&1 || code=$?
+    if ((code != 1)) || ! grep -q '^gateway: .*Connection refused' "$1/said"; then
+        die "$(cat "$1/said")" "capture-worker check in the image's root: exit code $code"
+    fi
+    printf '    runs as 65532 and resolves names; %s files without the program: %s KiB\n' \
+        "$(find "$root" -type f ! -path "$root$program" | wc -l)" "$(du -sk --exclude=capture-worker "$root" | cut -f 1)"
+}
+if [[ -z ${CAPTURE_WORKER:-} ]]; then
+    step "root of the image: left out without CAPTURE_WORKER, a program to put into it"
+elif ((EUID != 0)) || ! command -v dpkg-query >/dev/null; then
+    step "root of the image: left out, chroot needs root and the libraries are Debian's"
+else
+    step "root of the image"
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    image_root "$work"
+fi
+
+bash deploy/helm/validate.sh "$@"

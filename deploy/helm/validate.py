@@ -97,6 +97,28 @@ def dashboard(rendered):
     return f"{len(panels)} panels"
 
 
+def image():
+    """The Dockerfile's labels are Cargo.toml's, its user and stack the chart's, and nothing in the compose file needs a shell in it."""
+    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    text = (ROOT / "deploy/Dockerfile").read_text()
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', text[:text.index("AS demo")]))
+    wanted = {"title": package["name"], "description": package["description"], "licenses": package["license"],
+              "version": "$VERSION", "source": "$SOURCE"}
+    must(labels == wanted, f"deploy/Dockerfile has the labels {labels}")
+    versions = set(re.findall(r"^ARG VERSION=(.*)$", text, re.M))
+    must(versions == {package["version"]}, f"deploy/Dockerfile is of {versions}, Cargo.toml of {package['version']}")
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    must(chart["appVersion"] == package["version"], f"Chart.yaml is of {chart['appVersion']}, Cargo.toml of {package['version']}")
+    pod = yaml.safe_load((CHART / "values.yaml").read_text())["podSecurityContext"]
+    users = set(re.findall(r"^USER (.*)$", text, re.M))
+    must(users == {f"{pod['runAsUser']}:{pod['runAsGroup']}"}, f"deploy/Dockerfile runs as {users}")
+    for name, service in yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"].items():
+        check = service.get("healthcheck", {}).get("test", ["CMD"])
+        must(check[0] == "CMD", f"compose.yaml: the healthcheck of {name} needs a shell")
+        must("build" not in service or check[1:2] in ([], ["capture-worker"]), f"compose.yaml: {check[1:2]} is not in the image of {name}")
+    return f"{package['name']} {package['version']}, {', '.join(sorted(labels))}"
+
+
 def classic(scrape, written):
     """The scrape in Prometheus' older text form, which is what promtool reads; a metric without a sample would not be looked at."""
     lines, kinds, sampled = [], {}, set()
