@@ -22,7 +22,7 @@ CUSTOM = {
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule", "ServiceMonitor"},
 }
 # There are no models of these: `topology` says what they must be, field by field.
-TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Queue"}}
+TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Permission", "Queue"}}
 # Where the chart means to differ from the program's default, and why.
 DIFFERENT = {"http.listen": "probes and scrapes come from outside the pod"}
 SECRETS = {
@@ -253,6 +253,21 @@ def topology(rendered, settings_file):
     bindings = {(name, exchange, key) for name, (exchange, key, _) in queues.items()}
     must({(b["destination"], b["source"], b["routingKey"]) for b in specs["Binding"]} == bindings, "other bindings")
     must(all(x["durable"] for x in specs["Exchange"] + specs["Queue"]), "something is not durable")
+    if prefix == "capture":
+        # Which a test compares with what the program declares.
+        file = json.loads((ROOT / "deploy/definitions.json").read_text())
+        must({q["name"]: q["arguments"] for q in file["queues"]}
+             == {name: arguments | {"x-queue-type": "quorum"} for name, arguments in wanted.items()}, "other queues than definitions.json")
+        must({(b["destination"], b["source"], b["routing_key"]) for b in file["bindings"]} == bindings, "other bindings than definitions.json")
+    for permission in (d["spec"] for d in documents(rendered) if d["kind"] == "Permission"):
+        must(set(permission) - {"user", "userReference"} == {"vhost", "permissions", "rabbitmqClusterReference"}, f"{permission}")
+        must(("user" in permission) != ("userReference" in permission), "a permission of nobody, or of two")
+        may = permission["permissions"]
+        must(set(may) == {"configure", "read", "write"} and may["configure"] == "", f"the worker may configure {may}")
+        names = set(queues) | set(exchanges) | {"amq.default", f"{prefix}-jobs", f"x{prefix}.jobs", f"{prefix}.jobs.x"}
+        must({n for n in names if re.search(may["read"], n)} == {f"{prefix}.jobs"}, f"the worker may read {may['read']}")
+        must({n for n in names if re.search(may["write"], n)} == {f"{prefix}.{e}" for e in ("wait", "dead", "results")},
+             f"the worker may write {may['write']}")
     return f"{len(exchanges)} exchanges, {len(queues)} queues, {len(bindings)} bindings"
 
 

@@ -76,7 +76,10 @@ validate keda
 step "topology of the operator is the program's"
 render topology --values "$chart/ci/default-values.yaml" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq
 validate topology
-for values in topology everything; do
+render permission --values "$chart/ci/default-values.yaml" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq \
+    --set rabbitmqTopology.permission.user=shipments,config.broker.topology=check
+validate permission
+for values in topology permission everything; do
     python "$here/validate.py" topology "$work/$values/all.yaml" "$work/$values/settings.toml"
 done
 
@@ -152,6 +155,7 @@ refused "existingSecret is required" --set secrets.existingSecret=
 refused "base_url is required" --set config.gateway.base_url=
 refused "/config/http/listen" --set config.http.listen=127.0.0.1:9090
 refused "/keda/minReplicas" --set keda.minReplicas=0
+refused "who may not configure can't declare" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq,rabbitmqTopology.permission.user=shipments
 refused "go together" --set secrets.brokerTls.cert=tls.crt
 
 if [ -n "$program" ]; then

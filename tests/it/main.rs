@@ -11,6 +11,7 @@ mod commands;
 mod contention;
 mod contract;
 mod dashboards;
+mod definitions;
 mod doubt;
 mod faults;
 mod forgets;

@@ -1,0 +1,105 @@
+//! `deploy/definitions.json` is what the program declares, and a worker that may do no more than it needs lives with it.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use serde_json::{Value, json};
+
+use crate::{
+    shop::{Shop, job},
+    support::{
+        guardian,
+        servers::{PrivateRabbit, shared_rabbit},
+    },
+    tidy::read,
+};
+
+/// The defaults, of which the file is made.
+const SCHEDULE: &str = "5s,15s,1m,5m,15m,1h,3h,6h";
+const DEFER_SCHEDULE: &str = "250ms,1s,4s,15s";
+
+/// A shop with the default schedules.
+async fn open() -> Shop {
+    let shop = Shop::open().await;
+    shop.set("RETRY__SCHEDULE", SCHEDULE).set("RETRY__DEFER_SCHEDULE", DEFER_SCHEDULE)
+}
+
+/// All that the broker has under a prefix, with that prefix as `capture`.
+async fn topology(rabbit: &PrivateRabbit, prefix: &str) -> Vec<String> {
+    let lists: [&[&str]; 3] = [
+        &["list_exchanges", "name", "type", "durable", "auto_delete", "internal", "arguments"],
+        &["list_queues", "name", "durable", "auto_delete", "exclusive", "arguments"],
+        &[
+            "list_bindings",
+            "source_name",
+            "destination_name",
+            "destination_kind",
+            "routing_key",
+            "arguments",
+        ],
+    ];
+    let mut found = Vec::new();
+    for list in lists {
+        let text = rabbit.ctl(&[list, &["--formatter", "json"]].concat()).await.unwrap();
+        let items: Vec<Value> = serde_json::from_str(&text).unwrap();
+        let own = format!("{prefix}.");
+        let ours = items.into_iter().filter(|item| {
+            let names = ["name", "source_name"].map(|key| item[key].as_str().unwrap_or_default());
+            // The test itself listens to results, by a queue without a name of ours.
+            let is_ours = names.iter().any(|name| name.starts_with(&own));
+            is_ours && item["source_name"] != format!("{prefix}.results")
+        });
+        found.extend(ours.map(|item| format!("{} {item}", list[0]).replace(&own, "capture.")));
+    }
+    found.sort();
+    found
+}
+
+/// Gives the file to the broker, under the shop's prefix.
+async fn import(rabbit: &PrivateRabbit, shop: &Shop) {
+    let folder = guardian::folder().unwrap();
+    let file = folder.path().join("definitions.json");
+    let definitions = read("deploy/definitions.json");
+    let own = definitions.replace("\"capture.", &format!("\"{}.", shop.prefix));
+    std::fs::write(&file, own).unwrap();
+    rabbit.ctl(&["import_definitions", &file.display().to_string()]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_definitions_are_what_the_program_declares() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let (imported, declared) = (open().await, open().await.declare().await);
+    import(rabbit, &imported).await;
+    let wanted = topology(rabbit, &declared.prefix).await;
+    assert_eq!(topology(rabbit, &imported.prefix).await, wanted);
+    assert_eq!(wanted.len(), 5 + 29 + 29, "{wanted:#?}");
+    // A worker that declares finds it as it must be, and adds nothing.
+    let imported = imported.declare().await;
+    assert_eq!(topology(rabbit, &imported.prefix).await, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_only_read_jobs_and_write_to_its_exchanges_does_its_work() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = open().await.set("BROKER__TOPOLOGY", "check").set("RETRY__SCHEDULE", "5s,1h");
+    import(rabbit, &shop).await;
+    let (prefix, user) = (&shop.prefix, format!("user-{}", shop.prefix));
+    let read = format!("^{prefix}\\.jobs$");
+    let write = format!("^{prefix}\\.(wait|dead|results)$");
+    rabbit.ctl(&["add_user", &user, "secret"]).await.unwrap();
+    rabbit.ctl(&["set_permissions", "-p", "/", &user, "", &write, &read]).await.unwrap();
+    let url = format!("amqp://{user}:secret@127.0.0.1:{}/%2f", rabbit.port());
+    let shop = shop.set("BROKER__URL", &url);
+
+    let mut worker = shop.worker().await;
+    shop.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
+    shop.script("p-once", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}}]));
+    shop.publish(&job("c", "p", 100)).await;
+    shop.publish(&job("r", "p-risk", 100)).await;
+    shop.publish(&job("again", "p-once", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    shop.ends_as("r", "FAILED", Some("risk")).await;
+    // By the queue of a delay, and back.
+    shop.ends_as("again", "CAPTURED", None).await;
+    assert_eq!(worker.drain().await, Some(0));
+    let declares = shop.set("BROKER__TOPOLOGY", "declare").program(&["check"]).output().unwrap();
+    assert_eq!(declares.status.code(), Some(1), "who may not configure can't declare");
+}
