@@ -24,12 +24,13 @@ check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 yamllint --strict -d '{extends: default, rules: {line-length: {max: 160}, braces: {max-spaces-inside: 0}}}' deploy/compose.yaml
 
 image_root() {
-    local root=$1/root code=0 program=/usr/local/bin/capture-worker
+    local root=$1/root code=0 program
+    program=/usr/local/bin/$(basename "$CAPTURE_WORKER")
     bash deploy/rootfs.sh "$root" "$CAPTURE_WORKER"
     if [[ -n $(find "$root" -perm /6000 -o ! -type l -perm /022 ! -path "$root/tmp") ]]; then
         die "A file in the image's root can be written to, or acts as its owner."
     fi
-    # As the image's user: it resolves names, has the roots of certificates, and says that nobody listens where it looks.
+    # As the image's user: it resolves names, and says that nobody listens where it looks.
     printf '127.0.0.1 gateway.test\n' >"$root/etc/hosts"
     openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$root/private.pem" 2>/dev/null
     openssl pkey -in "$root/private.pem" -pubout -out "$root/public.pem"
@@ -42,7 +43,7 @@ image_root() {
         die "$(cat "$1/said")" "capture-worker check in the image's root: exit code $code"
     fi
     printf '    runs as 65532 and resolves names; %s files without the program: %s KiB\n' \
-        "$(find "$root" -type f ! -path "$root$program" | wc -l)" "$(du -sk --exclude=capture-worker "$root" | cut -f 1)"
+        "$(find "$root" -type f ! -path "$root$program" | wc -l)" "$(du -sk --exclude="$(basename "$program")" "$root" | cut -f 1)"
 }
 if [[ -z ${CAPTURE_WORKER:-} ]]; then
     step "root of the image: left out without CAPTURE_WORKER, a program to put into it"

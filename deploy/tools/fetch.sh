@@ -80,6 +80,15 @@ promtool_tool() {
     fetched promtool
 }
 
+# Not among the others: it is as large as all of them, and its rules change little.
+policy_tool() {
+    stale policy /dev/null || return 0
+    say "Fetching checkov"
+    python3 -m venv "$tools/policy" || die "python3 -m venv failed (Debian: python3-venv)."
+    "$tools/policy/bin/pip" install --disable-pip-version-check checkov==3.3.30 >"$tools/said" 2>&1 || could_not_fetch checkov
+    fetched policy
+}
+
 # All of them. One at a time: two who validate at once would fetch into one folder.
 need_tools() {
     need_packages validation
