@@ -17,6 +17,11 @@ fn primary_of(cluster: &RedisCluster, payment: &str) -> usize {
     cluster.primary_of(&format!("capture:{{{payment}}}:lease")).unwrap()
 }
 
+/// How often workers have waited for calls whose leases may have been lost.
+fn waits(shop: &Shop) -> usize {
+    shop.workers.iter().map(|worker| worker.logged("leases may be lost; captures wait")).sum()
+}
+
 /// A payment of each primary.
 fn hot_payments(cluster: &RedisCluster) -> Vec<String> {
     let mut names = (0..).map(|n| format!("hot-{n}"));
@@ -25,7 +30,7 @@ fn hot_payments(cluster: &RedisCluster) -> Vec<String> {
 }
 
 /// First a primary that serves what the workers write to see whether Redis is there, then one that does not, and without
-/// `cluster-require-full-coverage`: there the others go on.
+/// `cluster-require-full-coverage`: whichever it is, leases may be lost, and captures wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_redis_loses_one_primary_and_then_another_and_work_goes_on() {
     let rabbit = shared_rabbit().await.unwrap();
@@ -38,9 +43,11 @@ async fn a_cluster_of_redis_loses_one_primary_and_then_another_and_work_goes_on(
         let meets = |payment: &&String| (primary_of(&cluster, payment) == watched) == is_watched;
         let payment = hot.iter().find(meets).unwrap();
         let victim = primary_of(&cluster, payment);
+        let waited = waits(&shop);
         let struck = shop.strike(payment, |_| cluster.node(victim).kill9()).await;
         shop.outlives(&struck).await;
         assert_ne!(primary_of(&cluster, payment), victim, "nobody took over");
+        assert!(waits(&shop) > waited, "the new primary may lack leases");
         cluster.node(victim).start_again().await.unwrap();
         cluster.becomes_whole().await.unwrap();
         cluster.set("cluster-require-full-coverage", "no").unwrap();
@@ -60,6 +67,7 @@ async fn a_redis_behind_sentinels_loses_its_primary_and_work_goes_on() {
     let struck = shop.strike(&hot[0], |_| redis.server(victim).kill9()).await;
     shop.outlives(&struck).await;
     assert_ne!(redis.primary().unwrap(), victim, "nobody took over");
+    assert!(waits(&shop) > 0, "the new primary may lack leases");
     let noticed = async || shop.workers.iter().all(|worker| worker.logged("Redis is away") > 0);
     eventually("every worker noticed", LIMIT, noticed).await;
     redis.server(victim).start_again().await.unwrap();
