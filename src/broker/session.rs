@@ -110,6 +110,8 @@ pub struct Session {
     pub(super) publisher: Publisher,
     pub(super) acks: Acks,
     pub(super) channel: Channel,
+    /// Kept until the connection is closed: a channel that closes itself beside it is reported as an error.
+    _confirmed: Channel,
     pub(super) life: Life,
     consuming: Connection,
     publishing: Connection,
@@ -140,10 +142,21 @@ impl Session {
         let confirmed = publishing.create_channel().await?;
         confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
         let life = Life::default();
-        let publisher = Publisher::start(confirmed, life.clone(), options.on_publish.clone());
+        let publisher =
+            Publisher::start(confirmed.clone(), life.clone(), options.on_publish.clone());
         let acks = Acks::start(channel.clone(), life.clone());
         let options = options.clone();
-        Ok(Self { names, publisher, acks, channel, life, consuming, publishing, options })
+        Ok(Self {
+            names,
+            publisher,
+            acks,
+            channel,
+            _confirmed: confirmed,
+            life,
+            consuming,
+            publishing,
+            options,
+        })
     }
 
     /// Whether this is a URL that can be connected to.

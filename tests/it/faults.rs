@@ -65,6 +65,8 @@ async fn sigterm_in_the_middle_of_captures_finishes_them_and_hands_the_rest_back
     assert_eq!(captures(&shop), 3, "those in flight, and no others");
     assert_eq!(shop.results.wait_for(3, LIMIT).await.unwrap().len(), 3);
     assert_eq!(shop.queued().await, [("jobs".to_owned(), 7)].into());
+    let log = worker.process.stderr();
+    assert!(!log.contains(r#""level":"ERROR""#), "a drain is no error: {log}");
     let _next = shop.worker().await;
     shop.results.wait_for(10, LIMIT).await.unwrap();
     assert_all_captured_once(&shop, 10).await;
