@@ -63,6 +63,7 @@ fn the_defaults_are_the_contracts() {
     drain.timeout = 20s
     log.format = none
     log.filter = info
+    traces.endpoint = none
     ");
 }
 
