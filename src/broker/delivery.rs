@@ -9,6 +9,7 @@ use super::{
     headers,
     publisher::{Message, PublishError},
     session::Session,
+    topology::Exchange,
 };
 use crate::domain::{
     history::History,
@@ -101,13 +102,13 @@ impl Delivery {
         match settlement {
             Settlement::Captured(result) => self.publish(self.result(&result)).await?,
             Settlement::Retry { delay, carry } => {
-                let names = &self.session.names;
-                let message = self.republish(names.wait(), delay_name(delay), &carry, None);
+                let message = self.republish(Exchange::Wait, delay_name(delay), &carry, None);
                 self.publish(message).await?;
             }
             Settlement::Dead { letter, carry, result } => {
-                let (dead, class) = (self.session.names.dead(), letter.class.name().to_owned());
-                let letter = self.publish(self.republish(dead, class, &carry, Some(&letter)));
+                let class = letter.class.name().to_owned();
+                let letter = self.republish(Exchange::Dead, class, &carry, Some(&letter));
+                let letter = self.publish(letter);
                 let result = async {
                     match &result {
                         Some(result) => self.publish(self.result(result)).await,
@@ -149,7 +150,7 @@ impl Delivery {
                 Err(PublishError::Lost) => return Err(SessionLost),
                 Err(error) => error,
             };
-            let (exchange, routing_key) = (&*message.exchange, &*message.routing_key);
+            let (exchange, routing_key) = (message.exchange.name(), &*message.routing_key);
             tracing::error!(exchange, routing_key, %error, "a publish failed; the job stays unacked");
             tokio::select! {
                 () = self.session.lost() => return Err(SessionLost),
@@ -164,13 +165,13 @@ impl Delivery {
 
     fn republish(
         &self,
-        exchange: String,
+        exchange: Exchange,
         routing_key: String,
         carry: &History,
         letter: Option<&Letter>,
     ) -> Message {
         Message {
-            exchange: exchange.into(),
+            exchange,
             routing_key: routing_key.into(),
             mandatory: true,
             properties: headers::carry(&self.properties, carry, letter),
@@ -181,7 +182,7 @@ impl Delivery {
     fn result(&self, result: &ResultMessage) -> Message {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
         Message {
-            exchange: self.session.names.results().into(),
+            exchange: Exchange::Results,
             routing_key: result.routing_key().into(),
             mandatory: false,
             properties: headers::of_result(&self.properties, now_ms),

@@ -2,15 +2,18 @@
 
 use lapin::{Channel, ErrorKind, options::QueueDeclareOptions, types::FieldTable};
 
-use super::session::{ANSWER_TIMEOUT, Session};
+use super::{
+    session::{ANSWER_TIMEOUT, Session},
+    topology::Exchange,
+};
 use crate::domain::{class::Class, schedule::delay_name};
 
 /// What lies ready in a queue; what consumers have in hand is not counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Depth {
-    /// `jobs`, `wait`, `dead` or `audit`.
-    pub kind: &'static str,
-    /// The delay of a wait queue, the class of dead letters, else the kind.
+    /// The exchange that it is bound to.
+    pub of: Exchange,
+    /// The delay of a wait queue, the class of dead letters, else the exchange's name.
     pub name: String,
     /// How many messages.
     pub messages: u32,
@@ -22,33 +25,38 @@ impl Session {
     /// # Errors
     /// The connection fails, or does not answer in time.
     pub async fn depths(&self) -> Result<Vec<Depth>, DepthsError> {
-        let mut channel = self.look_channel().await?;
+        let mut counting = self.counting.lock().await;
         let mut depths = Vec::new();
-        for (kind, name, queue) in self.queues() {
-            match tokio::time::timeout(ANSWER_TIMEOUT, look(&channel, &queue)).await {
+        for (of, name, queue) in self.queues() {
+            let channel = match counting.take() {
+                Some(channel) if channel.status().connected() => channel,
+                _ => self.look_channel().await?,
+            };
+            // In its place again before anything is waited for: whoever waits may be given up.
+            let channel = counting.insert(channel);
+            match tokio::time::timeout(ANSWER_TIMEOUT, look(channel, &queue)).await {
                 Err(_) => return Err(DepthsError::TimedOut),
-                Ok(Ok(messages)) => depths.push(Depth { kind, name, messages }),
-                Ok(Err(error)) if matches!(error.kind(), ErrorKind::ProtocolError(_)) => {
-                    // It closed its channel.
-                    channel = self.look_channel().await?;
-                }
+                Ok(Ok(messages)) => depths.push(Depth { of, name, messages }),
+                // There is no such queue: that closed the channel.
+                Ok(Err(error)) if matches!(error.kind(), ErrorKind::ProtocolError(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
             }
         }
-        channel.close(200, "done".into()).await?;
         Ok(depths)
     }
 
-    /// Kind, name, and name at the broker.
-    fn queues(&self) -> Vec<(&'static str, String, String)> {
-        let mut queues = vec![("jobs", "jobs".to_owned(), self.names.jobs())];
+    /// With each queue's name at the broker.
+    fn queues(&self) -> Vec<(Exchange, String, String)> {
+        let named = |of: Exchange, queue: String| (of, of.name().to_owned(), queue);
+        let mut queues = vec![named(Exchange::Jobs, self.names.jobs())];
         for delay in &self.options().delays {
-            queues.push(("wait", delay_name(*delay), self.names.wait_queue(*delay)));
+            queues.push((Exchange::Wait, delay_name(*delay), self.names.wait_queue(*delay)));
         }
         for class in Class::ALL {
-            queues.push(("dead", class.name().to_owned(), self.names.dead_queue(class)));
+            let name = class.name().to_owned();
+            queues.push((Exchange::Dead, name, self.names.dead_queue(class)));
         }
-        queues.push(("audit", "audit".to_owned(), self.names.audit()));
+        queues.push(named(Exchange::Audit, self.names.audit()));
         queues
     }
 }

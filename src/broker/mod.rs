@@ -25,5 +25,5 @@ pub use self::{
     publisher::{OnPublish, PublishError},
     results::Results,
     session::{BrokerOptions, OpenError, Session},
-    topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Names, Topology, TopologyError},
+    topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Exchange, Names, Topology, TopologyError},
 };

@@ -8,7 +8,10 @@ use futures_util::future::try_join_all;
 use lapin::{BasicProperties, Channel, Confirmation, options::BasicPublishOptions};
 use tokio::sync::{mpsc, oneshot};
 
-use super::session::Life;
+use super::{
+    session::Life,
+    topology::{Exchange, Names},
+};
 
 /// The most publishes that are confirmed together.
 const BATCH_MAX: usize = 128;
@@ -20,7 +23,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// A message to publish; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
-    pub(super) exchange: Arc<str>,
+    pub(super) exchange: Exchange,
     pub(super) routing_key: Arc<str>,
     /// Whether it must reach a queue.
     pub(super) mandatory: bool,
@@ -42,8 +45,20 @@ pub enum PublishError {
     Lost,
 }
 
-/// Hears of every publish.
-pub type OnPublish = Arc<dyn Fn(&'static str, &'static str) + Send + Sync>;
+impl PublishError {
+    /// The name in counters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Returned => "returned",
+            Self::Nacked => "refused",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// Hears of every publish: to which exchange, and what the broker said.
+pub type OnPublish = Arc<dyn Fn(Exchange, Result<(), PublishError>) + Send + Sync>;
 
 struct Request {
     message: Message,
@@ -58,9 +73,14 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Starts the task that owns the channel; it ends with the session.
-    pub(super) fn start(channel: Channel, life: Life, on_publish: Option<OnPublish>) -> Self {
+    pub(super) fn start(
+        channel: Channel,
+        names: Names,
+        life: Life,
+        on_publish: Option<OnPublish>,
+    ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
-        tokio::spawn(run(channel, queue, life, on_publish));
+        tokio::spawn(run(channel, names, queue, life, on_publish));
         Self { requests }
     }
 
@@ -75,13 +95,14 @@ impl Publisher {
 
 async fn run(
     channel: Channel,
+    names: Names,
     mut queue: mpsc::Receiver<Request>,
     life: Life,
     on_publish: Option<OnPublish>,
 ) {
     let tell = |message: &Message, result: Result<(), PublishError>| {
         if let Some(on_publish) = &on_publish {
-            on_publish(role(&message.exchange), said(result));
+            on_publish(message.exchange, result);
         }
     };
     let mut batch = Vec::with_capacity(BATCH_MAX);
@@ -90,7 +111,7 @@ async fn run(
             () = life.lost() => return,
             taken = queue.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { return },
         }
-        match commit(&channel, &batch, &life).await {
+        match commit(&channel, &names, &batch, &life).await {
             Ok(results) => {
                 for (request, result) in batch.drain(..).zip(results) {
                     tell(&request.message, result);
@@ -108,27 +129,10 @@ async fn run(
     }
 }
 
-/// Which of our exchanges this is: the last word of its name.
-fn role(exchange: &str) -> &'static str {
-    let word = exchange.rsplit('.').next();
-    ["jobs", "wait", "dead", "results", "audit"]
-        .into_iter()
-        .find(|role| Some(*role) == word)
-        .unwrap_or("other")
-}
-
-const fn said(result: Result<(), PublishError>) -> &'static str {
-    match result {
-        Ok(()) => "confirmed",
-        Err(PublishError::Returned) => "returned",
-        Err(PublishError::Nacked) => "refused",
-        Err(PublishError::Lost) => "lost",
-    }
-}
-
 /// Publishes a batch and waits for all its confirms. A broker that says it is blocked is waited for.
 async fn commit(
     channel: &Channel,
+    names: &Names,
     batch: &[Request],
     life: &Life,
 ) -> Result<Vec<Result<(), PublishError>>, String> {
@@ -139,7 +143,7 @@ async fn commit(
                 BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
             let confirm = channel
                 .basic_publish(
-                    (&*message.exchange).into(),
+                    names.exchange(message.exchange).as_str().into(),
                     (&*message.routing_key).into(),
                     options,
                     &message.body,
@@ -155,7 +159,7 @@ async fn commit(
         tokio::select! {
             () = life.lost() => return Err("the session is lost".into()),
             confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, &mut confirms) => match confirmed {
-                Ok(Ok(confirmations)) => return Ok(judge(batch, confirmations)),
+                Ok(Ok(confirmations)) => return Ok(judge(names, batch, confirmations)),
                 Ok(Err(error)) => return Err(format!("publishing failed: {error}")),
                 Err(_) if life.is_blocked() => {}
                 Err(_) => return Err("the broker confirms nothing".into()),
@@ -166,7 +170,11 @@ async fn commit(
 
 /// What became of each publish. A message came back for want of a queue at its exchange and key, so every mandatory
 /// publish of the batch to that address is taken as returned, whichever confirm the return hangs on.
-fn judge(batch: &[Request], confirmations: Vec<Confirmation>) -> Vec<Result<(), PublishError>> {
+fn judge(
+    names: &Names,
+    batch: &[Request],
+    confirmations: Vec<Confirmation>,
+) -> Vec<Result<(), PublishError>> {
     let mut returned = HashSet::new();
     let confirmed: Vec<_> = confirmations
         .into_iter()
@@ -183,7 +191,7 @@ fn judge(batch: &[Request], confirmations: Vec<Confirmation>) -> Vec<Result<(), 
         .iter()
         .zip(confirmed)
         .map(|(Request { message, .. }, is_ack)| {
-            let address = (message.exchange.to_string(), message.routing_key.to_string());
+            let address = (names.exchange(message.exchange), message.routing_key.to_string());
             if !is_ack {
                 Err(PublishError::Nacked)
             } else if message.mandatory && returned.contains(&address) {

@@ -16,6 +16,7 @@ use lapin::{
     types::FieldTable,
     uri::AMQPUri,
 };
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -54,7 +55,7 @@ pub struct BrokerOptions {
     pub ca: Option<String>,
     /// The PEM files of our certificate and its key.
     pub client: Option<(Vec<u8>, Vec<u8>)>,
-    /// Told of every publish: to which exchange (named without the prefix), and what the broker said.
+    /// Told of every publish.
     pub on_publish: Option<OnPublish>,
 }
 
@@ -110,8 +111,11 @@ pub struct Session {
     pub(super) publisher: Publisher,
     pub(super) acks: Acks,
     pub(super) channel: Channel,
-    /// Kept until the connection is closed: a channel that closes itself beside it is reported as an error.
+    /// Kept, as the next one, until the connections are closed: a channel that closes itself beside them is reported as an
+    /// error.
     _confirmed: Channel,
+    /// That by which queues are counted, once there is one.
+    pub(super) counting: Mutex<Option<Channel>>,
     pub(super) life: Life,
     consuming: Connection,
     publishing: Connection,
@@ -142,8 +146,12 @@ impl Session {
         let confirmed = publishing.create_channel().await?;
         confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
         let life = Life::default();
-        let publisher =
-            Publisher::start(confirmed.clone(), life.clone(), options.on_publish.clone());
+        let publisher = Publisher::start(
+            confirmed.clone(),
+            names.clone(),
+            life.clone(),
+            options.on_publish.clone(),
+        );
         let acks = Acks::start(channel.clone(), life.clone());
         let options = options.clone();
         Ok(Self {
@@ -152,6 +160,7 @@ impl Session {
             acks,
             channel,
             _confirmed: confirmed,
+            counting: Mutex::default(),
             life,
             consuming,
             publishing,

@@ -9,6 +9,7 @@ use super::{
     look::Found,
     publisher::{Message, PublishError},
     session::Session,
+    topology::Exchange,
 };
 use crate::domain::{
     replay::Replay,
@@ -30,7 +31,7 @@ impl Session {
     pub async fn submit(&self, body: &[u8]) -> Result<(), PublishError> {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
         let message = Message {
-            exchange: self.names.jobs().into(),
+            exchange: Exchange::Jobs,
             routing_key: SUBMITTED.into(),
             mandatory: true,
             properties: headers::of_job(now_ms),
@@ -45,7 +46,7 @@ impl Session {
     /// It is not there, or whether it is there is not known.
     pub async fn replay(&self, found: &Found, replay: &Replay) -> Result<(), PublishError> {
         self.publish(Message {
-            exchange: self.names.jobs().into(),
+            exchange: Exchange::Jobs,
             routing_key: REPLAYED.into(),
             mandatory: true,
             properties: headers::replayed(&found.properties, &replay.history),
@@ -60,7 +61,7 @@ impl Session {
     /// Whether the broker has it is not known.
     pub async fn tell(&self, found: &Found, result: &ResultMessage) -> Result<(), PublishError> {
         self.publish(Message {
-            exchange: self.names.results().into(),
+            exchange: Exchange::Results,
             routing_key: result.routing_key().into(),
             mandatory: false,
             properties: headers::of_result(&found.properties, epoch_ms(OffsetDateTime::now_utc())),
@@ -75,7 +76,7 @@ impl Session {
     /// It is not there, or whether it is there is not known.
     pub async fn audit(&self, record: Vec<u8>) -> Result<(), PublishError> {
         self.publish(Message {
-            exchange: self.names.audit().into(),
+            exchange: Exchange::Audit,
             routing_key: AUDIT.into(),
             mandatory: true,
             properties: headers::of_audit(epoch_ms(OffsetDateTime::now_utc())),

@@ -28,6 +28,35 @@ pub enum Topology {
     None,
 }
 
+/// Our exchanges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exchange {
+    /// Jobs, new and come back.
+    Jobs,
+    /// Jobs that wait.
+    Wait,
+    /// Dead letters.
+    Dead,
+    /// Results.
+    Results,
+    /// Audit records.
+    Audit,
+}
+
+impl Exchange {
+    /// The name without the prefix.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Jobs => "jobs",
+            Self::Wait => "wait",
+            Self::Dead => "dead",
+            Self::Results => "results",
+            Self::Audit => "audit",
+        }
+    }
+}
+
 /// The names at the broker.
 #[derive(Clone, Debug)]
 pub struct Names {
@@ -47,34 +76,40 @@ impl Names {
         &self.prefix
     }
 
+    /// An exchange.
+    #[must_use]
+    pub fn exchange(&self, exchange: Exchange) -> String {
+        format!("{}.{}", self.prefix, exchange.name())
+    }
+
     /// The exchange, and the queue, of jobs.
     #[must_use]
     pub fn jobs(&self) -> String {
-        format!("{}.jobs", self.prefix)
+        self.exchange(Exchange::Jobs)
     }
 
     /// The exchange of delays.
     #[must_use]
     pub fn wait(&self) -> String {
-        format!("{}.wait", self.prefix)
+        self.exchange(Exchange::Wait)
     }
 
     /// The exchange of dead letters.
     #[must_use]
     pub fn dead(&self) -> String {
-        format!("{}.dead", self.prefix)
+        self.exchange(Exchange::Dead)
     }
 
     /// The exchange of results.
     #[must_use]
     pub fn results(&self) -> String {
-        format!("{}.results", self.prefix)
+        self.exchange(Exchange::Results)
     }
 
     /// The exchange, and the queue, of audit records.
     #[must_use]
     pub fn audit(&self) -> String {
-        format!("{}.audit", self.prefix)
+        self.exchange(Exchange::Audit)
     }
 
     /// The queue of one delay.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, ClientTlsConfig, IntoConnectionInfo, RedisError, RedisFuture,
+    AsyncConnectionConfig, ClientTlsConfig, ErrorKind, IntoConnectionInfo, RedisError, RedisFuture,
     RedisResult, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
@@ -28,7 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a quiet connection is tried.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(1);
 /// Whoever has a connection knows within this that it has failed: by the next try, and its time-out.
-const NOTICED_WITHIN: Duration = Duration::from_secs(3);
+const NOTICED_WITHIN: Duration =
+    Duration::from_secs(PING_EVERY.as_secs() + RESPONSE_TIMEOUT.as_secs());
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
@@ -132,8 +133,15 @@ impl Link {
                 () = tokio::time::sleep(PING_EVERY) => {}
                 () = self.failed.notified() => {}
             }
-            ping(&mut wire).await?;
-            guard::check(&mut wire, server).await?;
+            // As a whole: the client of a Cluster tries each call again and again.
+            let looked = async {
+                ping(&mut wire).await?;
+                guard::check(&mut wire, server).await
+            };
+            match tokio::time::timeout(RESPONSE_TIMEOUT, looked).await {
+                Ok(looked) => looked?,
+                Err(_) => return Err(RedisError::from((ErrorKind::Io, "no answer in time"))),
+            }
         }
     }
 

@@ -63,7 +63,8 @@ impl Metrics {
         }
         let labels = SettlementLabels { settlement: Text(name), class: Text(class) };
         self.settlements.get_or_create(&labels).inc();
-        if !attempt.remembered && matches!(name, "captured" | "dead") {
+        let is_end = matches!(settlement, Settlement::Captured(_) | Settlement::Dead { .. });
+        if is_end && !attempt.remembered {
             self.count_end(attempt, name, class, times.age);
         }
         if let Settlement::Retry { delay, .. } = settlement {

@@ -22,7 +22,7 @@ use self::{
     process::{Context, process},
 };
 use crate::{
-    broker::{BrokerOptions, Delivery, Intake, OnPublish, OpenError, Session, Taken},
+    broker::{BrokerOptions, Delivery, Intake, OnPublish, OpenError, PublishError, Session, Taken},
     domain::{
         class::Codes,
         settle::{Policy, Settlement},
@@ -128,7 +128,9 @@ impl Crew {
         let redis_up = worker.leases.up();
         let Worker { policy, metrics, .. } = worker;
         let counted = Arc::clone(&metrics);
-        let on_publish: OnPublish = Arc::new(move |to, result| counted.published(to, result));
+        let on_publish: OnPublish = Arc::new(move |to, result| {
+            counted.published(to.name(), result.map_or_else(PublishError::name, |()| "confirmed"));
+        });
         let broker = BrokerOptions { on_publish: Some(on_publish), ..worker.broker };
         let ctx = Context {
             gateway: worker.gateway,
@@ -305,9 +307,9 @@ impl Crew {
 async fn count_queues(session: Arc<Session>, ctx: Arc<Context>) {
     loop {
         match session.depths().await {
-            Ok(depths) => ctx
-                .metrics
-                .queues(depths.into_iter().map(|depth| (depth.kind, depth.name, depth.messages))),
+            Ok(depths) => ctx.metrics.queues(
+                depths.into_iter().map(|depth| (depth.of.name(), depth.name, depth.messages)),
+            ),
             Err(error) => {
                 ctx.metrics.queues_unknown();
                 tracing::debug!(%error, "what lies in the queues is not known");
