@@ -114,6 +114,7 @@ impl Metrics {
         }
     }
 }
+
 fn delay_ms(settlement: &Settlement) -> Option<u64> {
     match settlement {
         Settlement::Retry { delay, .. } => u64::try_from(delay.as_millis()).ok(),
