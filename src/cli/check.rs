@@ -13,7 +13,7 @@ use crate::{
         reply::{InquiryReply, Reply, Signature, Status},
     },
     gateway::Gateway,
-    lease::Leases,
+    lease::{Leases, Role},
 };
 
 /// How long Redis may take to be connected to.
@@ -42,7 +42,7 @@ impl Check {
         };
         let parts = (
             settings::broker_options(&settings),
-            settings::leases(&settings),
+            settings::leases(&settings, Role::Command),
             settings::gateway(&settings),
         );
         let (broker, leases, gateway) = match parts {
@@ -120,7 +120,11 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
     };
     let absence = leases.absence();
     stop.cancel();
-    if answers { Ok("it answers".into()) } else { Err(absence.into()) }
+    match leases.withheld().await {
+        _ if !answers => Err(absence.into()),
+        Some(why) => Ok(format!("it answers; {why}")),
+        None => Ok("it answers".into()),
+    }
 }
 
 async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
@@ -138,6 +142,9 @@ async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
             (Signature::Bad, _) => {
                 Err("its answer is signed with another key than gateway.public_key".into())
             }
+            (Signature::Stale, _) => Err(
+                "its clock and ours differ by more than 5 minutes, or its response-time can't be read: check NTP".into(),
+            ),
             (Signature::Missing, _) => Err(format!(
                 "it does not know us: {} (look at gateway.client_id, key_version and private_key)",
                 answer.result.code

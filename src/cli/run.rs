@@ -12,6 +12,7 @@ use super::{Exit, complain, settings};
 use crate::{
     config::Settings,
     http::{self, Probes},
+    lease::Role,
     telemetry::{Health, Metrics},
     worker::{Drained, Worker},
 };
@@ -69,7 +70,7 @@ fn build(
 ) -> Result<Worker, Vec<String>> {
     let broker = settings::broker_options(settings);
     let gateway = settings::gateway(settings);
-    let leases = settings::leases(settings);
+    let leases = settings::leases(settings, Role::Worker);
     match (broker, gateway, leases) {
         (Ok(broker), Ok(gateway), Ok(leases)) => Ok(Worker {
             broker,

@@ -17,7 +17,7 @@ use crate::{
         Gateway, GatewayOptions,
         signing::{SigningKey, VerifyingKeys},
     },
-    lease::{LeaseTimes, Leases, RedisOptions},
+    lease::{LeaseTimes, Leases, Owner, RedisOptions, Role},
     telemetry::{self, Traces},
     worker::BreakerOptions,
 };
@@ -68,8 +68,11 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
     })
 }
 
-/// The leases of these settings.
-pub(super) fn leases(settings: &Settings) -> Result<Leases, Vec<String>> {
+/// The leases of these settings. Each command that uses them calls the gateway too, and [`gateway`] reports a
+/// `gateway.client_id` that is missing: no key is ever written without it.
+pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<String>> {
+    let client_id = settings.gateway.client_id.as_deref().unwrap_or_default();
+    let owner = Owner::new(&settings.broker.prefix, client_id);
     let (ca, client) = tls("redis", &settings.redis.tls)?;
     let options = RedisOptions { url: settings.redis.url.expose_secret().to_owned(), ca, client };
     let times = LeaseTimes {
@@ -78,7 +81,7 @@ pub(super) fn leases(settings: &Settings) -> Result<Leases, Vec<String>> {
         remember: settings.lease.remember,
         longest_call: settings.gateway.timeout,
     };
-    Leases::new(&options, times).map_err(|error| vec![error.to_string()])
+    Leases::new(&options, owner, role, times).map_err(|error| vec![error.to_string()])
 }
 
 /// The gateway of these settings, or every key that is missing or bad.

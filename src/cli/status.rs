@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     dead_letters::{Shown, StatusOf},
-    domain::outcome::Fate,
-    lease::Inspection,
+    domain::{outcome::Fate, reply::Standing},
+    lease::{Inspection, Role},
 };
 
 /// What is known of one capture: its outcome, or where it is; and its family of fresh ids
@@ -37,14 +37,15 @@ impl StatusArgs {
             Ok(settings) => settings,
             Err(exit) => return exit,
         };
-        let (leases, gateway) = match (settings::leases(&settings), settings::gateway(&settings)) {
-            (Ok(leases), Ok(gateway)) => (leases, gateway),
-            (leases, gateway) => {
-                let errors = [leases.err(), gateway.err()].into_iter().flatten().flatten();
-                errors.for_each(|error| complain(&format!("error: {error}")));
-                return Exit::Usage;
-            }
-        };
+        let (leases, gateway) =
+            match (settings::leases(&settings, Role::Command), settings::gateway(&settings)) {
+                (Ok(leases), Ok(gateway)) => (leases, gateway),
+                (leases, gateway) => {
+                    let errors = [leases.err(), gateway.err()].into_iter().flatten().flatten();
+                    errors.for_each(|error| complain(&format!("error: {error}")));
+                    return Exit::Usage;
+                }
+            };
         let keeper = connect_redis(&leases).await;
         let status = StatusOf::ask(&gateway, &leases, &self.payment, &self.id).await;
         keeper.abort();
@@ -89,13 +90,14 @@ impl StatusArgs {
     fn place(&self, status: &StatusOf) -> String {
         let shown = status.gateway.as_ref().ok().and_then(Option::as_ref);
         let redis = status.redis.as_ref().ok();
-        match (
-            shown.map(|shown| shown.status.as_str()),
-            redis.and_then(|redis| redis.known.as_ref()),
-        ) {
-            (Some("SUCCESS"), _) | (_, Some(Fate::Captured(_))) => return "captured".into(),
-            (Some("PROCESSING" | "PENDING"), _) => return "in process at the gateway".into(),
-            (Some("FAIL" | "CANCELLED"), _) | (_, Some(Fate::Failed(_))) => return "failed".into(),
+        match (shown.map(|shown| shown.standing), redis.and_then(|redis| redis.known.as_ref())) {
+            (Some(Standing::Captured), _) | (_, Some(Fate::Captured(_))) => {
+                return "captured".into();
+            }
+            (Some(Standing::InProcess), _) => return "in process at the gateway".into(),
+            (Some(Standing::Failed), _) | (_, Some(Fate::Failed(_) | Fate::Closed(_))) => {
+                return "failed".into();
+            }
             _ => {}
         }
         let Some(redis) = redis else { return "not known".into() };
@@ -122,7 +124,7 @@ impl StatusArgs {
             json!({
                 "captureRequestId": relative.capture_request_id,
                 "relation": if relative.is_forebear { "forebear" } else { "child" },
-                "outcome": relative.redis.as_ref().and_then(|redis| redis.known.as_ref()),
+                "outcome": relative.redis.as_ref().and_then(outcome),
                 "gateway": relative.gateway.as_ref().map(shown_document),
             })
         });
@@ -130,7 +132,7 @@ impl StatusArgs {
             "captureRequestId": self.id,
             "paymentId": self.payment,
             "is": self.place(status),
-            "outcome": redis.and_then(|redis| redis.known.as_ref()),
+            "outcome": redis.and_then(outcome),
             "sent": redis.map(|redis| redis.sent),
             "leaseLeftMs": redis.and_then(|redis| redis.lease_left_ms),
             "waiting": redis.map(|redis| redis.waiting),
@@ -145,6 +147,14 @@ impl StatusArgs {
             },
         })
     }
+}
+
+/// The outcome on record: how a failure was proven is of no use to a reader.
+fn outcome(redis: &Inspection) -> Option<Fate> {
+    redis.known.clone().map(|fate| match fate {
+        Fate::Closed(verdict) => Fate::Failed(verdict),
+        fate => fate,
+    })
 }
 
 fn redis_lines(redis: &Inspection) -> Vec<String> {
@@ -171,7 +181,7 @@ fn fate_words(fate: &Fate) -> String {
         Fate::Captured(capture) => {
             format!("captured, captureId {}", capture.capture_id.as_deref().unwrap_or("-"))
         }
-        Fate::Failed(verdict) => {
+        Fate::Failed(verdict) | Fate::Closed(verdict) => {
             format!("failed: {} ({})", verdict.code.as_deref().unwrap_or("no code"), verdict.class)
         }
     }

@@ -15,34 +15,73 @@ use crate::{
         evidence::{Decision, PaymentSeen, Seen, decide},
         job::Job,
         letter::DeadLetter,
-        outcome::{Attempt, Capture, Fate, Outcome, Release, Sent, Verdict},
+        outcome::{Attempt, Capture, Evidence, Fate, Outcome, Recorded, Release, Sent, Verdict},
         replay::{Policy, Refusal, Replay},
         settle::{Policy as Settling, ResultMessage, Settlement, settle},
     },
-    lease::{Acquired, Claim, Inspection, Lease},
+    lease::{Acquired, Away, Claim, Inspection, Lease, Released},
 };
 
 /// What the decision on one letter rests on.
 pub(super) struct Decided {
     pub(super) decision: Decision,
+    /// What was found out, for people.
     pub(super) evidence: Option<String>,
-    /// Held until the decision is written down.
-    pub(super) lease: Option<(Lease, Release)>,
+    /// What a capture that is settled rests on.
+    pub(super) proof: Evidence,
+    pub(super) closing: Closing,
 }
+
+/// What is done in Redis once the decision is written down.
+pub(super) enum Closing {
+    /// Nothing.
+    None,
+    /// The lease of the payment is given back.
+    Lease(Box<Lease>, Box<Release>),
+    /// It is recorded that a fresh id replaces one whose failure is on record.
+    Replace(Claim, Box<Fate>),
+}
+
+impl Decided {
+    /// By what an inquiry showed.
+    fn inquired(decision: Decision, seen: &Seen, closing: Closing) -> Self {
+        Self { decision, evidence: Some(seen.words()), proof: Evidence::Inquiry, closing }
+    }
+
+    /// Without asking the gateway.
+    pub(super) const fn unasked(decision: Decision) -> Self {
+        Self { decision, evidence: None, proof: Evidence::Inquiry, closing: Closing::None }
+    }
+
+    fn refusing(reason: &str, instead: &str) -> Self {
+        Self::unasked(Decision::Refuse(Refusal::new(reason, instead)))
+    }
+
+    fn on_record(capture: Capture) -> Self {
+        Self {
+            decision: Decision::Settle(capture),
+            evidence: Some("its capture is on record".into()),
+            proof: Evidence::Record,
+            closing: Closing::None,
+        }
+    }
+}
+
+const WHEN_OVER: &str = "try again when that is over";
 
 impl Desk {
     /// The same id captures once, whatever became of it; but not beside its child, of which a worker would not know. What is
     /// captured already needs no worker.
     pub(super) async fn same_id(&self, letter: &DeadLetter, job: &Job, replay: Replay) -> Decided {
-        let (seen, payment) = self.inquire(job).await;
+        let (seen, payment) = self.inquire(job, &letter.history).await;
         let decision = decide(letter, replay, &seen, &payment, OffsetDateTime::now_utc());
         if let Decision::Settle(capture) = &decision {
             let fate = Fate::Captured(capture.clone());
-            if let Err(away) = self.leases.remember(&Claim::of(job, false), fate).await {
+            if let Err(away) = self.leases.remember(&self.leases.claim(job, false), fate).await {
                 tracing::warn!(%away, "its outcome is not on record");
             }
         }
-        Decided { decision, evidence: Some(seen.words()), lease: None }
+        Decided::inquired(decision, &seen, Closing::None)
     }
 
     /// Finds out what the id of a letter came to, so that no copy of it can capture beside its child.
@@ -52,7 +91,7 @@ impl Desk {
         job: &Job,
         replay: Replay,
     ) -> Result<Decided, DeskError> {
-        let claim = Claim::of(job, false);
+        let claim = self.leases.claim(job, false);
         let acquired = match self.leases.acquire(&claim, false).await {
             Ok(acquired) => acquired,
             Err(away) => {
@@ -61,77 +100,74 @@ impl Desk {
                 return Err(away.into());
             }
         };
-        let refuse = |reason: &str| Decided {
-            decision: Decision::Refuse(Refusal::new(reason, "try again when that is over")),
-            evidence: None,
-            lease: None,
-        };
-        match acquired {
-            Acquired::Held { .. } => Ok(refuse("a capture of its payment is under way")),
-            Acquired::OnHold { .. } => Ok(refuse("another capture of its payment is in doubt")),
-            Acquired::Known(Fate::Captured(capture)) => Ok(Decided {
-                decision: Decision::Settle(capture),
-                evidence: Some("a worker has its capture on record".into()),
-                lease: None,
-            }),
-            Acquired::Known(Fate::Failed(_)) => {
-                let (seen, payment) = self.inquire(job).await;
+        Ok(match acquired {
+            Acquired::Held { .. } => {
+                Decided::refusing("a capture of its payment is under way", WHEN_OVER)
+            }
+            Acquired::OnHold { .. } => {
+                Decided::refusing("another capture of its payment is in doubt", WHEN_OVER)
+            }
+            Acquired::Replaced => Decided::refusing(
+                "a fresh id replaced its id already, for another amount",
+                "dead discard; what is missing of it needs a job of its own",
+            ),
+            Acquired::Known(Fate::Captured(capture)) => Decided::on_record(capture),
+            Acquired::Known(fate) => {
+                let (seen, payment) = self.inquire(job, &letter.history).await;
                 let now = OffsetDateTime::now_utc();
                 let decision = decide(letter, replay, &seen, &payment, now);
-                if let Decision::Settle(capture) = &decision {
-                    self.leases.remember(&claim, Fate::Captured(capture.clone())).await?;
-                }
-                Ok(Decided { decision, evidence: Some(seen.words()), lease: None })
+                let closing = match &decision {
+                    Decision::Settle(capture) => {
+                        self.leases.remember(&claim, Fate::Captured(capture.clone())).await?;
+                        Closing::None
+                    }
+                    Decision::Send(_) => Closing::Replace(claim, Box::new(fate)),
+                    Decision::Refuse(_) => Closing::None,
+                };
+                Decided::inquired(decision, &seen, closing)
             }
             // A normal verdict ended the hold of its id: another copy is in doubt.
             Acquired::Taken(lease) if lease.is_on_hold() => {
                 drop(self.leases.release(&lease, &Release::Forget).await);
-                Ok(refuse("a copy of it is in doubt"))
+                Decided::refusing("a copy of it is in doubt", WHEN_OVER)
             }
             Acquired::Taken(lease) => {
-                let (seen, payment) = self.inquire(job).await;
-                Ok(under_lease(letter, replay, lease, &seen, &payment))
+                let (seen, payment) = self.inquire(job, &letter.history).await;
+                under_lease(letter, replay, lease, &seen, &payment)
             }
-        }
+        })
     }
 
-    /// Writes a decision down, gives the lease back, and publishes what is to be published.
+    /// Writes a decision down, closes the id in Redis, and publishes what is to be published. What was recorded
+    /// meanwhile may change a fresh id into a capture to tell, or a refusal: never a refusal into a fresh id.
     pub(super) async fn carry_out(
         &self,
         found: &Found,
         letter: &DeadLetter,
         decided: Decided,
     ) -> Result<Told, DeskError> {
-        let Decided { decision, evidence, lease } = decided;
-        let record = match &decision {
-            Decision::Send(replay) => self.record(Action::Replay, letter).sending(replay),
-            Decision::Settle(_) => self.record(Action::Settle, letter),
-            Decision::Refuse(refusal) => self.record(Action::Refuse, letter).refusing(refusal),
-        };
-        let written = self.audit(&record.seeing(evidence.clone())).await;
-        let closed = match (&written, lease) {
-            (Ok(()), Some((lease, release))) => self.leases.release(&lease, &release).await,
-            (Err(_), Some((lease, _))) => self.leases.release(&lease, &Release::Forget).await,
-            (_, None) => Ok(true),
-        };
+        let Decided { mut decision, mut evidence, mut proof, closing } = decided;
+        let written = self.audit(&self.record_of(letter, &decision, evidence.clone())).await;
+        let closed = self.close(closing, written.is_ok()).await;
         written?;
         let is_fresh =
             matches!(&decision, Decision::Send(replay) if replay.policy == Policy::FreshId);
-        let closed = match closed {
-            Err(away) if is_fresh => {
-                self.audit(&self.record(Action::Fail, letter)).await?;
-                return Err(away.into());
+        if is_fresh {
+            let closed = match closed {
+                Ok(closed) => closed,
+                Err(away) => {
+                    self.audit(&self.record(Action::Fail, letter)).await?;
+                    return Err(away.into());
+                }
+            };
+            if let Some(instead) = instead_of_fresh(closed) {
+                (decision, evidence, proof) = (instead.decision, instead.evidence, instead.proof);
+                self.audit(&self.record_of(letter, &decision, evidence.clone())).await?;
             }
-            closed => closed.unwrap_or(true),
-        };
-        if is_fresh && !closed {
-            let refusal = Refusal::new("the lease was lost meanwhile", "try again");
-            self.refuse(letter, &refusal, None).await?;
-            return Ok(Told { decision: Decision::Refuse(refusal), evidence });
         }
         let published = match &decision {
             Decision::Send(replay) => self.session.replay(found, replay).await,
-            Decision::Settle(capture) => match result_of(letter, capture.clone()) {
+            Decision::Settle(capture) => match result_of(letter, capture.clone(), proof) {
                 Some(result) => self.session.tell(found, &result).await,
                 None => Ok(()),
             },
@@ -144,6 +180,53 @@ impl Desk {
             return Err(DeskError::Publish { what, error });
         }
         Ok(Told { decision, evidence })
+    }
+
+    fn record_of(
+        &self,
+        letter: &DeadLetter,
+        decision: &Decision,
+        evidence: Option<String>,
+    ) -> super::Record {
+        let record = match decision {
+            Decision::Send(replay) => self.record(Action::Replay, letter).sending(replay),
+            Decision::Settle(_) => self.record(Action::Settle, letter),
+            Decision::Refuse(refusal) => self.record(Action::Refuse, letter).refusing(refusal),
+        };
+        record.seeing(evidence)
+    }
+
+    /// Does in Redis what was decided, if the decision is written down; else takes back what was written there.
+    async fn close(&self, closing: Closing, is_written: bool) -> Result<Released, Away> {
+        let kept = Released { kept: true, recorded: None };
+        match closing {
+            Closing::Lease(lease, release) if is_written => {
+                self.leases.release(&lease, &release).await
+            }
+            Closing::Lease(lease, _) => self.leases.release(&lease, &Release::Forget).await,
+            Closing::Replace(claim, fate) if is_written => {
+                let recorded = self.leases.replace(&claim, &fate).await?;
+                // The failure that was on record is the ground to close the id without its lease.
+                Ok(Released { kept: recorded.is_some(), recorded })
+            }
+            Closing::Replace(..) | Closing::None => Ok(kept),
+        }
+    }
+}
+
+/// What is done in place of sending a fresh id, where closing its parent showed that it must not go.
+fn instead_of_fresh(closed: Released) -> Option<Decided> {
+    let of_another = |reason| Some(Decided::refusing(reason, "dead discard, once the books agree"));
+    match closed.recorded {
+        Some(Recorded::Same(Fate::Captured(capture))) => Some(Decided::on_record(capture)),
+        Some(Recorded::CapturedOther) => of_another("its id captured another amount meanwhile"),
+        Some(Recorded::ReplacedOther) => {
+            of_another("a fresh id replaced its id meanwhile, for another amount")
+        }
+        _ if !closed.kept => {
+            Some(Decided::refusing("its lease or its record was lost meanwhile", "try again"))
+        }
+        Some(Recorded::Same(_)) | None => None,
     }
 }
 
@@ -169,8 +252,13 @@ fn under_lease(
     let decision = decide(letter, replay, seen, payment, OffsetDateTime::now_utc());
     let release = match (&decision, seen) {
         (Decision::Settle(capture), _) => Release::Final(Fate::Captured(capture.clone())),
-        (_, Seen::Failed(verdict)) => Release::Final(Fate::Failed(verdict.clone())),
-        (Decision::Send(_), _) => Release::Close(Fate::Failed(Verdict {
+        (Decision::Send(_), Seen::Failed(verdict)) => {
+            Release::Replace(Fate::Failed(verdict.clone()))
+        }
+        (Decision::Refuse(_), Seen::Failed(verdict)) => {
+            Release::Final(Fate::Failed(verdict.clone()))
+        }
+        (Decision::Send(_), _) => Release::Replace(Fate::Closed(Verdict {
             class: letter.class,
             code: letter.code.clone(),
             message: letter.message.clone(),
@@ -178,17 +266,18 @@ fn under_lease(
         })),
         (Decision::Refuse(_), _) => Release::Forget,
     };
-    Decided { decision, evidence: Some(seen.words()), lease: Some((lease, release)) }
+    Decided::inquired(decision, seen, Closing::Lease(Box::new(lease), Box::new(release)))
 }
 
 /// The result of a capture that stands, as the worker would publish it.
-fn result_of(letter: &DeadLetter, capture: Capture) -> Option<Box<ResultMessage>> {
+fn result_of(letter: &DeadLetter, capture: Capture, proof: Evidence) -> Option<Box<ResultMessage>> {
     let attempt = Attempt {
         subject: letter.subject(),
         outcome: Outcome::Captured(capture),
         sent: Sent::Yes,
         remembered: true,
         outage: false,
+        evidence: Some(proof),
     };
     let unused =
         Settling { schedule: Vec::new(), defer_schedule: Vec::new(), max_age: Duration::ZERO };

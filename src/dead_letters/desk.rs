@@ -17,6 +17,7 @@ use crate::{
     domain::{
         class::{Class, Codes},
         evidence::{PaymentSeen, Seen},
+        history::History,
         job::Job,
         letter::DeadLetter,
         replay::Refusal,
@@ -219,11 +220,11 @@ impl Desk {
     }
 
     /// Asks the gateway what became of a job's capture, and of its payment.
-    pub async fn inquire(&self, job: &Job) -> (Seen, PaymentSeen) {
+    pub async fn inquire(&self, job: &Job, history: &History) -> (Seen, PaymentSeen) {
         match &self.gateway {
             Ok(gateway) => {
                 let reply = gateway.inquire(&job.payment_id).await;
-                (Seen::of(&reply, job, &self.codes), PaymentSeen::of(&reply, job))
+                (Seen::of(&reply, job, &self.codes), PaymentSeen::of(&reply, job, history))
             }
             Err(why) => {
                 let reason = format!("the gateway was not asked: {why}");

@@ -58,7 +58,9 @@ impl Desk {
         told: &mut impl FnMut(&DeadLetter, Result<Option<&str>, &Refusal>),
     ) -> Result<Flow, DeskError> {
         let seen = match &letter.job {
-            Ok(job) if may_have_captured(letter) => Some(self.inquire(job).await.0),
+            Ok(job) if may_have_captured(letter) => {
+                Some(self.inquire(job, &letter.history).await.0)
+            }
             _ => None,
         };
         let evidence = seen.as_ref().map(Seen::words);

@@ -114,12 +114,13 @@ impl Desk {
                 "try again when Redis answers",
             )),
         };
-        if let (Some(refusal), true) = (refusal, is_fresh) {
+        let withheld = self.leases.withheld().await.map(|why| Refusal::new(why, "try again then"));
+        if let (Some(refusal), true) = (refusal.or(withheld), is_fresh) {
             return Told { decision: Decision::Refuse(refusal), evidence: None };
         }
         let (seen, payment) = match known.map(|known| known.known) {
             Ok(Some(Fate::Captured(capture))) => (Seen::Captured(capture), PaymentSeen::default()),
-            _ => self.inquire(job).await,
+            _ => self.inquire(job, &letter.history).await,
         };
         let decision = decide(letter, replay, &seen, &payment, OffsetDateTime::now_utc());
         Told { decision, evidence: Some(seen.words()) }
@@ -248,15 +249,13 @@ impl<'a> Run<'a> {
         let now = OffsetDateTime::now_utc();
         let prepared = prepare(letter, &self.replays.changes, now);
         let decided = match prepared.and_then(|replay| self.bounded(replay)) {
-            Err(refusal) => {
-                Decided { decision: Decision::Refuse(refusal), evidence: None, lease: None }
-            }
+            Err(refusal) => Decided::unasked(Decision::Refuse(refusal)),
             Ok(replay) => match &letter.job {
                 Ok(job) if replay.policy == Policy::FreshId => {
                     self.desk.close_parent(letter, job, replay).await?
                 }
                 Ok(job) => self.desk.same_id(letter, job, replay).await,
-                Err(_) => Decided { decision: Decision::Send(replay), evidence: None, lease: None },
+                Err(_) => Decided::unasked(Decision::Send(replay)),
             },
         };
         let told = self.desk.carry_out(found, letter, decided).await?;

@@ -4,7 +4,7 @@ use crate::{
     domain::{
         money::Money,
         replay::fresh_id,
-        reply::{InquiryReply, Reply, Signature, Status, Transaction},
+        reply::{InquiryReply, Reply, Signature, Standing, Status, Transaction},
     },
     gateway::Gateway,
     lease::{Inspection, Leases},
@@ -29,6 +29,8 @@ pub struct StatusOf {
 /// What the gateway shows of an id: the best of its transactions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
+    /// What it says.
+    pub standing: Standing,
     /// SUCCESS, FAIL, PROCESSING, …
     pub status: String,
     /// Of a failure.
@@ -67,13 +69,14 @@ impl StatusOf {
         for _ in 0..GENERATIONS_MAX {
             let gateway = shown(items, &child);
             let redis = leases.inspect(payment_id, &child).await.ok();
+            let next = fresh_id(&child);
+            // One that nobody knows is no end: the gateway may have refused it before it looked at the id.
             let is_known = gateway.is_some()
                 || redis.as_ref().is_some_and(|redis| redis.sent || redis.known.is_some());
-            if !is_known {
-                break;
+            if is_known {
+                let capture_request_id = child;
+                family.push(Relative { capture_request_id, is_forebear: false, gateway, redis });
             }
-            let next = fresh_id(&child);
-            family.push(Relative { capture_request_id: child, is_forebear: false, gateway, redis });
             child = next;
         }
         for forebear in family.iter_mut().filter(|relative| relative.is_forebear) {
@@ -117,23 +120,25 @@ fn transactions(reply: InquiryReply, payment_id: &str) -> Result<Vec<Transaction
     if answer.result.status != Status::S {
         return Err(format!("it answers {code}"));
     }
-    if answer.body.payment_id.as_ref().is_some_and(|answered| answered != payment_id) {
-        return Err("its answer is about another payment".into());
+    match answer.body.payment_id {
+        Some(answered) if answered == payment_id => {}
+        Some(_) => return Err("its answer is about another payment".into()),
+        None => return Err("its answer names no payment".into()),
     }
     answer.body.transactions.ok_or_else(|| "its answer has no readable transactions".into())
 }
 
-/// SUCCESS beats PROCESSING beats FAIL.
+/// SUCCESS beats PROCESSING beats FAIL. An item that contradicts itself is shown, and proves no end.
 fn shown(items: &[Transaction], id: &str) -> Option<Shown> {
-    let ours = items.iter().filter(|item| {
-        item.kind.as_deref() == Some("CAPTURE") && item.request_id.as_deref() == Some(id)
-    });
-    let rank = |item: &&Transaction| match item.status.as_deref() {
-        Some("SUCCESS") => 0,
-        Some("FAIL" | "CANCELLED") => 2,
-        _ => 1,
+    let ours = items.iter().filter(|item| item.request_id.as_deref() == Some(id));
+    let rank = |item: &&Transaction| match item.standing() {
+        Standing::Captured => 0,
+        Standing::Unclear => 1,
+        Standing::InProcess => 2,
+        Standing::Failed => 3,
     };
     ours.min_by_key(rank).map(|item| Shown {
+        standing: item.standing(),
         status: item.status.clone().unwrap_or_default(),
         code: item.result.as_ref().map(|result| result.code.clone()),
         capture_id: item.id.clone(),

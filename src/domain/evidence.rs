@@ -1,17 +1,18 @@
 //! What the gateway shows of a dead letter's capture, and what that makes of a replay.
 
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
 use super::{
     class::{Class, Codes},
+    family::{Descendants, Living, living_forebear},
     history::History,
     job::Job,
     judge::{Before, Inquired, judge_inquiry},
     letter::DeadLetter,
-    money::Money,
     outcome::{Capture, Doubt, Outcome, Verdict},
-    replay::{Policy, Refusal, Replay, fresh_id},
-    reply::{InquiryBody, InquiryReply, Reply, Signature, Status},
+    replay::{Policy, Refusal, Replay},
+    reply::{InquiryBody, InquiryReply, Reply, Signature, Standing, Status},
+    time::parse as parse_time,
 };
 
 /// What an inquiry shows about one capture.
@@ -40,7 +41,7 @@ impl Seen {
     /// What a reply to an inquiry shows about a job's capture, whatever the job's own history says.
     #[must_use]
     pub fn of(reply: &InquiryReply, job: &Job, codes: &Codes) -> Self {
-        let before = Before { history: &History::default(), marked: false, past_expiry: false };
+        let before = Before { history: &History::default(), marker: None, past_expiry: false };
         match judge_inquiry(reply.clone(), job, &before, codes) {
             Inquired::Post => Self::NoSuchCapture,
             Inquired::Over(Outcome::Captured(capture)) => Self::Captured(capture),
@@ -106,50 +107,47 @@ pub struct PaymentSeen {
     pub left: Option<u64>,
     /// Until when captures may be made, as the gateway wrote it.
     pub authorized_until: Option<String>,
-    /// The fresh id that replaced the job's, if it captured or may still, and its amount.
-    pub child: Option<(String, Option<Money>)>,
+    /// The fresh ids that replaced the job's and captured, or may still.
+    pub descendants: Descendants,
+    /// A forebear of the job's id that captured, or may still.
+    pub forebear: Option<Living>,
 }
 
 impl PaymentSeen {
-    /// What a signed inquiry that succeeded says about a job's payment; nothing of any other.
+    /// What a signed inquiry that succeeded says about a job's payment; nothing of any other. A stale one still shows
+    /// fresh ids that exist.
     #[must_use]
-    pub fn of(reply: &InquiryReply, job: &Job) -> Self {
-        match reply {
-            Reply::Answered(answer)
-                if answer.signature == Signature::Good && answer.result.status == Status::S =>
-            {
-                Self {
-                    left: left(&answer.body),
-                    authorized_until: answer.body.auth_expiry_time.clone(),
-                    child: living_child(&answer.body, job),
-                }
-            }
-            _ => Self::default(),
+    pub fn of(reply: &InquiryReply, job: &Job, history: &History) -> Self {
+        let Reply::Answered(answer) = reply else { return Self::default() };
+        if answer.result.status != Status::S {
+            return Self::default();
+        }
+        let transactions = answer.body.transactions.as_deref().unwrap_or_default();
+        let descendants = Descendants::of(transactions, &job.capture_request_id);
+        let forebear = living_forebear(transactions, &job.capture_request_id, history);
+        match answer.signature {
+            Signature::Good => Self {
+                left: left(&answer.body),
+                authorized_until: answer.body.auth_expiry_time.clone(),
+                descendants,
+                forebear,
+            },
+            Signature::Stale => Self { descendants, forebear, ..Self::default() },
+            Signature::Missing | Signature::Bad => Self::default(),
         }
     }
 
     fn is_over(&self, now: OffsetDateTime) -> bool {
-        let until = self.authorized_until.as_deref();
-        let until = until.and_then(|time| OffsetDateTime::parse(time, &Rfc3339).ok());
+        let until = self.authorized_until.as_deref().and_then(parse_time);
         until.is_some_and(|until| now >= until)
     }
-}
-
-fn living_child(body: &InquiryBody, job: &Job) -> Option<(String, Option<Money>)> {
-    let child = fresh_id(&job.capture_request_id);
-    let living = body.transactions.iter().flatten().find(|item| {
-        item.request_id.as_ref() == Some(&child)
-            && !matches!(item.status.as_deref(), Some("FAIL" | "CANCELLED"))
-    });
-    living.map(|item| (child, item.amount.clone().and_then(Result::ok)))
 }
 
 fn left(body: &InquiryBody) -> Option<u64> {
     let authorized = body.payment_amount.clone()?.ok()?;
     let mut left = authorized.value();
-    let captured = body.transactions.as_ref()?.iter().filter(|item| {
-        item.kind.as_deref() == Some("CAPTURE") && item.status.as_deref() == Some("SUCCESS")
-    });
+    let transactions = body.transactions.as_ref()?.iter();
+    let captured = transactions.filter(|item| item.standing() == Standing::Captured);
     for item in captured {
         let amount = item.amount.clone()?.ok()?;
         if amount.currency() != authorized.currency() {
@@ -171,8 +169,8 @@ pub enum Decision {
     Refuse(Refusal),
 }
 
-/// What the gateway's evidence makes of a replay that was prepared. Needed for a fresh id; for the same id it foretells what
-/// the worker will find.
+/// What the gateway's evidence makes of a replay that was prepared. A fresh id needs evidence that its parent captured
+/// nothing; an id that may have been sent needs evidence of what became of it, because it may have been replaced.
 #[must_use]
 pub fn decide(
     letter: &DeadLetter,
@@ -201,18 +199,21 @@ pub fn decide(
         }
         Seen::Failed(_) | Seen::NoSuchCapture | Seen::InProcess | Seen::Nothing { .. } => {}
     }
-    if let (true, Some((child, Some(amount)))) = (is_fresh, &payment.child)
-        && replay.amount != Some(*amount)
-    {
+    if let Some(refusal) = living(&replay, is_fresh, &payment.descendants) {
+        return Decision::Refuse(refusal);
+    }
+    if let Some(forebear) = &payment.forebear {
         return Decision::Refuse(Refusal::new(
-            format!("its fresh id {child} is at the gateway already, with {amount}"),
-            "dead discard; what is missing of it needs a job of its own",
+            format!("the id {} that it replaces captured, or may still", forebear.id),
+            "dead discard, once that is captured",
         ));
     }
-    if let (false, Some((child, _))) = (is_fresh, &payment.child) {
+    if let Seen::Nothing { reason, .. } = seen
+        && letter.sent()
+    {
         return Decision::Refuse(Refusal::new(
-            format!("the fresh id {child} replaced it, and captured or may still"),
-            "dead discard, once that is captured",
+            format!("nobody knows what became of its id, which may have been replaced: {reason}"),
+            "try again when the gateway answers inquiries; or dead discard, which keeps a record",
         ));
     }
     if is_fresh && payment.is_over(now) {
@@ -227,7 +228,7 @@ pub fn decide(
     match (payment.left, replay.amount) {
         // What its child has taken already is not asked for again.
         (Some(left), Some(amount))
-            if is_fresh && payment.child.is_none() && left < amount.value() =>
+            if is_fresh && payment.descendants.child.is_none() && left < amount.value() =>
         {
             let instead = match (letter.class, left) {
                 (_, 0) => "nothing is left to capture: dead discard".to_owned(),
@@ -244,6 +245,26 @@ pub fn decide(
         }
         _ => Decision::Send(replay),
     }
+}
+
+/// Why an id may not be sent beside the fresh ids that descend from the dead letter's. The child itself may be sent again
+/// with the same amount: it captures once.
+fn living(replay: &Replay, is_fresh: bool, descendants: &Descendants) -> Option<Refusal> {
+    if let (true, Some(Living { id, amount: Some(amount) })) = (is_fresh, &descendants.child)
+        && replay.amount != Some(*amount)
+    {
+        return Some(Refusal::new(
+            format!("its fresh id {id} is at the gateway already, with {amount}"),
+            "dead discard; what is missing of it needs a job of its own",
+        ));
+    }
+    let living = if is_fresh { descendants.later.as_ref() } else { descendants.nearest() };
+    living.map(|living| {
+        Refusal::new(
+            format!("the fresh id {} replaced it, and captured or may still", living.id),
+            "dead discard, once that is captured",
+        )
+    })
 }
 
 fn no_evidence(reason: &str, code: Option<&str>) -> Refusal {

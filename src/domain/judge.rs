@@ -6,41 +6,80 @@ use super::{
     class::{
         CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT, SUCCESS,
     },
+    family::{Descendants, Living, living_forebear},
     history::{History, LastWord},
     job::Job,
     outcome::{Capture, Doubt, DoubtKind, Outcome, Throttle, Verdict},
     reply::{
         Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, NoAnswer,
-        Reply, Signature, Status, Transaction,
+        Reply, Signature, Standing, Status, Transaction,
     },
 };
 
 const TOO_MANY_REQUESTS: u16 = 429;
+/// Why an answer of [`Signature::Stale`] proves no failure.
+const STALE: &str = "the answer is signed, but its response-time can't be read or lies more than 5 minutes before the \
+    request: check that both clocks are right (NTP)";
 
 /// What is known of an id when its attempt begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Before<'a> {
     /// From headers and broker.
     pub history: &'a History,
-    /// Whether the lease found a mark of an earlier acquisition.
-    pub marked: bool,
+    /// The sent marker that an earlier acquisition left in Redis, if there is one.
+    pub marker: Option<&'a SentMarker>,
     /// Whether the job's time is over.
     pub past_expiry: bool,
+}
+
+/// What Redis keeps of an id whose capture may have been sent. Unlike headers, which anybody can write, it tells what
+/// the gateway has signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SentMarker {
+    /// The number of replays at which an inquiry last showed that there is no such capture.
+    pub denied_at_replay: Option<u32>,
+    /// The code of a signed `F` for this amount that need not be about the capture.
+    pub refused: Option<String>,
 }
 
 impl Before<'_> {
     /// Whether a capture request for this id may have left.
     #[must_use]
     pub const fn sent(&self) -> bool {
-        self.marked || self.history.sent || self.history.redelivered
+        self.marker.is_some() || self.history.sent || self.history.redelivered
     }
 
-    /// The signed `F` that an earlier attempt got on a sent id, and that is not proven to be about the capture.
-    fn unproven_failure(&self, codes: &Codes) -> Option<&LastWord> {
-        self.history.last_word.as_ref().filter(|word| {
-            self.sent() && word.status == "F" && codes.class_of(&word.code).may_precede_the_id()
-        })
+    /// The code of the signed `F` that an earlier attempt got on this id, and that is not proven to be about the capture.
+    fn refused(&self) -> Option<&str> {
+        self.marker.and_then(|marker| marker.refused.as_deref())
     }
+
+    /// Whether headers say that the last answer was such an `F`. They choose the first call and prove nothing.
+    fn claims_refusal(&self, codes: &Codes) -> bool {
+        self.history
+            .last_word
+            .as_ref()
+            .is_some_and(|word| word.status == "F" && may_be_about_another(&word.code, codes))
+    }
+
+    /// Whether Redis can't vouch for the calls before this attempt: it has no marker of an id that headers or the broker
+    /// call sent; or the job was replayed, and no inquiry has shown since that nothing stands against a post. An operator
+    /// has replayed others of its family, perhaps, and Redis may have forgotten that.
+    fn needs_evidence(&self) -> bool {
+        let replays = self.history.replays;
+        match self.marker {
+            None => self.sent() || replays > 0,
+            Some(_) if replays == 0 => false,
+            Some(marker) => marker.denied_at_replay.is_none_or(|denied_at| denied_at < replays),
+        }
+    }
+}
+
+/// Whether an `F` with this code need not be about the capture of an id that was sent: the gateway gives it before it
+/// looks at the id, or because a repeat differs from an earlier request, which may have captured.
+fn may_be_about_another(code: &str, codes: &Codes) -> bool {
+    let class = codes.class_of(code);
+    class.may_precede_the_id() || class == Class::Conflict
 }
 
 /// The first call of an attempt.
@@ -57,24 +96,15 @@ pub enum Call {
 /// Which call an attempt begins with.
 #[must_use]
 pub fn first_call(before: &Before<'_>, codes: &Codes) -> Call {
-    let history = before.history;
-    let in_process = history
-        .last_word
-        .as_ref()
-        .is_some_and(|word| [CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS].contains(&word.code.as_str()));
-    let replays_a_sent_id = history.replays > 0 && history.attempts == 0 && before.sent();
-    let only_redelivered = before.sent() && !before.marked && !history.sent;
+    let in_process =
+        before.history.last_word.as_ref().is_some_and(|word| {
+            [CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS].contains(&word.code.as_str())
+        });
     if before.past_expiry && !before.sent() {
-        Call::Expired
-    } else if in_process
-        || replays_a_sent_id
-        || before.past_expiry && only_redelivered
-        || before.unproven_failure(codes).is_some()
-    {
-        Call::Inquire
-    } else {
-        Call::Post
+        return Call::Expired;
     }
+    let was_refused = before.refused().is_some() || before.sent() && before.claims_refusal(codes);
+    if in_process || was_refused || before.needs_evidence() { Call::Inquire } else { Call::Post }
 }
 
 /// What an inquiry came to.
@@ -111,6 +141,8 @@ pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> Health {
     let result = &answer.result;
     if answer.signature == Signature::Bad {
         Health::Ill("a bad signature".into())
+    } else if answer.signature == Signature::Stale {
+        Health::Ill("a response-time that does not fit the request: check NTP".into())
     } else if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
         Health::Throttled(answer.retry_after)
     } else if result.status == Status::F && codes.class_of(&result.code) == Class::Access {
@@ -136,11 +168,17 @@ pub fn judge_capture(
     if let Some(outcome) = no_verdict(&answer, codes) {
         return outcome;
     }
+    if answer.result.status == Status::S {
+        return captured(answer, job);
+    }
+    if let Some(other) = about_another(&answer.body, job) {
+        let reason = format!("{}, signed, but about another {other}", describe(&answer.result));
+        return in_doubt(DoubtKind::Contradiction, reason, None);
+    }
     match answer.result.status {
-        Status::S => captured(answer, job),
         Status::F => failed(answer.result, before, codes),
         Status::U => in_doubt(DoubtKind::Unknown, describe(&answer.result), word(&answer.result)),
-        Status::Other(_) => in_doubt(DoubtKind::Untrusted, describe(&answer.result), None),
+        _ => in_doubt(DoubtKind::Untrusted, describe(&answer.result), None),
     }
 }
 
@@ -166,21 +204,36 @@ pub fn judge_inquiry(
             describe(&answer.result)
         )));
     }
-    match evidence(&answer.body, job, codes) {
+    let is_stale = answer.signature == Signature::Stale;
+    match evidence(&answer.body, job, before.history, codes) {
+        Evidence::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
+        _ if is_stale => Inquired::Over(no_evidence(STALE)),
         Evidence::Proves(outcome) => Inquired::Over(outcome),
+        Evidence::NoSuchCapture if is_under_review(&answer.body) => {
+            Inquired::Over(no_evidence("the authorization is under review: do not capture yet"))
+        }
         Evidence::NoSuchCapture => after_no_such_capture(before, codes),
     }
 }
 
-/// There is no such capture: then the unproven failure stands; or the job's time is over; or it is posted.
+/// `authReviewStatus` PROCESSING: the gateway asks for no capture yet.
+fn is_under_review(body: &InquiryBody) -> bool {
+    body.auth_review_status.as_deref() == Some("PROCESSING")
+}
+
+/// There is no such capture: then the signed refusal stands; or the job's time is over; or it is posted.
 fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
-    if let Some(word) = before.unproven_failure(codes) {
-        Inquired::Over(Outcome::Closed(Verdict {
-            class: codes.class_of(&word.code),
-            code: Some(word.code.clone()),
+    if let Some(code) = before.refused() {
+        let verdict = Verdict {
+            class: codes.class_of(code),
+            code: Some(code.to_owned()),
             message: Some("refused before, and the gateway knows of no such capture".into()),
             signed: true,
-        }))
+        };
+        Inquired::Over(match verdict.class {
+            Class::Conflict => Outcome::Failed(verdict),
+            _ => Outcome::Closed(verdict),
+        })
     } else if before.past_expiry {
         Inquired::Over(Outcome::Expired { inquired: true })
     } else {
@@ -195,11 +248,15 @@ fn no_verdict<B>(answer: &Answer<B>, codes: &Codes) -> Option<Outcome> {
         let reason = "the answer's signature is bad, so it is not the gateway's word".to_owned();
         return Some(in_doubt(DoubtKind::Untrusted, reason, None));
     }
+    // A success is true whenever it was signed.
+    if answer.signature == Signature::Stale && result.status != Status::S {
+        return Some(in_doubt(DoubtKind::Untrusted, STALE.to_owned(), None));
+    }
     if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
         let word = Some(LastWord::new(REQUEST_TRAFFIC_EXCEED_LIMIT, "U"));
         return Some(Outcome::Throttled(Throttle { retry_after: answer.retry_after, word }));
     }
-    if answer.signature == Signature::Good {
+    if matches!(answer.signature, Signature::Good | Signature::Stale) {
         return None;
     }
     Some(match result.status {
@@ -230,14 +287,11 @@ fn captured(answer: Answer<CaptureBody>, job: &Job) -> Outcome {
 
 /// Why a signed success is not about this job. The id must be there; payment and amount must not be others.
 fn contradiction(body: &CaptureBody, job: &Job) -> Option<String> {
-    let about = |what| Some(format!("a signed success about another {what}"));
-    match &body.capture_request_id {
-        Some(id) if *id == job.capture_request_id => {}
-        Some(_) => return about("captureRequestId"),
-        None => return Some("a signed success that names no captureRequestId".into()),
+    if let Some(other) = about_another(body, job) {
+        return Some(format!("a signed success about another {other}"));
     }
-    if body.payment_id.as_ref().is_some_and(|payment_id| *payment_id != job.payment_id) {
-        return about("paymentId");
+    if body.capture_request_id.is_none() {
+        return Some("a signed success that names no captureRequestId".into());
     }
     match &body.amount {
         None => None,
@@ -247,11 +301,24 @@ fn contradiction(body: &CaptureBody, job: &Job) -> Option<String> {
     }
 }
 
-/// A signed `F`. The gateway checks access and form before it looks at the id, so on a sent id such an `F` does not
-/// prove that an earlier request failed: the next attempt inquires. On another it stands as long as no copy could be sent.
+/// The name of the id, if an answer names another than the job's.
+fn about_another(body: &CaptureBody, job: &Job) -> Option<&'static str> {
+    let is_other = |named: &Option<String>, ours: &str| named.as_ref().is_some_and(|id| id != ours);
+    if is_other(&body.capture_request_id, &job.capture_request_id) {
+        Some("captureRequestId")
+    } else if is_other(&body.payment_id, &job.payment_id) {
+        Some("paymentId")
+    } else {
+        None
+    }
+}
+
+/// A signed `F`. The gateway checks access and form before it looks at the id, and a changed repeat is refused while the
+/// first request may have captured. So on a sent id such an `F` does not prove that an earlier request failed: the next
+/// attempt inquires. On an id that was not sent it stands as long as no copy could be sent.
 fn failed(result: GatewayResult, before: &Before<'_>, codes: &Codes) -> Outcome {
     let class = codes.class_of(&result.code);
-    if before.sent() && class.may_precede_the_id() {
+    if before.sent() && may_be_about_another(&result.code, codes) {
         let reason = format!("{}, which need not be about the capture", describe(&result));
         return in_doubt(DoubtKind::Unproven, reason, word(&result));
     }
@@ -264,40 +331,64 @@ enum Evidence {
     NoSuchCapture,
 }
 
-/// What the transactions of a payment say of one capture: SUCCESS beats PROCESSING beats FAIL, and what can't be read
-/// is no evidence.
-fn evidence(body: &InquiryBody, job: &Job, codes: &Codes) -> Evidence {
-    if body.payment_id.as_ref().is_some_and(|payment_id| *payment_id != job.payment_id) {
-        return Evidence::Proves(no_evidence("the inquiry's answer is about another paymentId"));
+/// What the transactions of a payment say of one capture: SUCCESS beats PROCESSING beats FAIL. What can't be read or
+/// contradicts itself is no evidence, and keeps others from being evidence of a failure or of no capture.
+fn evidence(body: &InquiryBody, job: &Job, history: &History, codes: &Codes) -> Evidence {
+    match &body.payment_id {
+        Some(payment_id) if *payment_id == job.payment_id => {}
+        Some(_) => {
+            let reason = "the inquiry's answer is about another paymentId";
+            return Evidence::Proves(no_evidence(reason));
+        }
+        None => return Evidence::Proves(no_evidence("the inquiry's answer names no paymentId")),
     }
     let Some(transactions) = &body.transactions else {
         return Evidence::Proves(no_evidence("the inquiry's answer has no readable transactions"));
     };
-    let ours: Vec<_> = transactions
-        .iter()
-        .filter(|item| {
-            item.kind.as_deref() == Some("CAPTURE")
-                && item.request_id.as_deref() == Some(job.capture_request_id.as_str())
-        })
-        .collect();
-    let with = |statuses: &[&str]| -> Vec<&Transaction> {
-        let is = |item: &&&Transaction| statuses.contains(&item.status.as_deref().unwrap_or(""));
-        ours.iter().filter(is).copied().collect()
+    let is_ours = |item: &&Transaction| item.request_id.as_ref() == Some(&job.capture_request_id);
+    let ours: Vec<&Transaction> = transactions.iter().filter(is_ours).collect();
+    let with = |standing| -> Vec<&Transaction> {
+        ours.iter().filter(|item| item.standing() == standing).copied().collect()
     };
-    let succeeded = with(&["SUCCESS"]);
-    let ended = with(&["FAIL", "CANCELLED"]);
-    let in_process = with(&["PROCESSING", "PENDING"]);
+    let succeeded = with(Standing::Captured);
     if !succeeded.is_empty() {
-        Evidence::Proves(inquired_success(&succeeded, job))
-    } else if !in_process.is_empty() {
+        return Evidence::Proves(inquired_success(&succeeded, job));
+    }
+    if !with(Standing::InProcess).is_empty() {
         let word = Some(LastWord::new(PAYMENT_IN_PROCESS, "U"));
-        Evidence::Proves(in_doubt(DoubtKind::Unknown, "the capture is in process".into(), word))
-    } else if ended.len() < ours.len() {
-        Evidence::Proves(no_evidence("the capture's transactionStatus is not known"))
-    } else if let Some(item) = ended.first() {
-        Evidence::Proves(Outcome::Failed(inquired_failure(item, codes)))
-    } else {
-        Evidence::NoSuchCapture
+        let reason = "the capture is in process".into();
+        return Evidence::Proves(in_doubt(DoubtKind::Unknown, reason, word));
+    }
+    if !with(Standing::Unclear).is_empty() {
+        let reason = "transactionType, transactionStatus and transactionResult of the capture do \
+            not agree, or are not known";
+        return Evidence::Proves(no_evidence(reason));
+    }
+    if let Some(item) = ours.first() {
+        return Evidence::Proves(Outcome::Failed(inquired_failure(item, codes)));
+    }
+    let id = &job.capture_request_id;
+    if let Some(living) = Descendants::of(transactions, id).nearest() {
+        return Evidence::Proves(Outcome::Failed(beside(living, "the fresh id that replaced it,")));
+    }
+    if let Some(living) = living_forebear(transactions, id, history) {
+        return Evidence::Proves(Outcome::Failed(beside(&living, "the id that it replaces,")));
+    }
+    if transactions.iter().any(Transaction::is_anonymous_capture) {
+        let reason =
+            "the payment has a capture without a transactionRequestId, which may be this one";
+        return Evidence::Proves(no_evidence(reason));
+    }
+    Evidence::NoSuchCapture
+}
+
+/// The gateway does not know the id, and knows another of its family that captured, or may still.
+fn beside(living: &Living, kin: &str) -> Verdict {
+    Verdict {
+        class: Class::Conflict,
+        code: None,
+        message: Some(format!("{kin} {}, captured or may still", living.id)),
+        signed: true,
     }
 }
 

@@ -3,10 +3,11 @@
 //!
 //! In reading order: a [`job`] and its [`money`]; its [`history`]; the gateway's [`reply`], which [`judge`] turns into
 //! an [`outcome`]; and [`settle`], which turns that into what the broker does. A [`letter`] is a job that was given up, and
-//! [`replay`] what may be done with it, if there is the [`evidence`].
+//! [`replay`] what may be done with it, if there is the [`evidence`] about it and its [`family`].
 
 pub mod class;
 pub mod evidence;
+pub mod family;
 mod fields;
 pub mod history;
 pub mod job;
@@ -19,6 +20,7 @@ pub mod reply;
 mod rewrite;
 pub mod schedule;
 pub mod settle;
+pub mod time;
 pub mod trace;
 
 #[cfg(test)]

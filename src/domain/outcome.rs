@@ -171,6 +171,8 @@ pub struct Attempt {
     pub sent: Sent,
     /// Whether the outcome was known already: no attempt was spent on it.
     pub remembered: bool,
+    /// What the outcome rests on.
+    pub evidence: Option<Evidence>,
     /// Whether the breaker was open already when it failed: then no attempt is spent.
     pub outage: bool,
 }
@@ -186,14 +188,41 @@ pub enum Sent {
     Yes,
 }
 
-/// The two ends of a capture that the gateway signs for, remembered so that a copy of the job needs no call.
+/// What a final outcome rests on; `evidence` of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// An answer to the capture call.
+    Reply,
+    /// An inquiry showed it, or denied that there is such a capture.
+    Inquiry,
+    /// The outcome was on record.
+    Record,
+}
+
+/// The final outcomes of an id, kept on record so that a copy of the job needs no call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// Captured.
     Captured(Capture),
-    /// Failed.
+    /// Failed, by a verdict about the id: nothing that is still under way can change it.
     Failed(Verdict),
+    /// Failed for want of a capture: an `F` that the gateway gives before it looks at the id. True only for an attempt
+    /// that kept its lease, because another copy of the job may have been sent meanwhile.
+    Closed(Verdict),
+}
+
+impl Fate {
+    /// The name of its kind in Redis: the second line of a record.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Captured(_) => "captured",
+            Self::Failed(_) => "failed",
+            Self::Closed(_) => "closed",
+        }
+    }
 }
 
 impl From<Fate> for Outcome {
@@ -201,6 +230,38 @@ impl From<Fate> for Outcome {
         match fate {
             Fate::Captured(capture) => Self::Captured(capture),
             Fate::Failed(verdict) => Self::Failed(verdict),
+            Fate::Closed(verdict) => Self::Closed(verdict),
+        }
+    }
+}
+
+/// A final outcome that an attempt found on record when it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// The outcome of this id and this amount.
+    Same(Fate),
+    /// Its id captured another amount.
+    CapturedOther,
+    /// Its id was replaced by a fresh one, for another amount.
+    ReplacedOther,
+}
+
+impl Outcome {
+    /// What an attempt comes to that ended so, when this was on record by then. A capture on record stands. A failure on
+    /// record settles the job if it is about the id, or if the attempt kept its lease. A captured job is captured, and
+    /// one that goes back to the queue finds the record when it comes again.
+    ///
+    /// `None`: the outcome stands as it is.
+    #[must_use]
+    pub fn settled_by(&self, recorded: Option<Recorded>, kept_lease: bool) -> Option<Self> {
+        match (self, recorded?) {
+            (Self::Captured(_) | Self::HandBack, _)
+            | (_, Recorded::CapturedOther | Recorded::ReplacedOther) => None,
+            (_, Recorded::Same(fate @ Fate::Captured(_))) => Some(fate.into()),
+            (Self::Failed(_), _) => None,
+            (_, Recorded::Same(fate @ Fate::Failed(_))) => Some(fate.into()),
+            (Self::Closed(_), _) if kept_lease => None,
+            (_, Recorded::Same(fate @ Fate::Closed(_))) => kept_lease.then(|| fate.into()),
         }
     }
 }
@@ -212,10 +273,16 @@ pub enum Release {
     Final(Fate),
     /// A failure for want of a capture: remember it and end the hold, if the lease was kept until now.
     Close(Fate),
+    /// The same, and remember for more than a year that a fresh id replaces this one, whatever its amount.
+    Replace(Fate),
     /// It is over, but not by a verdict that may be remembered: end the hold, leave the mark.
     EndHold,
     /// In doubt: hold and mark stay.
-    KeepHold,
+    KeepHold {
+        /// The code of a signed `F` that need not be about the capture: kept with the mark, since only what the gateway
+        /// signed may close an id later.
+        refused: Option<String>,
+    },
     /// Nothing was sent: take back what this acquisition wrote, unless the lease was lost during the call.
     TakeBack,
     /// No call was made: take back what this acquisition wrote, even if the lease is lost.
@@ -233,9 +300,12 @@ impl Outcome {
                 // `access` too: a copy that came back and captured would deny a failure that was told.
                 _ => Release::Final(Fate::Failed(verdict.clone())),
             },
-            Self::Closed(verdict) => Release::Close(Fate::Failed(verdict.clone())),
+            Self::Closed(verdict) => Release::Close(Fate::Closed(verdict.clone())),
             Self::Expired { inquired: true } => Release::EndHold,
-            Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold,
+            Self::InDoubt(Doubt { kind: DoubtKind::Unproven, word, .. }) => {
+                Release::KeepHold { refused: word.as_ref().map(|word| word.code.clone()) }
+            }
+            Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold { refused: None },
             Self::NotSent(_) | Self::Account(_) => Release::TakeBack,
             Self::Deferred(_)
             | Self::Malformed(_)

@@ -37,6 +37,9 @@ pub enum Signature {
     Missing,
     /// Signed by somebody else, or changed on the way: never trusted.
     Bad,
+    /// Signed by the gateway, at a time that can't be read or lies well before the request: perhaps an answer to an
+    /// earlier call. What has captured stays captured, so it proves a capture, and nothing else.
+    Stale,
 }
 
 /// `result` of an answer.
@@ -140,6 +143,8 @@ pub struct InquiryBody {
     pub payment_amount: Option<Result<Money, String>>,
     /// Until when captures may be made, as the gateway wrote it.
     pub auth_expiry_time: Option<String>,
+    /// Whether the authorization is under review; `PROCESSING`: do not capture yet.
+    pub auth_review_status: Option<String>,
 }
 
 /// One transaction of an inquired payment.
@@ -160,6 +165,49 @@ pub struct Transaction {
     /// When, as the gateway wrote it.
     pub time: Option<String>,
 }
+
+/// What one transaction says of a capture. Type, status and result must agree, or it says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It captured.
+    Captured,
+    /// It failed for good.
+    Failed,
+    /// It is not over.
+    InProcess,
+    /// It contradicts itself, or is not known.
+    Unclear,
+}
+
+impl Transaction {
+    /// What it says. `transactionStatus` SUCCESS goes with an `S` in `transactionResult`, FAIL and CANCELLED with an `F`,
+    /// PROCESSING and PENDING with a `U`; each also with no result at all.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let result = self.result.as_ref().map(|result| &result.status);
+        let status = self.status.as_deref().unwrap_or_default();
+        match (self.kind.as_deref(), status, result) {
+            (Some(CAPTURE), "SUCCESS", None | Some(Status::S)) => Standing::Captured,
+            (Some(CAPTURE), "FAIL" | "CANCELLED", None | Some(Status::F)) => Standing::Failed,
+            (Some(CAPTURE), "PROCESSING" | "PENDING", None | Some(Status::U)) => {
+                Standing::InProcess
+            }
+            _ => Standing::Unclear,
+        }
+    }
+
+    /// Whether it may be a capture whose request id the gateway does not tell: one by the gateway itself or by its
+    /// portal.
+    #[must_use]
+    pub fn is_anonymous_capture(&self) -> bool {
+        let is_capture =
+            self.kind.as_ref().is_none_or(|kind| kind.trim().eq_ignore_ascii_case(CAPTURE));
+        is_capture && self.request_id.as_ref().is_none_or(|id| id.trim().is_empty())
+    }
+}
+
+/// `transactionType` of a capture.
+const CAPTURE: &str = "CAPTURE";
 
 /// The reply to a capture.
 pub type CaptureReply = Reply<CaptureBody>;

@@ -9,7 +9,7 @@ use super::{
     class::Class,
     history::{History, LastWord},
     job::Subject,
-    outcome::{Attempt, Capture, Deferral, Outcome, Sent, Verdict},
+    outcome::{Attempt, Capture, Deferral, Evidence, Outcome, Sent, Verdict},
     schedule::fit,
 };
 
@@ -129,6 +129,9 @@ pub struct ResultMessage {
     /// The acquirer's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquirer_reference_no: Option<String>,
+    /// What the outcome rests on; absent where nothing proved it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
     /// The id that a fresh id replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent_capture_request_id: Option<String>,
@@ -238,6 +241,7 @@ impl At<'_> {
             capture_id: capture.capture_id.clone(),
             capture_time: capture.capture_time.clone(),
             acquirer_reference_no: capture.acquirer_reference_no.clone(),
+            evidence: self.attempt.evidence,
             ..self.result(ResultStatus::Captured, None, self.spent_unless_remembered())
         }))
     }
@@ -325,8 +329,10 @@ impl At<'_> {
             Class::InDoubt | Class::Conflict | Class::Poison => ResultStatus::InDoubt,
             _ => ResultStatus::Failed,
         };
+        let is_proven = verdict.signed && class != Class::Conflict;
         let result = self.attempt.subject.capture_request_id.is_some().then(|| {
             Box::new(ResultMessage {
+                evidence: self.attempt.evidence.filter(|_| is_proven),
                 result_code: code,
                 result_status: status,
                 result_message: Some(letter.message.clone()),
@@ -368,6 +374,7 @@ impl At<'_> {
             capture_id: None,
             capture_time: None,
             acquirer_reference_no: None,
+            evidence: None,
             parent_capture_request_id: self.history.parent.clone(),
             origin_capture_request_id: self.history.origin.clone(),
             attempts,

@@ -1,14 +1,20 @@
 //! The gateway's client: signs, posts, verifies, and says what came back. One call is one request: nothing is retried
 //! here, and no redirect is followed.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use reqwest::{
     Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+use time::{
+    OffsetDateTime,
+    format_description::well_known::{Rfc2822, Rfc3339},
+};
 
 use super::{
     signer::Signer,
@@ -17,11 +23,19 @@ use super::{
 };
 use crate::domain::{
     job::Job,
+    money::shorten,
     reply::{CaptureReply, InquiryReply, NoAnswer, Reply, Signature},
+    settle::epoch_ms as epoch_ms_of,
+    time::parse as parse_time,
 };
 
 /// Connecting takes at most this long, and at most half of the call's time: what fails here was certainly not sent.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(3);
+
+/// An answer that was signed so long before its request is not believed to be about it.
+const STALE_MS: i64 = 5 * 60 * 1000;
+/// No signed answer has told the time yet.
+const UNKNOWN: i64 = i64::MIN;
 
 const CLIENT_ID: HeaderName = HeaderName::from_static("client-id");
 const REQUEST_TIME: HeaderName = HeaderName::from_static("request-time");
@@ -80,6 +94,7 @@ pub struct Gateway {
     headers: HeaderMap,
     signer: Signer,
     verifying_keys: VerifyingKeys,
+    clock_ahead_ms: AtomicI64,
 }
 
 struct Endpoint {
@@ -134,6 +149,7 @@ impl Gateway {
             headers,
             signer: Signer::start(options.signing_key).map_err(ClientError::Thread)?,
             verifying_keys: options.verifying_keys,
+            clock_ahead_ms: AtomicI64::new(UNKNOWN),
         })
     }
 
@@ -160,7 +176,8 @@ impl Gateway {
     }
 
     async fn call<B: Body>(&self, endpoint: &Endpoint, body: Vec<u8>, is_urgent: bool) -> Reply<B> {
-        let time = epoch_ms().to_string();
+        let requested_ms = epoch_ms();
+        let time = requested_ms.to_string();
         let text = signing_text(&endpoint.path, &self.client_id, &time, &body);
         let Some(signature) = self.signer.sign(text, is_urgent).await else {
             return Reply::NotSent("the call could not be signed".to_owned());
@@ -174,7 +191,7 @@ impl Gateway {
             .body(body);
         let exchange = async {
             let response = request.send().await.map_err(|error| of_send(&error))?;
-            self.read(endpoint, response).await
+            self.read(endpoint, response, requested_ms).await
         };
         match tokio::time::timeout(endpoint.timeout, exchange).await {
             Ok(Ok(reply) | Err(reply)) => reply,
@@ -186,6 +203,7 @@ impl Gateway {
         &self,
         endpoint: &Endpoint,
         mut response: Response,
+        requested_ms: i64,
     ) -> Result<Reply<B>, Reply<B>> {
         let retry_after = retry_after(response.headers());
         if response.status() != StatusCode::OK {
@@ -199,12 +217,18 @@ impl Gateway {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let signature = self.verify(endpoint, response.headers(), &bytes);
+        let signature = self.verify(endpoint, response.headers(), requested_ms, &bytes);
         Ok(wire::read(&bytes, signature, retry_after))
     }
 
     /// Whose word an answer is. It must be about a call of ours, so our client id is what is verified.
-    fn verify(&self, endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Signature {
+    fn verify(
+        &self,
+        endpoint: &Endpoint,
+        headers: &HeaderMap,
+        requested_ms: i64,
+        body: &[u8],
+    ) -> Signature {
         let Ok(signature) = single(headers, &SIGNATURE) else { return Signature::Bad };
         let Some(signature) = signature.filter(|text| !text.trim().is_empty()) else {
             return Signature::Missing;
@@ -217,7 +241,31 @@ impl Gateway {
         let is_ours = client_id.is_none_or(|id| id == self.client_id);
         let good = is_ours
             && self.verifying_keys.verify(&endpoint.path, &self.client_id, time, body, signature);
-        if good { Signature::Good } else { Signature::Bad }
+        if !good {
+            return Signature::Bad;
+        }
+        let ahead_ms = parse_time(time).map(|time| epoch_ms_of(time).saturating_sub(requested_ms));
+        self.clock_ahead_ms.store(ahead_ms.unwrap_or(UNKNOWN), Ordering::Relaxed);
+        if ahead_ms.is_some_and(|ahead_ms| ahead_ms >= -STALE_MS) {
+            return Signature::Good;
+        }
+        let requested =
+            OffsetDateTime::from_unix_timestamp_nanos(i128::from(requested_ms) * 1_000_000);
+        let requested = requested.ok().and_then(|time| time.format(&Rfc3339).ok());
+        let (answered, requested) = (shorten(time), requested.unwrap_or_default());
+        tracing::warn!(
+            answered,
+            requested,
+            "the gateway's answer has a response-time that does not fit the request; check NTP"
+        );
+        Signature::Stale
+    }
+
+    /// How many milliseconds the gateway's clock was ahead of ours at its last signed answer; seconds are all that most
+    /// answers tell.
+    #[must_use]
+    pub fn clock_ahead_ms(&self) -> Option<i64> {
+        Some(self.clock_ahead_ms.load(Ordering::Relaxed)).filter(|ms| *ms != UNKNOWN)
     }
 }
 
@@ -259,6 +307,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     (date - OffsetDateTime::now_utc()).try_into().ok()
 }
 
-fn epoch_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+fn epoch_ms() -> i64 {
+    epoch_ms_of(OffsetDateTime::now_utc())
 }

@@ -166,6 +166,8 @@ pub(super) struct WireInquiry {
     payment_amount: Option<WireAmount>,
     #[serde(default)]
     auth_expiry_time: Option<String>,
+    #[serde(default)]
+    auth_review_status: Option<String>,
 }
 
 /// Tells `null` from absent.
@@ -209,6 +211,7 @@ impl Body for InquiryBody {
             transactions,
             payment_amount: amount(wire.payment_amount),
             auth_expiry_time: wire.auth_expiry_time,
+            auth_review_status: wire.auth_review_status,
         };
         (wire.result, body)
     }

@@ -1,4 +1,3 @@
 -- Takes the lease for one acquisition, or says why not. Safe to repeat with the same token: that is how a waiter asks again.
--- KEYS[4] mark of this id, KEYS[5] known outcome of this id.
--- ARGV[5] token, [6] captureRequestId, [7] amount, [8] 1 if a capture will be posted at once, [9] 1 to wait in line.
-return take(ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], KEYS[4], KEYS[5])
+-- KEYS[4] to [6] and ARGV[6] to [8]: the claim. ARGV[9] 1 if a capture will be posted at once, [10] 1 to wait in line.
+return take(claim_at(4, 6), ARGV[9], ARGV[10])

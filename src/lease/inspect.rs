@@ -4,8 +4,8 @@ use redis::FromRedisValue;
 
 use super::{
     Away, Leases,
-    claim::{TOKEN_CHARS, keys},
-    link, read_fate,
+    claim::{Keys, TOKEN_CHARS},
+    link, read_record,
 };
 use crate::domain::outcome::Fate;
 
@@ -39,16 +39,19 @@ impl Leases {
     /// # Errors
     /// Redis is away.
     pub async fn inspect(&self, payment_id: &str, id: &str) -> Result<Inspection, Away> {
-        let [lease, hold, line, mark, known] = keys(payment_id, id);
-        let outcome: Option<String> = self.read("GET", &known).await?;
-        let outcome = outcome.as_deref().and_then(|known| known.split_once('\n'));
-        let known = outcome.map(|(_, fate)| read_fate(fate)).transpose()?;
+        let Keys { lease, hold, line, sent, known, replaced } =
+            Keys::of(&self.owner, payment_id, id);
+        let mut record: Option<String> = self.read("GET", &known).await?;
+        if record.is_none() {
+            record = self.read("GET", &replaced).await?;
+        }
+        let known = record.as_deref().map(read_record).transpose()?.map(|(_, fate)| fate);
         let holder: Option<String> = self.read("GET", &hold).await?;
         let hold_left_ms: i64 = self.read("PTTL", &hold).await?;
         let lease_left_ms: i64 = self.read("PTTL", &lease).await?;
         Ok(Inspection {
             known,
-            sent: self.read::<i64>("EXISTS", &mark).await? == 1,
+            sent: self.read::<i64>("EXISTS", &sent).await? == 1,
             lease_left_ms: (lease_left_ms > 0).then_some(lease_left_ms),
             waiting: self.read("LLEN", &line).await?,
             hold: holder.filter(|_| hold_left_ms > 0).map(|holder| Hold {

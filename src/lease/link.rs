@@ -1,10 +1,7 @@
 //! The one connection to Redis: single server, Cluster or Sentinel; watched, and made again whenever it fails.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +17,7 @@ use redis::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::guard;
+use super::guard::{self, Guard};
 
 /// How long Redis may take to answer, and to be connected to.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a quiet connection is tried.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(1);
 /// Whoever has a connection knows within this that it has failed: by the next try, and its time-out.
-const NOTICED_WITHIN: Duration =
+pub(super) const NOTICED_WITHIN: Duration =
     Duration::from_secs(PING_EVERY.as_secs() + RESPONSE_TIMEOUT.as_secs());
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
@@ -68,20 +65,17 @@ pub(super) struct Link {
     target: Target,
     /// The connection, and a number that grows with each.
     wire: Mutex<(u64, Option<Wire>)>,
-    /// The longest that a capture call may take.
-    longest_call: Duration,
+    guard: Guard,
     up: watch::Sender<bool>,
-    /// It answers, and may have lost leases.
-    settling: AtomicBool,
     failed: Notify,
 }
 
 impl Link {
-    pub(super) fn new(options: &RedisOptions, longest_call: Duration) -> Result<Arc<Self>, BadUrl> {
+    pub(super) fn new(options: &RedisOptions, guard: Guard) -> Result<Arc<Self>, BadUrl> {
         let target = Target::parse(options)?;
         let (up, _) = watch::channel(false);
-        let (wire, settling) = (Mutex::new((0, None)), AtomicBool::new(false));
-        Ok(Arc::new(Self { target, wire, longest_call, up, settling, failed: Notify::new() }))
+        let wire = Mutex::new((0, None));
+        Ok(Arc::new(Self { target, wire, guard, up, failed: Notify::new() }))
     }
 
     /// Keeps the connection until the token is cancelled.
@@ -97,7 +91,7 @@ impl Link {
                 kept = kept => kept.err(),
             };
             let was_up = self.up.send_replace(false);
-            self.settling.store(false, Ordering::Relaxed);
+            self.guard.disconnected();
             self.lock().1 = None;
             if was_up || backoff == BACKOFF_MIN {
                 let error = error.map(|error| describe(&error)).unwrap_or_default();
@@ -115,12 +109,10 @@ impl Link {
 
     /// Holds a fresh connection up as long as it answers.
     async fn keep(&self, mut wire: Wire, backoff: &mut Duration) -> RedisResult<()> {
-        ping(&mut wire).await?;
+        self.guard.ping(&mut wire).await?;
         let server = guard::server(&mut wire).await?;
-        let (server, is_new) = (server.as_deref(), self.lock().0 == 0);
-        let calls_end_within = self.longest_call + NOTICED_WITHIN;
-        let settled = guard::settle(&mut wire, server, is_new, calls_end_within, &self.settling);
-        settled.await?;
+        let server = server.as_deref();
+        self.guard.settle(&mut wire, server).await?;
         {
             let mut current = self.lock();
             *current = (current.0 + 1, Some(wire.clone()));
@@ -135,8 +127,8 @@ impl Link {
             }
             // As a whole: the client of a Cluster tries each call again and again.
             let looked = async {
-                ping(&mut wire).await?;
-                guard::check(&mut wire, server).await
+                self.guard.ping(&mut wire).await?;
+                self.guard.check(&mut wire, server).await
             };
             match tokio::time::timeout(RESPONSE_TIMEOUT, looked).await {
                 Ok(looked) => looked?,
@@ -152,11 +144,15 @@ impl Link {
 
     /// Why there is no connection to use.
     pub(super) fn absence(&self) -> &'static str {
-        if self.settling.load(Ordering::Relaxed) {
-            "it answers, and may have lost leases: it gives none until the calls under way have ended"
-        } else {
-            "it does not answer"
+        self.guard.withholds().unwrap_or("it does not answer")
+    }
+
+    /// Why no lease may be taken although there is a connection; a command may have to wait before it can tell.
+    pub(super) async fn withholds(&self) -> Option<&'static str> {
+        if let Some(until) = self.guard.patience() {
+            tokio::time::sleep_until(until).await;
         }
+        self.guard.withholds()
     }
 
     /// Which connection it is, if there is one: leases that were taken on another one may be lost.
@@ -178,11 +174,6 @@ impl Link {
     pub(super) fn up(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
     }
-}
-
-/// Whether Redis takes writes: one that only answers (a replica, a full memory, too few replicas) gives no leases.
-pub(super) async fn ping(wire: &mut Wire) -> RedisResult<()> {
-    redis::cmd("SET").arg(&["capture:ping", "1", "PX", "1000"]).query_async(wire).await
 }
 
 /// An error without the address, which may hold a password.

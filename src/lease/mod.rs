@@ -1,10 +1,11 @@
 //! The lease and the hold: capture calls of one payment never run side by side, and a payment whose last capture is in
 //! doubt takes no other until that is known.
 //!
-//! Keys, all of one payment in one Cluster slot: `capture:{<paymentId>}:lease` (the token of an acquisition), `:hold`
-//! (that token and the id in doubt), `:line` (the tokens that wait for the lease, first come first served), `:sent:<id>`
-//! (the token that first marked it), `:known:<id>` (its final outcome). Which server they are good at stands in
-//! `capture:server` (see `guard`).
+//! Keys begin with the owner, `<broker.prefix>:<client id>` (see [`Owner`]); then, all of one payment in one Cluster slot,
+//! `:{<paymentId>}:lease` (the token of an acquisition), `:hold` (that token and the id in doubt), `:line` (the tokens that
+//! wait for the lease, first come first served), `:sent:<id>` (the token that first marked it, and what the gateway signed
+//! meanwhile), `:known:<id>` (its final outcome), `:replaced:<id>` (the failure with which it was closed when a fresh id
+//! replaced it). Which server they are good at stands in the owner's `:server` (see `guard`).
 //!
 //! The lease orders captures; money safety rests on the idempotency key. Nothing here decides what an outcome means.
 
@@ -22,17 +23,32 @@ use redis::{Script, ScriptInvocation};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::link::Link;
 pub use self::{
-    claim::Claim,
+    claim::{Claim, Owner},
     inspect::{Hold, Inspection},
     link::{BadUrl, RedisOptions},
 };
-use crate::domain::outcome::{Fate, Release};
+use self::{guard::Guard, link::Link};
+use crate::domain::{
+    job::Job,
+    judge::SentMarker,
+    outcome::{Fate, Recorded, Release},
+};
 
 /// A lease that was given to the next in line is free again if that one does not claim it within this time: many times
 /// the pause in which waiters ask.
 const GRANT: Duration = Duration::from_millis(500);
+/// How long it is kept that an id was replaced: longer than a copy of its dead letter may lie before it is replayed.
+const REPLACED: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// Who takes leases, which decides what is done about a Redis that may have lost some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A worker: it waits until the calls under way have ended, then names the server.
+    Worker,
+    /// A command: it names no server, and takes no lease where none is named.
+    Command,
+}
 
 /// How long leases and what they leave behind live.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +68,7 @@ pub struct LeaseTimes {
 pub struct Leases {
     link: Arc<Link>,
     scripts: Arc<Scripts>,
+    owner: Owner,
     times: LeaseTimes,
 }
 
@@ -69,6 +86,8 @@ pub enum Acquired {
     Taken(Lease),
     /// The id's final outcome is known: no call is needed.
     Known(Fate),
+    /// A fresh id replaced this one, for another amount: it is never posted again.
+    Replaced,
     /// Another capture of the payment is under way.
     Held {
         /// How many stand before us in line; `None` if we do not stand there.
@@ -87,7 +106,7 @@ pub enum Acquired {
 #[derive(Debug)]
 pub struct Lease {
     claim: Claim,
-    marked: bool,
+    marker: Option<SentMarker>,
     hold_left_ms: i64,
     taken: Instant,
     until: Instant,
@@ -99,6 +118,26 @@ pub struct Lease {
 #[derive(Debug, thiserror::Error)]
 #[error("Redis is away: {0}")]
 pub struct Away(String);
+
+/// What came of making sure of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// It is still ours.
+    Kept,
+    /// It is lost: begin no call.
+    Lost,
+    /// An outcome of the id is on record by now, which the release tells: begin no call.
+    Recorded,
+}
+
+/// What came of giving a lease back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Whether it was still ours.
+    pub kept: bool,
+    /// What was on record of the id before.
+    pub recorded: Option<Recorded>,
+}
 
 /// As the scripts say it: verb, detail, 1 if marked, ms that the hold had left, place in line.
 type Taken = (String, String, i64, i64, i64);
@@ -114,7 +153,12 @@ impl Leases {
     ///
     /// # Errors
     /// The URL can't be used.
-    pub fn new(options: &RedisOptions, times: LeaseTimes) -> Result<Self, BadUrl> {
+    pub fn new(
+        options: &RedisOptions,
+        owner: Owner,
+        role: Role,
+        times: LeaseTimes,
+    ) -> Result<Self, BadUrl> {
         let scripts = Scripts {
             acquire: script!("acquire.lua"),
             renew: script!("renew.lua"),
@@ -122,15 +166,27 @@ impl Leases {
             hand_over: script!("hand_over.lua"),
         };
         Ok(Self {
-            link: Link::new(options, times.longest_call)?,
+            link: Link::new(options, Guard::new(&owner, role, times.longest_call))?,
             scripts: Arc::new(scripts),
+            owner,
             times,
         })
+    }
+
+    /// An acquisition for a job. `posts`: a capture is sent as soon as the lease is taken.
+    #[must_use]
+    pub fn claim(&self, job: &Job, posts: bool) -> Claim {
+        Claim::of(&self.owner, job, posts)
     }
 
     /// Connects, and connects again whenever Redis was away, until the token is cancelled.
     pub async fn keep_connected(&self, stop: CancellationToken) {
         self.link.watch(stop).await;
+    }
+
+    /// Why no lease may be taken now, if Redis answers and may have lost some.
+    pub async fn withheld(&self) -> Option<&'static str> {
+        self.link.withholds().await
     }
 
     /// Whether Redis answers, and when that changes.
@@ -156,9 +212,12 @@ impl Leases {
     /// # Errors
     /// Redis is away; whether the lease was taken is not known, and asking again with the same claim is safe.
     pub async fn acquire(&self, claim: &Claim, waits: bool) -> Result<Acquired, Away> {
+        if let Some(why) = self.link.withholds().await {
+            return Err(Away(why.to_owned()));
+        }
         let asked = (Instant::now(), self.link.epoch());
         let mut call = self.call(&self.scripts.acquire, claim);
-        call.arg(claim.amount()).arg(i64::from(claim.posts())).arg(i64::from(waits));
+        call.arg(i64::from(claim.posts())).arg(i64::from(waits));
         let taken = self.run(&call).await?;
         self.acquired(taken, claim, asked)
     }
@@ -179,19 +238,42 @@ impl Leases {
         self.release(&Lease::none(claim), &Release::Final(fate)).await.map(drop)
     }
 
-    /// Makes sure that a call of this length ends within the lease; before a capture that was not announced when the
-    /// lease was taken, writes the hold and the mark. `false`: the lease is lost, begin no call.
+    /// Records that a fresh id replaces an id whose failure is on record, and says what is on record by now. If that is
+    /// nothing, or a capture, nothing was written and no fresh id may go.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn renew(&self, lease: &mut Lease, posts: bool) -> Result<bool, Away> {
+    pub async fn replace(&self, claim: &Claim, fate: &Fate) -> Result<Option<Recorded>, Away> {
+        let record = record(claim, fate)?;
+        let lease = Lease::none(claim);
+        let call = self.release_call(&self.scripts.release, &lease, ("replaced", record, ""));
+        Self::released(claim, self.run(&call).await?).map(|released| released.recorded)
+    }
+
+    /// Makes sure that a call of this length ends within the lease; before a capture that was not announced when the
+    /// lease was taken (`posts`), writes the hold and the sent marker, with the number of replays at which an inquiry
+    /// has just shown that there is no such capture.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn renew(
+        &self,
+        lease: &mut Lease,
+        posts: bool,
+        denied_at_replay: Option<u32>,
+    ) -> Result<Renewed, Away> {
         let (asked, epoch) = (Instant::now(), self.link.epoch());
         let mut call = self.call(&self.scripts.renew, &lease.claim);
-        call.arg(lease.claim.amount()).arg(i64::from(posts));
+        let denied_at = denied_at_replay.map(|replay| replay.to_string()).unwrap_or_default();
+        call.arg(i64::from(posts)).arg(denied_at);
         let renewed: i64 = self.run(&call).await?;
         lease.until = asked + self.times.ttl;
         lease.epoch = epoch;
-        Ok(renewed == 1)
+        Ok(match renewed {
+            1 => Renewed::Kept,
+            2 => Renewed::Recorded,
+            _ => Renewed::Lost,
+        })
     }
 
     /// Whether Redis has been there since the lease was taken. If not, it may be lost: renew it before a call.
@@ -200,18 +282,18 @@ impl Leases {
         lease.epoch.is_some() && lease.epoch == self.link.epoch()
     }
 
-    /// Gives the lease back, to whoever is next in line. `false`: it was lost before.
+    /// Gives the lease back, to whoever is next in line.
     ///
     /// # Errors
     /// Redis is away: the lease ends by its time.
-    pub async fn release(&self, lease: &Lease, release: &Release) -> Result<bool, Away> {
-        let call = self.release_call(&self.scripts.release, lease, release)?;
-        self.run::<i64>(&call).await.map(|mine| mine == 1)
+    pub async fn release(&self, lease: &Lease, release: &Release) -> Result<Released, Away> {
+        let parts = parts(&lease.claim, release)?;
+        let call = self.release_call(&self.scripts.release, lease, parts);
+        Self::released(&lease.claim, self.run(&call).await?)
     }
 
     /// Gives the lease back and takes it for the next job of the same payment, in one step. `stays`: even if another
-    /// worker waits in line; else that one has it first, and the next job stands in line behind. Says also whether the
-    /// lease was still ours.
+    /// worker waits in line; else that one has it first, and the next job stands in line behind.
     ///
     /// # Errors
     /// Redis is away: of neither job it is known how far that came.
@@ -221,16 +303,20 @@ impl Leases {
         release: &Release,
         next: &Claim,
         stays: bool,
-    ) -> Result<(bool, Acquired), Away> {
+    ) -> Result<(Released, Acquired), Away> {
         let asked = (Instant::now(), self.link.epoch());
-        let mut call = self.release_call(&self.scripts.hand_over, lease, release)?;
-        call.key(next.mark_key()).key(next.known_key());
+        let parts = parts(&lease.claim, release)?;
+        let mut call = self.release_call(&self.scripts.hand_over, lease, parts);
+        for key in next.keys().of_id() {
+            call.key(key);
+        }
         call.arg(i64::from(stays)).arg(next.token()).arg(next.id());
         call.arg(next.amount()).arg(i64::from(next.posts()));
-        let (mine, verb, detail, marked, hold_left_ms, place): (i64, _, _, _, _, _) =
+        let (mine, found, verb, detail, marked, hold_left_ms, place): (i64, String, _, _, _, _, _) =
             self.run(&call).await?;
         let taken = (verb, detail, marked, hold_left_ms, place);
-        Ok((mine == 1, self.acquired(taken, next, asked)?))
+        let released = Self::released(&lease.claim, (mine, found))?;
+        Ok((released, self.acquired(taken, next, asked)?))
     }
 
     /// `asked`: when, and by which connection.
@@ -245,29 +331,43 @@ impl Leases {
         Ok(match verb.as_str() {
             "taken" => Acquired::Taken(Lease {
                 claim: claim.clone(),
-                marked,
+                marker: marked.then(|| read_marker(&detail, claim.amount())),
                 hold_left_ms,
                 taken: asked,
                 until: asked + self.times.ttl,
                 epoch,
             }),
-            "known" => Acquired::Known(read_fate(&detail)?),
+            "known" => Acquired::Known(read_record(&detail)?.1),
+            "replaced" => Acquired::Replaced,
             "hold" => Acquired::OnHold { marked },
             _ => Acquired::Held { place: u32::try_from(place).ok(), marked },
         })
     }
 
+    /// What the scripts say of a lease that was given back.
+    fn released(claim: &Claim, (mine, found): (i64, String)) -> Result<Released, Away> {
+        let recorded = match found.as_str() {
+            "" => None,
+            found => Some(match read_record(found)? {
+                (amount, fate) if amount == claim.amount() => Recorded::Same(fate),
+                (_, Fate::Captured(_)) => Recorded::CapturedOther,
+                _ => Recorded::ReplacedOther,
+            }),
+        };
+        Ok(Released { kept: mine == 1, recorded })
+    }
+
     /// A script with what all of them are told.
     fn call<'s>(&self, script: &'s Script, claim: &Claim) -> ScriptInvocation<'s> {
         let mut call = script.prepare_invoke();
-        for key in claim.keys() {
+        for key in claim.keys().of_payment().into_iter().chain(claim.keys().of_id()) {
             call.key(key);
         }
         let LeaseTimes { ttl, hold_in_doubt, remember, .. } = self.times;
-        for time in [ttl, hold_in_doubt, remember, GRANT] {
+        for time in [ttl, hold_in_doubt, remember, GRANT, REPLACED] {
             call.arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         }
-        call.arg(claim.token()).arg(claim.id());
+        call.arg(claim.token()).arg(claim.id()).arg(claim.amount());
         call
     }
 
@@ -275,19 +375,15 @@ impl Leases {
         &self,
         script: &'s Script,
         lease: &Lease,
-        release: &Release,
-    ) -> Result<ScriptInvocation<'s>, Away> {
-        let (mode, outcome) = match release {
-            Release::Final(fate) => ("final", known(lease, fate)?),
-            Release::Close(fate) => ("close", known(lease, fate)?),
-            Release::EndHold => ("end", String::new()),
-            Release::KeepHold => ("keep", String::new()),
-            Release::TakeBack => ("back", String::new()),
-            Release::Forget => ("forget", String::new()),
-        };
+        (mode, record, refused): (&str, String, &str),
+    ) -> ScriptInvocation<'s> {
         let mut call = self.call(script, &lease.claim);
-        call.arg(mode).arg(outcome).arg(lease.hold_left_ms());
-        Ok(call)
+        let refused = match refused {
+            "" => String::new(),
+            code => format!("{}\n{code}", lease.claim.amount()),
+        };
+        call.arg(mode).arg(record).arg(lease.hold_left_ms()).arg(refused);
+        call
     }
 
     async fn run<T: redis::FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, Away> {
@@ -303,15 +399,46 @@ impl Leases {
     }
 }
 
-/// An outcome as it is remembered.
-fn known(lease: &Lease, fate: &Fate) -> Result<String, Away> {
-    let fate = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
-    Ok(format!("{}\n{fate}", lease.claim.amount()))
+/// The mode of a release, the record that it leaves, and the code of a refusal that it keeps.
+fn parts<'r>(claim: &Claim, release: &'r Release) -> Result<(&'static str, String, &'r str), Away> {
+    Ok(match release {
+        Release::Final(fate) => ("final", record(claim, fate)?, ""),
+        Release::Close(fate) => ("close", record(claim, fate)?, ""),
+        Release::Replace(fate) => ("replace", record(claim, fate)?, ""),
+        Release::EndHold => ("end", String::new(), ""),
+        Release::KeepHold { refused } => {
+            ("keep", String::new(), refused.as_deref().unwrap_or_default())
+        }
+        Release::TakeBack => ("back", String::new(), ""),
+        Release::Forget => ("forget", String::new(), ""),
+    })
 }
 
-fn read_fate(known: &str) -> Result<Fate, Away> {
-    serde_json::from_str(known)
-        .map_err(|error| Away(format!("a known outcome can't be read: {error}")))
+/// An outcome as it is kept: amount, kind, and all of it.
+fn record(claim: &Claim, fate: &Fate) -> Result<String, Away> {
+    let json = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
+    Ok(format!("{}\n{}\n{json}", claim.amount(), fate.kind()))
+}
+
+/// The amount and the outcome of a record.
+fn read_record(record: &str) -> Result<(&str, Fate), Away> {
+    let unreadable = || Away("a final outcome on record can't be read".to_owned());
+    let mut lines = record.splitn(3, '\n');
+    let (Some(amount), Some(_), Some(json)) = (lines.next(), lines.next(), lines.next()) else {
+        return Err(unreadable());
+    };
+    Ok((amount, serde_json::from_str(json).map_err(|_| unreadable())?))
+}
+
+/// What a sent marker tells besides that it is there: see `common.lua`.
+fn read_marker(told: &str, our_amount: &str) -> SentMarker {
+    let mut lines = told.splitn(3, '\n');
+    let denied_at_replay = lines.next().and_then(|number| number.parse().ok());
+    let refused = match (lines.next(), lines.next()) {
+        (Some(amount), Some(code)) if amount == our_amount => Some(code.to_owned()),
+        _ => None,
+    };
+    SentMarker { denied_at_replay, refused }
 }
 
 impl Lease {
@@ -319,13 +446,13 @@ impl Lease {
     fn none(claim: &Claim) -> Self {
         let now = Instant::now();
         let claim = claim.clone();
-        Self { claim, marked: false, hold_left_ms: -2, taken: now, until: now, epoch: None }
+        Self { claim, marker: None, hold_left_ms: -2, taken: now, until: now, epoch: None }
     }
 
-    /// Whether an earlier acquisition marked this id as sent.
+    /// The sent marker that an earlier acquisition left, if there is one.
     #[must_use]
-    pub const fn marked(&self) -> bool {
-        self.marked
+    pub const fn marker(&self) -> Option<&SentMarker> {
+        self.marker.as_ref()
     }
 
     /// Whether the id was in doubt when the lease was taken.

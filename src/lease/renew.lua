@@ -1,10 +1,11 @@
--- Gives the lease its full time again before another call; if that is a capture, writes hold and mark as well.
--- KEYS and ARGV as for acquire. Returns 1, or 0 if the lease is no longer this acquisition's.
-if redis.call('GET', KEYS[1]) ~= ARGV[5] then
-  return 0
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-if ARGV[8] == '1' then
-  announce(ARGV[5], ARGV[6], KEYS[4], redis.call('GET', KEYS[2]), redis.call('GET', KEYS[4]))
-end
+-- Gives the lease its full time again before another call; if that is a capture, writes hold and sent marker as well.
+-- KEYS and the claim as for acquire. ARGV[9] 1 before a capture, [10] the number of replays at which an inquiry has shown
+-- that there is no such capture, or nothing.
+-- Returns 1; or 0 if the lease is no longer this acquisition's; or 2 if an outcome of the id is on record by now.
+local claim = claim_at(4, 6)
+local now = redis.call('MGET', LEASE, claim.known, claim.replaced, HOLD, claim.mark)
+if now[1] ~= claim.token then return 0 end
+if now[3] or on_record(claim, now[2], now[3]) then return 2 end
+redis.call('PEXPIRE', LEASE, LEASE_MS)
+if ARGV[9] == '1' then announce(claim, now[4], now[5], ARGV[10]) end
 return 1

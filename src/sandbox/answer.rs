@@ -184,6 +184,16 @@ impl Sandbox {
                 body.resize(HUGE_BYTES, b' ');
                 self.signed(path, body, None)
             }
+            Way::Stale => {
+                let hour_ago = OffsetDateTime::now_utc() - time::Duration::HOUR;
+                let time = hour_ago
+                    .format(&time::format_description::well_known::Rfc3339)
+                    .unwrap_or_default();
+                self.signed_at(path, draft.body(), step.retry_after, time)
+            }
+            Way::OddTime => {
+                self.signed_at(path, draft.body(), step.retry_after, "yesterday".to_owned())
+            }
             Way::BadSignature => {
                 let mut response = self.send(path, &draft, None);
                 let other = self.send(path, &Draft::of("OTHER", "S", "another body"), None);
@@ -210,7 +220,17 @@ impl Sandbox {
     }
 
     fn signed(&self, path: &str, body: Vec<u8>, retry_after: Option<u64>) -> Response<Body> {
-        let (client_id, time) = (&self.keys.client_id, now());
+        self.signed_at(path, body, retry_after, now())
+    }
+
+    fn signed_at(
+        &self,
+        path: &str,
+        body: Vec<u8>,
+        retry_after: Option<u64>,
+        time: String,
+    ) -> Response<Body> {
+        let client_id = &self.keys.client_id;
         let signature = self.signing_key.sign(path, client_id, &time, &body);
         let mut response = Response::new(Body::from(body));
         let headers = response.headers_mut();

@@ -43,6 +43,10 @@ pub enum Way {
     Unsigned,
     /// As the ledger says, with a signature of something else.
     BadSignature,
+    /// As the ledger says, signed an hour before.
+    Stale,
+    /// As the ledger says, signed at a time that can't be read.
+    OddTime,
     /// As the ledger says, with an unknown `resultStatus`.
     UnknownStatus,
     /// As the ledger says, about another `captureRequestId`.

@@ -16,10 +16,10 @@ use crate::{
         history::History,
         job::Job,
         judge::{Before, Call, Health, Inquired, first_call, health, judge_capture, judge_inquiry},
-        outcome::{Deferral, Doubt, DoubtKind, Outcome, Release, Sent},
+        outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
         reply::Reply,
     },
-    lease::{Acquired, Away, Lease},
+    lease::{Acquired, Away, Lease, Released, Renewed},
     telemetry::traces,
 };
 
@@ -31,7 +31,7 @@ const PACE_WAIT_MIN: Duration = Duration::from_millis(500);
 /// Whether a capture will be posted as soon as the lease is taken, as far as the headers tell.
 pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool {
     let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
-    first_call(&Before { history, marked: false, past_expiry }, &ctx.codes) == Call::Post
+    first_call(&Before { history, marker: None, past_expiry }, &ctx.codes) == Call::Post
 }
 
 /// Calls, and gives the lease back or on.
@@ -42,17 +42,44 @@ pub(super) async fn hold(
     mut lease: Lease,
     turn: Option<Turn>,
 ) -> Ended {
+    let marker = lease.marker().cloned();
     let before = Before {
         history,
-        marked: lease.marked(),
+        marker: marker.as_ref(),
         past_expiry: job.is_past_expiry(OffsetDateTime::now_utc()),
     };
     let sent = if before.sent() { Sent::Yes } else { Sent::No };
     let is_awaited = turn.as_ref().is_some_and(Turn::is_awaited);
-    let mut call = UnderLease { ctx, job, before, lease: &mut lease, is_awaited, outage: false };
+    let mut call = UnderLease {
+        ctx,
+        job,
+        before,
+        lease: &mut lease,
+        is_awaited,
+        outage: false,
+        evidence: Evidence::Reply,
+    };
     let outcome = call.begin().await;
-    let outage = call.outage;
-    Ended { outage, ..Ended::of(release(ctx, lease, outcome, turn).await, sent) }
+    let (outage, evidence) = (call.outage, call.evidence);
+    let (outcome, is_from_record) = release(ctx, lease, outcome, turn).await;
+    let evidence = if is_from_record { Evidence::Record } else { evidence };
+    Ended { outage, evidence: Some(evidence), ..Ended::of(outcome, sent) }
+}
+
+/// Whether the hold and the sent marker of a capture are written already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announced {
+    Yes,
+    Not {
+        /// The number of replays at which an inquiry has just shown that there is no such capture.
+        denied_at_replay: Option<u32>,
+    },
+}
+
+impl Announced {
+    fn of(lease: &Lease) -> Self {
+        if lease.is_announced() { Self::Yes } else { Self::Not { denied_at_replay: None } }
+    }
 }
 
 /// The calls of one attempt.
@@ -65,13 +92,15 @@ struct UnderLease<'a> {
     is_awaited: bool,
     /// Whether the breaker was open already when the last call was answered.
     outage: bool,
+    /// What kind of call was answered last.
+    evidence: Evidence,
 }
 
 impl UnderLease<'_> {
     async fn begin(&mut self) -> Outcome {
         match first_call(&self.before, &self.ctx.codes) {
             Call::Expired => Outcome::Expired { inquired: false },
-            Call::Post => self.post(self.lease.is_announced()).await,
+            Call::Post => self.post(Announced::of(self.lease)).await,
             Call::Inquire => self.inquire().await,
         }
     }
@@ -81,6 +110,7 @@ impl UnderLease<'_> {
         if let Some(outcome) = self.secure(ctx.gateway.inquiry_timeout(), None).await {
             return outcome;
         }
+        self.evidence = Evidence::Inquiry;
         let (asked, span) = (Instant::now(), traces::call("inquiry"));
         let reply = ctx.gateway.inquire(&job.payment_id).instrument(span.clone()).await;
         traces::replied(&span, &reply);
@@ -89,16 +119,19 @@ impl UnderLease<'_> {
         self.before.past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
         match judge_inquiry(reply, job, &self.before, &ctx.codes) {
             Inquired::Over(outcome) => outcome,
-            Inquired::Post => self.post(false).await,
+            Inquired::Post => {
+                let denied_at_replay = Some(self.before.history.replays);
+                self.post(Announced::Not { denied_at_replay }).await
+            }
         }
     }
 
-    /// `announced`: hold and mark are written already.
-    async fn post(&mut self, announced: bool) -> Outcome {
+    async fn post(&mut self, announced: Announced) -> Outcome {
         let Self { ctx, job, .. } = *self;
         if let Some(outcome) = self.secure(ctx.gateway.capture_timeout(), Some(announced)).await {
             return outcome;
         }
+        self.evidence = Evidence::Reply;
         let (asked, span) = (Instant::now(), traces::call("capture"));
         let capture = ctx.gateway.capture(job, self.is_awaited);
         let reply = capture.instrument(span.clone()).await;
@@ -123,7 +156,7 @@ impl UnderLease<'_> {
 
     /// Makes sure that a call keeps to the pace, that it ends within the lease, and that a capture is announced (hold and
     /// mark are written) before it leaves. An outcome if the call may not begin.
-    async fn secure(&mut self, timeout: Duration, announced: Option<bool>) -> Option<Outcome> {
+    async fn secure(&mut self, timeout: Duration, announced: Option<Announced>) -> Option<Outcome> {
         // A lease that is no longer than the call is renewed below, after a short wait at most.
         let spare = self.lease.left().saturating_sub(timeout + LEASE_MARGIN).max(PACE_WAIT_MIN);
         if !self.ctx.pace.slot(spare).await {
@@ -134,12 +167,15 @@ impl UnderLease<'_> {
         }
         let is_good =
             self.lease.left() >= timeout + LEASE_MARGIN && self.ctx.leases.is_current(self.lease);
-        if is_good && announced != Some(false) {
-            return None;
-        }
-        match self.ctx.leases.renew(self.lease, announced.is_some()).await {
-            Ok(true) => None,
-            Ok(false) => Some(Outcome::Deferred(Deferral::LeaseHeld)),
+        let denied_at_replay = match announced {
+            None | Some(Announced::Yes) if is_good => return None,
+            None | Some(Announced::Yes) => None,
+            Some(Announced::Not { denied_at_replay }) => denied_at_replay,
+        };
+        match self.ctx.leases.renew(self.lease, announced.is_some(), denied_at_replay).await {
+            Ok(Renewed::Kept) => None,
+            // What is on record settles the job when the lease is given back.
+            Ok(Renewed::Lost | Renewed::Recorded) => Some(Outcome::Deferred(Deferral::LeaseHeld)),
             Err(away) => {
                 tracing::debug!(%away, "the lease can't be renewed");
                 Some(Outcome::Deferred(Deferral::LeaseUnavailable))
@@ -149,24 +185,29 @@ impl UnderLease<'_> {
 }
 
 /// Gives the lease back, or on to the next in line. One that was lost meanwhile makes every outcome doubtful but the
-/// gateway's signed word.
+/// gateway's signed word. What was on record by then may settle the job; the second value says whether it does.
 async fn release(
     ctx: &Arc<Context>,
     lease: Lease,
     outcome: Outcome,
     turn: Option<Turn>,
-) -> Outcome {
+) -> (Outcome, bool) {
     let release = outcome.release();
     let called = !matches!(outcome, Outcome::Deferred(_) | Outcome::Expired { inquired: false });
     match give_on(ctx, &lease, &release, turn).instrument(traces::release()).await {
-        Ok(false) if called && !outcome.is_final() => lost(&outcome),
-        Ok(_) => outcome,
+        Ok(Released { kept, recorded }) => {
+            if let Some(settled) = outcome.settled_by(recorded, kept) {
+                return (settled, true);
+            }
+            let is_lost = !kept && called && !outcome.is_final();
+            (if is_lost { lost(&outcome) } else { outcome }, false)
+        }
         Err(away) => {
             tracing::warn!(%away, "a lease could not be given back yet; it ends by its time");
             let is_over = lease.left().is_zero();
             tokio::spawn(release_later(Arc::clone(ctx), lease, release));
             let needs_lease = matches!(outcome, Outcome::Closed(_));
-            if needs_lease && is_over { lost(&outcome) } else { outcome }
+            (if needs_lease && is_over { lost(&outcome) } else { outcome }, false)
         }
     }
 }
@@ -179,13 +220,13 @@ fn lost(outcome: &Outcome) -> Outcome {
     })
 }
 
-/// Whether the lease was still ours. Nobody is handed a lease for a call that may not begin.
+/// Says what became of the lease. Nobody is handed a lease for a call that may not begin.
 async fn give_on(
     ctx: &Arc<Context>,
     lease: &Lease,
     release: &Release,
     turn: Option<Turn>,
-) -> Result<bool, Away> {
+) -> Result<Released, Away> {
     let may_begin = !ctx.breaker.is_open() && !ctx.draining.is_cancelled();
     let next = turn.as_ref().filter(|_| may_begin).and_then(Turn::next);
     let asked = Instant::now();
@@ -197,9 +238,9 @@ async fn give_on(
     let handed = ctx.leases.hand_over(lease, release, &waiter.claim, turn.stays()).await;
     ctx.metrics.leased("hand_over", asked.elapsed());
     match handed {
-        Ok((mine, acquired)) => {
+        Ok((released, acquired)) => {
             pass(ctx, turn, waiter, Some(acquired));
-            Ok(mine)
+            Ok(released)
         }
         // The waiter asks for itself, with the same claim.
         Err(away) => {
@@ -224,9 +265,11 @@ async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
     let hold = ctx.leases.hold_in_doubt();
     let until = match release {
         Release::Final(_) | Release::EndHold => Instant::now() + hold,
-        Release::Close(_) | Release::KeepHold | Release::TakeBack | Release::Forget => {
-            Instant::now() + lease.left()
-        }
+        Release::Close(_)
+        | Release::Replace(_)
+        | Release::KeepHold { .. }
+        | Release::TakeBack
+        | Release::Forget => Instant::now() + lease.left(),
     };
     while Instant::now() < until {
         tokio::time::sleep(REDIS_RETRY * 5).await;

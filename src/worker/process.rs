@@ -17,10 +17,10 @@ use super::{
 use crate::{
     broker::{DELIVERY_LIMIT, Delivery},
     domain::{
-        class::Codes,
+        class::{Class, Codes},
         history::History,
         job::Job,
-        outcome::{Attempt, Deferral, Doubt, DoubtKind, Fate, Outcome, Sent},
+        outcome::{Attempt, Deferral, Doubt, DoubtKind, Evidence, Fate, Outcome, Sent, Verdict},
         settle::{Policy, epoch_ms, settle},
         trace::TraceContext,
     },
@@ -97,8 +97,8 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
             Ok(job) => contain(pursue(ctx, delivery, &job)).await,
         }
     };
-    let Ended { outcome, sent, remembered, outage } = came_to;
-    Attempt { subject, outcome, sent, remembered, outage }
+    let Ended { outcome, sent, remembered, outage, evidence } = came_to;
+    Attempt { subject, outcome, sent, remembered, outage, evidence }
 }
 
 /// A panic ends one job's attempt, in doubt: how far it came is not known.
@@ -117,16 +117,30 @@ pub(super) struct Ended {
     pub(super) remembered: bool,
     /// The breaker was open already when it failed.
     pub(super) outage: bool,
+    pub(super) evidence: Option<Evidence>,
 }
 
 impl Ended {
     pub(super) const fn of(outcome: Outcome, sent: Sent) -> Self {
-        Self { outcome, sent, remembered: false, outage: false }
+        Self { outcome, sent, remembered: false, outage: false, evidence: None }
     }
 
     /// Of an id whose final outcome was known already.
     fn known(fate: Fate) -> Self {
-        Self { remembered: true, ..Self::of(fate.into(), Sent::Yes) }
+        let evidence = Some(Evidence::Record);
+        Self { remembered: true, evidence, ..Self::of(fate.into(), Sent::Yes) }
+    }
+
+    /// Of an id that a fresh one replaced, for another amount.
+    fn replaced() -> Self {
+        let message = "a fresh id replaced this one, for another amount";
+        let verdict = Verdict {
+            class: Class::Conflict,
+            code: None,
+            message: Some(message.to_owned()),
+            signed: false,
+        };
+        Self { remembered: true, ..Self::of(Outcome::Failed(verdict), Sent::Yes) }
     }
 
     const fn deferred(why: Deferral, sent: Sent) -> Self {
@@ -161,7 +175,7 @@ enum Waited {
 
 async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResult, Waited) {
     let history = delivery.history();
-    let claim = Claim::of(job, posts_at_once(ctx, history, job));
+    let claim = ctx.leases.claim(job, posts_at_once(ctx, history, job));
     let given_up = async {
         tokio::select! {
             () = ctx.draining.cancelled() => {}
@@ -182,16 +196,15 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
         }
     };
     let (result, acquired) = match handed {
-        Some(acquired @ (Acquired::Taken(_) | Acquired::Known(_) | Acquired::OnHold { .. })) => {
-            (LeaseResult::HandedOver, Ok(acquired))
-        }
         Some(Acquired::Held { .. }) | None => {
             (LeaseResult::Taken, acquire(ctx, delivery, &claim, turn.is_some()).await)
         }
+        Some(acquired) => (LeaseResult::HandedOver, Ok(acquired)),
     };
     let over = match acquired {
         Ok(Acquired::Taken(lease)) => return (result, Waited::Granted(lease, turn)),
         Ok(Acquired::Known(fate)) => (LeaseResult::Known, Ended::known(fate)),
+        Ok(Acquired::Replaced) => (LeaseResult::Known, Ended::replaced()),
         Ok(Acquired::Held { marked, .. }) => {
             (LeaseResult::Held, Ended::deferred(Deferral::LeaseHeld, sent(marked)))
         }

@@ -22,6 +22,7 @@ use crate::{
         broker::TestBroker,
         customers::{Seen, write_down_results},
         http,
+        memory::owner,
         poll::{eventually, within},
         processes::{Process, command},
         servers::free_port,
@@ -126,6 +127,11 @@ impl Shop {
         let missing = workers - self.workers.len();
         let fresh = (0..missing).map(|_| start_worker(&self.settings));
         self.workers.extend(futures_util::future::join_all(fresh).await);
+    }
+
+    /// A key that workers write to Redis: `key("ping")`.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}:{name}", owner(&self.prefix, &self.settings["GATEWAY__CLIENT_ID"]))
     }
 
     /// The name of the queue of jobs.

@@ -114,7 +114,7 @@ async fn a_worker_that_leaves_or_dies_in_line_keeps_nobody_waiting() {
     captured(150).await;
     eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
     shop.assert_clean_books();
-    let line = redis.cmd(&["LLEN", "capture:{hot}:line"]).unwrap();
+    let line = redis.cmd(&["LLEN", &shop.key("{hot}:line")]).unwrap();
     assert!(matches!(line, Reply::Int(0 | 1)), "only the one that died may be left: {line:?}");
 }
 
@@ -147,7 +147,7 @@ async fn a_job_that_kills_its_worker_ends_as_poison_alone() {
             worker.process.kill9();
             kills += 1;
             // Else it would take the rest of the lease's time until the next one begins the job.
-            redis.cmd(&["DEL", "capture:{killer}:lease"]).unwrap();
+            redis.cmd(&["DEL", &shop.key("{killer}:lease")]).unwrap();
             eventually("the call is over", LIMIT, async || shop.sandbox.in_flight("killer") == 0)
                 .await;
         }

@@ -273,9 +273,24 @@ async fn a_job_past_its_time_is_not_begun_and_one_that_was_sent_is_pursued() {
         shop.ends_as(id, "FAILED", Some("expired")).await;
         assert_eq!(shop.posts("p", id), 0);
     }
+    // That these were sent, only headers say: an inquiry shows that there is no such capture.
     for id in ["sent", "odd"] {
-        shop.ends_as(id, "CAPTURED", None).await;
+        shop.ends_as(id, "FAILED", Some("expired")).await;
+        assert_eq!(shop.posts("p", id), 0);
     }
+    assert_eq!(shop.inquiries("p"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_in_time_is_pursued_past_its_time() {
+    let shop = Shop::open().await.set("RETRY__SCHEDULE", "6s,6s");
+    let _worker = shop.worker().await;
+    shop.script("p", json!([{"answer": "no_answer"}]));
+    let soon = SystemTime::now() + Duration::from_secs(5);
+    shop.publish(&job_until("c", "p", soon)).await;
+    let result = shop.ends_as("c", "CAPTURED", None).await;
+    assert!(SystemTime::now() > soon, "the second attempt came too early");
+    assert_eq!((&result["attempts"], shop.posts("p", "c")), (&json!(2), 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

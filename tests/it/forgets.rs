@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use capture_worker::domain::replay::fresh_id;
 use serde_json::json;
 
 use crate::{
@@ -15,7 +16,8 @@ use crate::{
     },
 };
 
-const SETTLES: &str = "another Redis answers, or one that was emptied";
+const SETTLES: &str = "Redis may have lost leases";
+const WITHHELD: &str = "Redis may have lost leases: start a worker";
 const ANSWERS: &str = "Redis answers";
 
 fn said(worker: &Worker, words: &str) -> usize {
@@ -40,8 +42,13 @@ async fn captures_after(what: &str, lose: impl AsyncFnOnce(&mut PrivateRedis)) {
     let workers = [shop.worker().await, shop.worker().await];
     shop.script("p", json!([{"answer": "honest", "delay_ms": 4500, "captureRequestId": "first"}]));
     shop.publish(&job("first", "p", 100)).await;
-    eventually("the first is under way", LIMIT, async || has(&redis, "capture:{p}:lease")).await;
+    eventually("the first is under way", LIMIT, async || has(&redis, &shop.key("{p}:lease"))).await;
     lose(&mut redis).await;
+    // Another process that looks at Redis does not hide from the workers what was lost.
+    let mut check = Process::spawn(shop.program(&["check"])).unwrap();
+    assert_eq!(check.wait(LIMIT).await.unwrap().code(), Some(0), "{}", check.describe());
+    assert!(check.stdout().contains(WITHHELD), "{}", check.describe());
+    let _new_worker = shop.start_worker().await;
     // That it was emptied is noticed within a second; nobody can close that.
     eventually("the workers notice", LIMIT, async || {
         workers.iter().all(|worker| said(worker, "Redis is away") > 0)
@@ -53,8 +60,8 @@ async fn captures_after(what: &str, lose: impl AsyncFnOnce(&mut PrivateRedis)) {
     }
     shop.assert_clean_books();
     assert_eq!(shop.posts("p", "first"), 1, "{what}: its answer was heard");
-    assert!(has(&redis, "capture:server"), "{what}: the new server is named");
-    assert!(!has(&redis, "capture:settling"), "{what}: the wait is over");
+    assert!(has(&redis, &shop.key("server")), "{what}: the new server is named");
+    assert!(!has(&redis, &shop.key("settling")), "{what}: the wait is over");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,12 +93,6 @@ async fn a_new_worker_waits_too_where_another_server_is_named() {
     drop(second);
     redis.stop().await.unwrap();
     redis.start_again().await.unwrap();
-    redis.cmd(&["SET", "capture:settling", "1", "PX", "20000"]).unwrap();
-    let mut check = Process::spawn(shop.program(&["check"])).unwrap();
-    assert_eq!(check.wait(LIMIT).await.unwrap().code(), Some(1));
-    let told = "it answers, and may have lost leases";
-    assert!(check.stdout().contains(told), "{}", check.describe());
-    redis.cmd(&["DEL", "capture:settling"]).unwrap();
     let third = shop.worker().await;
     assert_eq!(said(&third, SETTLES), 1, "another run of the server");
     shop.publish(&job("c", "p", 100)).await;
@@ -115,14 +116,40 @@ async fn a_connection_that_breaks_to_the_same_server_is_nothing_to_wait_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_access_list_without_info_is_enough_and_every_new_connection_waits() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
-    let rules = ["ACL", "SETUSER", "worker", "on", ">pw", "~capture:*", "+@all", "-@dangerous"];
+    let rules = ["ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all", "-@dangerous"];
     redis.cmd(&rules).unwrap();
     let proxy = Proxy::to(redis.port()).await.unwrap();
     let url = format!("redis://worker:pw@127.0.0.1:{}", proxy.port());
     let shop = shop_at(&url).await.set("GATEWAY__TIMEOUT", "1s");
     let worker = shop.worker().await;
+    assert_eq!(said(&worker, SETTLES), 1, "the first connection");
     proxy.cut();
-    eventually("it can't know", LIMIT, async || said(&worker, SETTLES) == 1).await;
+    eventually("it can't know", LIMIT, async || said(&worker, SETTLES) == 2).await;
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_server_is_named_workers_wait_and_commands_take_no_lease() {
+    let (rabbit, redis) =
+        tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
+    let shop = Shop::open_at_unnamed(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let mut worker = shop.worker().await;
+    assert_eq!(said(&worker, SETTLES), 1, "it can't know whether others have calls under way");
+    shop.script("p", json!([{"answer": {"code": "RISK_REJECT"}}]));
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "FAILED", Some("risk")).await;
+    assert_eq!(worker.drain().await, Some(0));
+
+    redis.cmd(&["DEL", &shop.key("server")]).unwrap();
+    let replay = ["dead", "replay", "--class", "risk", "--yes", "--reason", "a test"];
+    let mut replays = Process::spawn(shop.program(&replay)).unwrap();
+    assert_eq!(replays.wait(LIMIT).await.unwrap().code(), Some(1), "{}", replays.describe());
+    assert!(replays.stderr().contains(WITHHELD), "{}", replays.describe());
+    assert!(!has(&redis, &shop.key("server")), "only a worker names a server");
+
+    let _worker = shop.worker().await;
+    let mut replays = Process::spawn(shop.program(&replay)).unwrap();
+    assert_eq!(replays.wait(LIMIT).await.unwrap().code(), Some(0), "{}", replays.describe());
+    shop.ends_as(&fresh_id("c"), "CAPTURED", None).await;
 }

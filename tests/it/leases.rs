@@ -8,13 +8,16 @@ use capture_worker::{
         job::Job,
         outcome::{Capture, Fate, Release, Verdict},
     },
-    lease::{Acquired, Claim, Lease, LeaseTimes, Leases, RedisOptions},
+    lease::{
+        Acquired, Claim, Lease, LeaseTimes, Leases, Owner, RedisOptions, Released, Renewed, Role,
+    },
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     shop::{LIMIT, job},
     support::{
+        memory::name_server,
         poll::eventually,
         servers::{Persistence, PrivateRedis, Reply},
     },
@@ -30,7 +33,8 @@ const TIMES: LeaseTimes = LeaseTimes {
 /// Leases at a server, connected.
 async fn leases_at(url: &str, times: LeaseTimes) -> (Leases, DropGuard) {
     let options = RedisOptions { url: url.to_owned(), ..RedisOptions::default() };
-    let leases = Leases::new(&options, times).expect("a URL");
+    name_server(url, "capture:client").await;
+    let leases = Leases::new(&options, owner(), Role::Worker, times).expect("a URL");
     let stop = CancellationToken::new();
     let keeper = (leases.clone(), stop.clone());
     tokio::spawn(async move { keeper.0.keep_connected(keeper.1).await });
@@ -39,13 +43,21 @@ async fn leases_at(url: &str, times: LeaseTimes) -> (Leases, DropGuard) {
     (leases, stop.drop_guard())
 }
 
+fn owner() -> Owner {
+    Owner::new("capture", "client")
+}
+
+fn claim(job: &Job, posts: bool) -> Claim {
+    Claim::of(&owner(), job, posts)
+}
+
 fn of(id: &str, value: u64) -> Job {
     Job::parse(&job(id, "p", value)).expect("a job")
 }
 
 /// Acquires for a capture that is posted at once.
 async fn acquire(leases: &Leases, job: &Job) -> Acquired {
-    leases.acquire(&Claim::of(job, true), false).await.expect("Redis answers")
+    leases.acquire(&claim(job, true), false).await.expect("Redis answers")
 }
 
 #[track_caller]
@@ -66,6 +78,9 @@ fn refused(acquired: Acquired, expected_by_hold: bool, expected_marked: bool) {
     assert_eq!(refused, (expected_by_hold, expected_marked));
 }
 
+const IN_DOUBT: Release = Release::KeepHold { refused: None };
+const KEPT: Released = Released { kept: true, recorded: None };
+
 fn captured() -> Fate {
     Fate::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() })
 }
@@ -75,12 +90,17 @@ fn failed() -> Fate {
     Fate::Failed(Verdict { class: Class::Risk, code, message: None, signed: true })
 }
 
+fn closed() -> Fate {
+    let code = Some("ACCESS_DENIED".into());
+    Fate::Closed(Verdict { class: Class::Access, code, message: None, signed: true })
+}
+
 async fn release(leases: &Leases, lease: &Lease, release: Release) -> bool {
-    leases.release(lease, &release).await.expect("Redis answers")
+    leases.release(lease, &release).await.expect("Redis answers").kept
 }
 
 fn keys(redis: &PrivateRedis) -> Vec<String> {
-    let Reply::List(keys) = redis.cmd(&["KEYS", "capture:{*"]).expect("keys") else {
+    let Reply::List(keys) = redis.cmd(&["KEYS", "capture:client:{*"]).expect("keys") else {
         panic!("no list")
     };
     let text = |key| if let Reply::Text(key) = key { key } else { panic!("no text: {key:?}") };
@@ -102,7 +122,7 @@ async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease()
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
     let lease = taken(acquire(&leases, &a).await);
-    assert!(!lease.marked());
+    assert!(!lease.marker().is_some());
     refused(acquire(&leases, &b).await, false, false);
     refused(acquire(&leases, &a).await, false, true);
     assert!(release(&leases, &lease, Release::Final(captured())).await);
@@ -110,10 +130,10 @@ async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease()
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
     // Known about another amount: the gateway must be asked.
     let other = taken(acquire(&leases, &of("a", 101)).await);
-    assert!(other.marked());
+    assert!(other.marker().is_some());
     assert!(release(&leases, &other, Release::TakeBack).await);
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
-    assert!(!taken(acquire(&leases, &b).await).marked());
+    assert!(!taken(acquire(&leases, &b).await).marker().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,10 +142,10 @@ async fn a_hold_keeps_every_other_id_out_until_its_own_is_resolved() {
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
     let lease = taken(acquire(&leases, &a).await);
-    release(&leases, &lease, Release::KeepHold).await;
+    release(&leases, &lease, IN_DOUBT).await;
     refused(acquire(&leases, &b).await, true, false);
     let again = taken(acquire(&leases, &a).await);
-    assert!(again.marked());
+    assert!(again.marker().is_some());
     refused(acquire(&leases, &a).await, false, true);
     release(&leases, &again, Release::Final(failed())).await;
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == failed()));
@@ -144,14 +164,14 @@ async fn what_was_not_sent_leaves_everything_as_it_was() {
 
     // A hold of an earlier send keeps the end that it had.
     let lease = taken(acquire(&leases, &a).await);
-    release(&leases, &lease, Release::KeepHold).await;
-    redis.cmd(&["PEXPIRE", "capture:{p}:hold", "9000"]).unwrap();
+    release(&leases, &lease, IN_DOUBT).await;
+    redis.cmd(&["PEXPIRE", "capture:client:{p}:hold", "9000"]).unwrap();
     let lease = taken(acquire(&leases, &a).await);
-    assert!(ttl_ms(&redis, "capture:{p}:hold") > 500_000);
+    assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 500_000);
     release(&leases, &lease, Release::TakeBack).await;
-    let left = ttl_ms(&redis, "capture:{p}:hold");
+    let left = ttl_ms(&redis, "capture:client:{p}:hold");
     assert!((1..=9000).contains(&left), "{left}");
-    assert_eq!(keys(&redis), ["capture:{p}:hold", "capture:{p}:sent:a"]);
+    assert_eq!(keys(&redis), ["capture:client:{p}:hold", "capture:client:{p}:sent:a"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,13 +179,13 @@ async fn an_inquiry_announces_nothing_until_it_posts() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let a = of("a", 100);
-    let asked = leases.acquire(&Claim::of(&a, false), false).await.unwrap();
+    let asked = leases.acquire(&claim(&a, false), false).await.unwrap();
     let mut lease = taken(asked);
-    assert_eq!(keys(&redis), ["capture:{p}:lease"]);
-    assert!(leases.renew(&mut lease, true).await.unwrap());
+    assert_eq!(keys(&redis), ["capture:client:{p}:lease"]);
+    assert_eq!(leases.renew(&mut lease, true, None).await.unwrap(), Renewed::Kept);
     assert_eq!(keys(&redis).len(), 3);
     release(&leases, &lease, Release::EndHold).await;
-    assert_eq!(keys(&redis), ["capture:{p}:sent:a"], "the mark stays");
+    assert_eq!(keys(&redis), ["capture:client:{p}:sent:a"], "the mark stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,21 +193,16 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
-    let claim = Claim::of(&a, true);
+    let claim = claim(&a, true);
     taken(leases.acquire(&claim, false).await.unwrap());
     let mut lease = taken(leases.acquire(&claim, false).await.unwrap());
-    assert!(!lease.marked(), "its own mark is none of an earlier acquisition");
+    assert!(!lease.marker().is_some(), "its own mark is none of an earlier acquisition");
 
-    redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
+    redis.cmd(&["DEL", "capture:client:{p}:lease", "capture:client:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
-    assert!(!leases.renew(&mut lease, true).await.unwrap());
-    let modes = [
-        Release::KeepHold,
-        Release::EndHold,
-        Release::TakeBack,
-        Release::Close(failed()),
-        Release::Forget,
-    ];
+    assert_eq!(leases.renew(&mut lease, true, None).await.unwrap(), Renewed::Lost);
+    let modes =
+        [IN_DOUBT, Release::EndHold, Release::TakeBack, Release::Close(closed()), Release::Forget];
     for (mode, marked) in modes.into_iter().zip([true, true, true, true, false]) {
         assert!(!release(&leases, &lease, mode).await);
         refused(acquire(&leases, &a).await, false, marked);
@@ -196,7 +211,7 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     assert!(!release(&leases, &lease, Release::Final(captured())).await);
     assert!(!release(&leases, &lease, Release::Final(failed())).await);
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
-    assert!(release(&leases, &others, Release::KeepHold).await);
+    assert!(release(&leases, &others, IN_DOUBT).await);
 }
 
 /// An acquisition whose answer was lost asks again after its time, when a copy of the job has been sent meanwhile.
@@ -205,14 +220,14 @@ async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
-    let claim = Claim::of(&a, true);
+    let claim = claim(&a, true);
     taken(leases.acquire(&claim, false).await.unwrap());
-    redis.cmd(&["DEL", "capture:{p}:lease"]).unwrap();
+    redis.cmd(&["DEL", "capture:client:{p}:lease"]).unwrap();
     let copy = taken(acquire(&leases, &a).await);
-    assert!(copy.marked());
-    release(&leases, &copy, Release::KeepHold).await;
+    assert!(copy.marker().is_some());
+    release(&leases, &copy, IN_DOUBT).await;
     let late = taken(leases.acquire(&claim, false).await.unwrap());
-    assert!(late.marked());
+    assert!(late.marker().is_some());
     release(&leases, &late, Release::TakeBack).await;
     refused(acquire(&leases, &b).await, true, false);
 
@@ -220,7 +235,7 @@ async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     taken(leases.acquire(&claim, false).await.unwrap());
-    redis.cmd(&["DEL", "capture:{p}:lease"]).unwrap();
+    redis.cmd(&["DEL", "capture:client:{p}:lease"]).unwrap();
     leases.forget(&claim).await.unwrap();
     assert_eq!(keys(&redis), Vec::<String>::new());
 }
@@ -255,7 +270,7 @@ fn stands_at(acquired: &Acquired, expected: u32) {
 async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
-    let claims = ["a", "b", "c", "d"].map(|id| Claim::of(&of(id, 100), true));
+    let claims = ["a", "b", "c", "d"].map(|id| claim(&of(id, 100), true));
     let [a, b, c, d] = &claims;
     let lease = taken(wait(&leases, a).await);
     for (claim, place) in [(b, 0), (c, 1), (b, 0), (d, 2)] {
@@ -274,7 +289,7 @@ async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
     leases.forget(d).await.unwrap();
     let lease = taken(wait(&leases, c).await);
     // A copy whose outcome becomes known while it waits needs no lease, and stands in nobody's way.
-    let copy = Claim::of(&of("c", 100), true);
+    let copy = claim(&of("c", 100), true);
     stands_at(&wait(&leases, &copy).await, 0);
     stands_at(&wait(&leases, d).await, 1);
     assert!(release(&leases, &lease, Release::Final(captured())).await);
@@ -286,12 +301,12 @@ async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
 async fn a_grant_that_nobody_claims_ends_soon() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
-    let [a, dead, c] = ["a", "dead", "c"].map(|id| Claim::of(&of(id, 100), true));
+    let [a, dead, c] = ["a", "dead", "c"].map(|id| claim(&of(id, 100), true));
     let lease = taken(wait(&leases, &a).await);
     stands_at(&wait(&leases, &dead).await, 0);
     stands_at(&wait(&leases, &c).await, 1);
     release(&leases, &lease, Release::EndHold).await;
-    assert!((1..=500).contains(&ttl_ms(&redis, "capture:{p}:lease")));
+    assert!((1..=500).contains(&ttl_ms(&redis, "capture:client:{p}:lease")));
     eventually("the next one has it", Duration::from_secs(5), async || {
         matches!(wait(&leases, &c).await, Acquired::Taken(_))
     })
@@ -302,45 +317,45 @@ async fn a_grant_that_nobody_claims_ends_soon() {
 async fn a_lease_is_handed_over_in_one_step_and_to_another_worker_in_its_turn() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
-    let claims = ["a", "b", "c", "other"].map(|id| Claim::of(&of(id, 100), true));
+    let claims = ["a", "b", "c", "other"].map(|id| claim(&of(id, 100), true));
     let [a, b, c, other] = &claims;
     let lease = taken(wait(&leases, a).await);
     stands_at(&wait(&leases, other).await, 0);
     // The lease stays, though another waits.
     let handed = leases.hand_over(&lease, &Release::Final(captured()), b, true).await.unwrap();
-    let (true, Acquired::Taken(lease)) = handed else { panic!("{handed:?}") };
-    assert!(!lease.marked());
-    let known = |id| redis.cmd(&["EXISTS", &format!("capture:{{p}}:known:{id}")]).unwrap();
+    let (KEPT, Acquired::Taken(lease)) = handed else { panic!("{handed:?}") };
+    assert!(!lease.marker().is_some());
+    let known = |id| redis.cmd(&["EXISTS", &format!("capture:client:{{p}}:known:{id}")]).unwrap();
     assert!(matches!((known("a"), known("b")), (Reply::Int(1), Reply::Int(0))));
-    assert!(ttl_ms(&redis, "capture:{p}:hold") > 590_000, "the hold of b");
+    assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 590_000, "the hold of b");
     // And now it does not.
     let handed = leases.hand_over(&lease, &Release::EndHold, c, false).await.unwrap();
-    let (true, handed) = handed else { panic!("{handed:?}") };
+    let (KEPT, handed) = handed else { panic!("{handed:?}") };
     stands_at(&handed, 0);
     let lease = taken(wait(&leases, other).await);
     // To a job whose outcome is known nothing is handed, and the line moves on.
-    let copy = Claim::of(&of("a", 100), true);
+    let copy = claim(&of("a", 100), true);
     let handed = leases.hand_over(&lease, &Release::EndHold, &copy, true).await.unwrap();
-    assert!(matches!(handed, (true, Acquired::Known(_))), "{handed:?}");
+    assert!(matches!(handed, (KEPT, Acquired::Known(_))), "{handed:?}");
     let lease = taken(wait(&leases, c).await);
     // In doubt: the hold keeps the next one out, and the lease is free for the one that may re-enter.
-    let b = Claim::of(&of("b", 100), true);
-    let handed = leases.hand_over(&lease, &Release::KeepHold, &b, true).await.unwrap();
-    assert!(matches!(handed, (true, Acquired::OnHold { marked: true })), "{handed:?}");
+    let b = claim(&of("b", 100), true);
+    let handed = leases.hand_over(&lease, &IN_DOUBT, &b, true).await.unwrap();
+    assert!(matches!(handed, (KEPT, Acquired::OnHold { marked: true })), "{handed:?}");
     let again = taken(acquire(&leases, &of("c", 100)).await);
-    assert!(again.marked());
+    assert!(again.marker().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lease_is_not_handed_over() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
-    let [a, b, c] = ["a", "b", "c"].map(|id| Claim::of(&of(id, 100), true));
+    let [a, b, c] = ["a", "b", "c"].map(|id| claim(&of(id, 100), true));
     let lost = taken(wait(&leases, &a).await);
-    redis.cmd(&["DEL", "capture:{p}:lease", "capture:{p}:hold"]).unwrap();
+    redis.cmd(&["DEL", "capture:client:{p}:lease", "capture:client:{p}:hold"]).unwrap();
     let others = taken(wait(&leases, &c).await);
-    let handed = leases.hand_over(&lost, &Release::KeepHold, &b, true).await.unwrap();
-    let (false, handed) = handed else { panic!("{handed:?}") };
+    let handed = leases.hand_over(&lost, &IN_DOUBT, &b, true).await.unwrap();
+    let (Released { kept: false, .. }, handed) = handed else { panic!("{handed:?}") };
     stands_at(&handed, 0);
     release(&leases, &others, Release::EndHold).await;
     taken(wait(&leases, &b).await);
@@ -359,9 +374,9 @@ async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
         let (a, b) = (of("a", 100), of("b", 100));
         let lease = taken(acquire(&leases, &a).await);
         refused(acquire(&leases, &b).await, false, false);
-        let [b, c] = [&b, &of("c", 1)].map(|job| Claim::of(job, true));
+        let [b, c] = [&b, &of("c", 1)].map(|job| claim(job, true));
         let handed = leases.hand_over(&lease, &Release::Final(captured()), &b, true).await;
-        let Ok((true, Acquired::Taken(lease))) = handed else { panic!("{url}: {handed:?}") };
+        let Ok((KEPT, Acquired::Taken(lease))) = handed else { panic!("{url}: {handed:?}") };
         stands_at(&wait(&leases, &c).await, 0);
         assert!(release(&leases, &lease, Release::Final(captured())).await, "{url}");
         taken(wait(&leases, &c).await);

@@ -96,6 +96,9 @@ async fn a_verdict_is_replayed_with_the_one_fresh_id_or_never() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_no_verdict_is_replayed_with_its_own_id_or_bytes() {
     let shop = Shop::open().await.declare().await;
+    for payment in ["p-1", "p-4"] {
+        shop.sandbox_has_seen(payment).await;
+    }
     let bytes = b"{\"captureRequestId\": \"mal\",  \"paymentId\":\"p\"}";
     shop.bury(Class::InDoubt, &job("doubt", "p-1", 100), written("", false, NOW)).await;
     shop.bury(Class::Unreachable, &job("far", "p-2", 100), written("", false, NOW)).await;

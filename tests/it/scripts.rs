@@ -6,7 +6,7 @@ mod model;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use self::model::{Asked, Claim, Fate, Mode, NOBODY, Redis, Token};
+use self::model::{Asked, Claim, Fate, Mode, NOBODY, Record, Redis, Renewed, Tells, Token};
 use crate::support::servers::{Persistence, PrivateRedis, Reply};
 
 /// Rounds, each from an empty Redis, and operations in each.
@@ -58,6 +58,7 @@ enum Operation {
     Renew {
         claim: Claim,
         posts: bool,
+        denied_at: Option<u8>,
     },
     Release {
         claim: Claim,
@@ -83,11 +84,13 @@ enum Key {
     Line,
     Mark(u8),
     Known(u8),
+    Replaced(u8),
 }
 
 impl Key {
     fn all() -> impl Iterator<Item = Self> {
-        let ids = (0..IDS_USED).flat_map(|id| [Self::Mark(id), Self::Known(id)]);
+        let ids =
+            (0..IDS_USED).flat_map(|id| [Self::Mark(id), Self::Known(id), Self::Replaced(id)]);
         [Self::Lease, Self::Hold, Self::Line].into_iter().chain(ids)
     }
 
@@ -98,6 +101,7 @@ impl Key {
             Self::Line => "{p}:line".into(),
             Self::Mark(id) => format!("{{p}}:sent:{id}"),
             Self::Known(id) => format!("{{p}}:known:{id}"),
+            Self::Replaced(id) => format!("{{p}}:replaced:{id}"),
         }
     }
 }
@@ -116,11 +120,26 @@ fn spell_amount(amount: u8) -> String {
     format!("HKD:{}", u32::from(amount) * 90 + 1)
 }
 
-fn spell_fate(fate: Fate) -> String {
-    match fate {
-        Fate::Captured => r#"{"captured":{"code":"SUCCESS"}}"#.into(),
-        Fate::Failed(word) => format!(r#"{{"failed":{{"code":"\n{{\"captured\" {word}"}}}}"#),
-    }
+fn spell_record((amount, fate): Record) -> String {
+    let (kind, json) = match fate {
+        Fate::Captured => ("captured", r#"{"captured":{"code":"SUCCESS"}}"#.to_owned()),
+        Fate::Failed(word) => {
+            ("failed", format!(r#"{{"failed":{{"code":"\ncaptured\n{word}"}}}}"#))
+        }
+        Fate::Closed(word) => ("closed", format!(r#"{{"closed":{{"code":"\nfailed\n{word}"}}}}"#)),
+    };
+    format!("{}\n{kind}\n{json}", spell_amount(amount))
+}
+
+/// What a sent marker tells, behind its token.
+fn spell_tells(tells: Tells) -> String {
+    let denied_at = tells.denied_at.map(|replay| replay.to_string()).unwrap_or_default();
+    let refused = tells.refused.map(|(amount, word)| format!("\n{}", spell_refused(amount, word)));
+    denied_at + &refused.unwrap_or_default()
+}
+
+fn spell_refused(amount: u8, word: u8) -> String {
+    format!("{}\nCODE_{word}", spell_amount(amount))
 }
 
 fn flag(is: bool) -> String {
@@ -135,33 +154,37 @@ fn words(script: &str, keys: &[String], args: &[String]) -> Vec<String> {
 }
 
 fn keys_of(claim: Claim) -> Vec<String> {
-    let keys = [Key::Lease, Key::Hold, Key::Line, Key::Mark(claim.id), Key::Known(claim.id)];
-    keys.into_iter().map(Key::name).collect()
+    let keys = [Key::Lease, Key::Hold, Key::Line].map(Key::name);
+    keys.into_iter().chain(keys_of_id(claim)).collect()
+}
+
+fn keys_of_id(claim: Claim) -> [String; 3] {
+    [Key::Mark(claim.id), Key::Known(claim.id), Key::Replaced(claim.id)].map(Key::name)
 }
 
 /// `src/lease/mod.rs::Leases::call`.
 fn args_of(claim: Claim) -> Vec<String> {
-    let mut args = vec![LONG_MS.to_owned(); 4];
-    args.extend([spell(claim.token), spell_id(claim.id)]);
+    let mut args = vec![LONG_MS.to_owned(); 5];
+    args.extend([spell(claim.token), spell_id(claim.id), spell_amount(claim.amount)]);
     args
 }
 
 /// `src/lease/mod.rs::Leases::release_call`.
 fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
-    let (name, outcome) = match mode {
-        Mode::Final(fate) => {
-            ("final", format!("{}\n{}", spell_amount(claim.amount), spell_fate(fate)))
-        }
-        Mode::Close(fate) => {
-            ("close", format!("{}\n{}", spell_amount(claim.amount), spell_fate(fate)))
-        }
-        Mode::End => ("end", String::new()),
-        Mode::Keep => ("keep", String::new()),
-        Mode::Back => ("back", String::new()),
-        Mode::Forget => ("forget", String::new()),
+    let record = |fate| spell_record((claim.amount, fate));
+    let (name, outcome, refused) = match mode {
+        Mode::Final(fate) => ("final", record(fate), None),
+        Mode::Close(fate) => ("close", record(fate), None),
+        Mode::Replace(fate) => ("replace", record(fate), None),
+        Mode::Replaced(fate) => ("replaced", record(fate), None),
+        Mode::End => ("end", String::new(), None),
+        Mode::Keep { refused } => ("keep", String::new(), refused),
+        Mode::Back => ("back", String::new(), None),
+        Mode::Forget => ("forget", String::new(), None),
     };
+    let refused = refused.map(|word| spell_refused(claim.amount, word)).unwrap_or_default();
     let mut args = args_of(claim);
-    args.extend([name.to_owned(), outcome, hold_left.to_string()]);
+    args.extend([name.to_owned(), outcome, hold_left.to_string(), refused]);
     args
 }
 
@@ -169,12 +192,13 @@ fn command(operation: Operation) -> Vec<String> {
     match operation {
         Operation::Acquire { claim, waits } => {
             let mut args = args_of(claim);
-            args.extend([spell_amount(claim.amount), flag(claim.posts), flag(waits)]);
+            args.extend([flag(claim.posts), flag(waits)]);
             words(ACQUIRE, &keys_of(claim), &args)
         }
-        Operation::Renew { claim, posts } => {
+        Operation::Renew { claim, posts, denied_at } => {
             let mut args = args_of(claim);
-            args.extend([spell_amount(claim.amount), flag(posts)]);
+            let denied_at = denied_at.map(|replay| replay.to_string()).unwrap_or_default();
+            args.extend([flag(posts), denied_at]);
             words(RENEW, &keys_of(claim), &args)
         }
         Operation::Release { claim, mode, hold_left } => {
@@ -182,7 +206,7 @@ fn command(operation: Operation) -> Vec<String> {
         }
         Operation::HandOver { claim, mode, hold_left, next, stays } => {
             let mut keys = keys_of(claim);
-            keys.extend([Key::Mark(next.id).name(), Key::Known(next.id).name()]);
+            keys.extend(keys_of_id(next));
             let mut args = release_args(claim, mode, hold_left);
             args.extend([flag(stays), spell(next.token), spell_id(next.id)]);
             args.extend([spell_amount(next.amount), flag(next.posts)]);
@@ -193,34 +217,51 @@ fn command(operation: Operation) -> Vec<String> {
 }
 
 /// What `take` says, in the words of the script; whether a hold was there stands for the time that it had left.
-fn said(taken: Asked) -> Vec<Reply> {
+fn said(claim: Claim, taken: Asked) -> Vec<Reply> {
     let reply = |verb: &str, detail: String, marked: bool, hold_left: i64, place: i64| {
         let numbers = [i64::from(marked), hold_left, place].map(Reply::Int);
         [Reply::Text(verb.into()), Reply::Text(detail)].into_iter().chain(numbers).collect()
     };
     match taken {
-        Asked::Known(fate) => reply("known", spell_fate(fate), true, -2, -1),
+        Asked::Known(fate) => reply("known", spell_record((claim.amount, fate)), true, -2, -1),
+        Asked::Replaced => reply("replaced", String::new(), true, -2, -1),
         Asked::Held { marked, place } => {
             let place = place.and_then(|place| i64::try_from(place).ok()).unwrap_or(-1);
             reply("held", String::new(), marked, -2, place)
         }
         Asked::Hold { marked } => reply("hold", String::new(), marked, -2, -1),
-        Asked::Taken { marked, hold_was_there } => {
+        Asked::Taken { marker, hold_was_there } => {
             let hold_left = if hold_was_there { 1 } else { -2 };
-            reply("taken", String::new(), marked, hold_left, -1)
+            let told = marker.map(spell_tells).unwrap_or_default();
+            reply("taken", told, marker.is_some(), hold_left, -1)
         }
     }
 }
 
+/// What `record` says: whether the lease was still its own, and what was on record.
+fn released((mine, found): (bool, Option<Record>)) -> Vec<Reply> {
+    let found = found.map(spell_record).unwrap_or_default();
+    vec![Reply::Int(i64::from(mine)), Reply::Text(found)]
+}
+
 fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
     Some(match operation {
-        Operation::Acquire { claim, waits } => Reply::List(said(redis.acquire(claim, waits))),
-        Operation::Renew { claim, posts } => Reply::Int(i64::from(redis.renew(claim, posts))),
-        Operation::Release { claim, mode, .. } => Reply::Int(i64::from(redis.release(claim, mode))),
+        Operation::Acquire { claim, waits } => {
+            let taken = redis.acquire(claim, waits);
+            Reply::List(said(claim, taken))
+        }
+        Operation::Renew { claim, posts, denied_at } => {
+            Reply::Int(match redis.renew(claim, posts, denied_at) {
+                Renewed::Lost => 0,
+                Renewed::Kept => 1,
+                Renewed::Recorded => 2,
+            })
+        }
+        Operation::Release { claim, mode, .. } => Reply::List(released(redis.release(claim, mode))),
         Operation::HandOver { claim, mode, next, stays, .. } => {
-            let (mine, taken) = redis.hand_over(claim, mode, next, stays);
-            let mut reply = vec![Reply::Int(i64::from(mine))];
-            reply.extend(said(taken));
+            let (gone, taken) = redis.hand_over(claim, mode, next, stays);
+            let mut reply = released(gone);
+            reply.extend(said(next, taken));
             Reply::List(reply)
         }
         Operation::Expire(key) => {
@@ -230,6 +271,7 @@ fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
                 Key::Line => redis.payments[0].line.clear(),
                 Key::Mark(id) => redis.keys[usize::from(id)].mark = None,
                 Key::Known(id) => redis.keys[usize::from(id)].known = None,
+                Key::Replaced(id) => redis.keys[usize::from(id)].replaced = None,
             }
             return None;
         }
@@ -239,8 +281,10 @@ fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
 /// The time that a hold had left, as one number for any.
 fn without_times(reply: Reply) -> Reply {
     let Reply::List(mut items) = reply else { return reply };
-    let at = items.len() - 2;
-    if let Reply::Int(left) = &mut items[at]
+    // A release says no time.
+    if items.len() > 2
+        && let at = items.len() - 2
+        && let Reply::Int(left) = &mut items[at]
         && *left > 0
     {
         *left = 1;
@@ -256,15 +300,12 @@ fn expected(redis: &Redis, key: Key) -> Reply {
         Key::Lease => text(payment.lease.map(spell)),
         Key::Hold => text(payment.hold.map(|(token, id)| spell(token) + &spell_id(id))),
         Key::Line => Reply::List(payment.line.iter().map(|t| Reply::Text(spell(*t))).collect()),
-        Key::Mark(id) => text(redis.keys[usize::from(id)].mark.map(spell)),
-        Key::Known(id) => {
-            let known = redis.keys[usize::from(id)].known;
-            text(
-                known.map(|(amount, fate)| {
-                    format!("{}\n{}", spell_amount(amount), spell_fate(fate))
-                }),
-            )
+        Key::Mark(id) => {
+            let mark = redis.keys[usize::from(id)].mark;
+            text(mark.map(|mark| spell(mark.by) + &spell_tells(mark.tells)))
         }
+        Key::Known(id) => text(redis.keys[usize::from(id)].known.map(spell_record)),
+        Key::Replaced(id) => text(redis.keys[usize::from(id)].replaced.map(spell_record)),
     }
 }
 
@@ -273,13 +314,17 @@ fn any_claim(random: &mut StdRng, claims: &[Claim]) -> Claim {
 }
 
 fn any_mode(random: &mut StdRng) -> Mode {
-    match random.random_range(0..7) {
+    let word = random.random_range(0..3);
+    match random.random_range(0..11) {
         0 => Mode::Final(Fate::Captured),
-        1 => Mode::Final(Fate::Failed(random.random_range(0..3))),
+        1 => Mode::Final(Fate::Failed(word)),
         2 => Mode::End,
-        3 => Mode::Keep,
-        4 => Mode::Back,
-        5 => Mode::Close(Fate::Failed(random.random_range(0..3))),
+        3 | 4 => Mode::Keep { refused: random.random_bool(0.4).then_some(word) },
+        5 => Mode::Back,
+        6 => Mode::Close(Fate::Closed(word)),
+        7 => Mode::Replace(Fate::Closed(word)),
+        8 => Mode::Replace(Fate::Failed(word)),
+        9 if random.random_bool(0.3) => Mode::Replaced(Fate::Failed(word)),
         _ => Mode::Forget,
     }
 }
@@ -289,7 +334,10 @@ fn any_operation(random: &mut StdRng, claims: &[Claim]) -> Operation {
     let hold_left = if random.random_bool(0.5) { -2 } else { 1_800_000 };
     match random.random_range(0..20) {
         0..8 => Operation::Acquire { claim, waits: random.random_bool(0.7) },
-        8..10 => Operation::Renew { claim, posts: random.random_bool(0.5) },
+        8..10 => {
+            let denied_at = random.random_bool(0.3).then(|| random.random_range(0..12));
+            Operation::Renew { claim, posts: random.random_bool(0.5), denied_at }
+        }
         10..14 => Operation::Release { claim, mode: any_mode(random), hold_left },
         14..18 => Operation::HandOver {
             claim,

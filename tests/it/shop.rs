@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::support::{
     broker::{Letter, Results, TestBroker},
     http,
+    memory::{name_server, owner},
     poll::eventually,
     processes::{Process, command},
     servers::{Persistence, PrivateRedis, shared_rabbit},
@@ -49,7 +50,7 @@ pub(crate) struct Worker {
 }
 
 impl Shop {
-    /// At the shared broker, with a Redis of its own: what is remembered of a payment has no prefix.
+    /// At the shared broker, with a Redis of its own.
     pub(crate) async fn open() -> Self {
         Self::open_slow(Duration::ZERO).await
     }
@@ -62,8 +63,19 @@ impl Shop {
         Self { _redis: Some(redis), ..shop }
     }
 
-    /// At servers that the test may stop.
+    /// At servers that the test may stop. No worker waits for calls under way: there are none.
     pub(crate) async fn open_at(rabbit_url: &str, redis_url: &str, latency: Duration) -> Self {
+        let shop = Self::open_at_unnamed(rabbit_url, redis_url, latency).await;
+        name_server(redis_url, &shop.owner()).await;
+        shop
+    }
+
+    /// The same, at a Redis that no worker has named as the one whose leases are good.
+    pub(crate) async fn open_at_unnamed(
+        rabbit_url: &str,
+        redis_url: &str,
+        latency: Duration,
+    ) -> Self {
         let options = SandboxOptions { latency, ..SandboxOptions::default() };
         let prefix = format!("t{:08x}", rand::random::<u32>());
         let broker = TestBroker::connect(rabbit_url).await.unwrap();
@@ -100,6 +112,15 @@ impl Shop {
         let broker = TestBroker::connect(rabbit_url).await.unwrap();
         let results = broker.subscribe_results(&self.prefix).await.unwrap();
         Self { broker, results, ..self }
+    }
+
+    fn owner(&self) -> String {
+        owner(&self.prefix, &self.settings["GATEWAY__CLIENT_ID"])
+    }
+
+    /// A key in Redis: `key("{p}:lease")`, `key("server")`.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.owner())
     }
 
     pub(crate) fn sandbox_port(&self) -> u16 {

@@ -5,14 +5,17 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey, tim
 
 use capture_worker::domain::{
     class::{Class, Codes},
+    evidence::{Decision, PaymentSeen, Seen, decide},
     history::{History, LastWord},
     job::Job,
-    judge::{Before, Call, Inquired, first_call, judge_capture, judge_inquiry},
+    judge::{Before, Call, Inquired, SentMarker, first_call, judge_capture, judge_inquiry},
+    letter::DeadLetter,
     money::Money,
     outcome::{
-        Attempt, Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Release, Sent, Throttle,
-        Verdict,
+        Attempt, Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Sent,
+        Throttle, Verdict,
     },
+    replay::{self, Changes, fresh_id, prepare},
     reply::{
         Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature, Status,
         Transaction,
@@ -21,7 +24,7 @@ use capture_worker::domain::{
 };
 use time::OffsetDateTime;
 
-use crate::redis::{self, Mode};
+use crate::redis::{self, Mode, Record, Tells};
 
 const NOW_MS: i64 = 1_800_000_000_000;
 const MAX_AGE_MS: i64 = 3_600_000;
@@ -80,7 +83,8 @@ pub(crate) struct Carried {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Known {
     pub(crate) carried: Carried,
-    pub(crate) marked: bool,
+    pub(crate) marker: Option<Tells>,
+    pub(crate) amount: u8,
     pub(crate) past_expiry: bool,
 }
 
@@ -91,11 +95,15 @@ pub(crate) enum Came {
     Failed(Class, Word),
     Closed(Class, Word),
     InDoubt(Word),
+    /// In doubt by a signed `F` that need not be about the capture.
+    Unproven(Word),
     Throttled(Word),
     NotSent,
     Account,
     Deferred,
-    Expired { inquired: bool },
+    Expired {
+        inquired: bool,
+    },
     Poison,
 }
 
@@ -128,6 +136,33 @@ pub(crate) enum Shown {
     Nothing,
 }
 
+/// What an inquiry shows: of the id, and whether its child, its child's child and a forebear of its own live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Inquiry {
+    pub(crate) shown: Shown,
+    pub(crate) child_lives: bool,
+    pub(crate) later_lives: bool,
+    pub(crate) forebear_lives: bool,
+}
+
+impl Inquiry {
+    pub(crate) const UNANSWERED: Self = Self { shown: Shown::Nothing, ..Self::NO_FAMILY };
+    pub(crate) const NO_FAMILY: Self = Self {
+        shown: Shown::NoSuchCapture,
+        child_lives: false,
+        later_lives: false,
+        forebear_lives: false,
+    };
+}
+
+/// What becomes of a dead letter, by the program's own decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decided {
+    Send,
+    Settle,
+    Refuse,
+}
+
 /// What is published before the ack: `src/domain/settle.rs::Settlement`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Todo {
@@ -157,9 +192,14 @@ fn remembered<K: Copy + Eq + Hash, V: Copy>(
     })
 }
 
+const JOB: &str =
+    r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
+
+/// The forebear that headers name, if it lives.
+const PARENT: &str = "parent";
+
 fn job() -> Job {
-    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
-    Job::parse(body.as_bytes()).expect("a job")
+    Job::parse(JOB.as_bytes()).expect("a job")
 }
 
 fn history(carried: Carried, is_old: bool) -> History {
@@ -172,7 +212,8 @@ fn history(carried: Carried, is_old: bool) -> History {
         redelivered: carried.redelivered,
         replays: u32::from(carried.replays),
         returns: u32::from(carried.returns),
-        parent: None,
+        // Of an id that has no forebear, none is shown.
+        parent: Some(PARENT.into()),
         origin: None,
     }
 }
@@ -195,6 +236,7 @@ fn came(outcome: &Outcome) -> Came {
         Outcome::Captured(_) => Came::Captured,
         Outcome::Failed(verdict) => Came::Failed(verdict.class, word(verdict.code.as_deref())),
         Outcome::Closed(verdict) => Came::Closed(verdict.class, word(verdict.code.as_deref())),
+        Outcome::InDoubt(Doubt { kind: DoubtKind::Unproven, word, .. }) => Came::Unproven(of(word)),
         Outcome::InDoubt(doubt) => Came::InDoubt(of(&doubt.word)),
         Outcome::Throttled(throttle) => Came::Throttled(of(&throttle.word)),
         Outcome::NotSent(_) => Came::NotSent,
@@ -221,6 +263,11 @@ fn outcome(came: Came) -> Outcome {
             kind: DoubtKind::Unknown,
             word: spell(word),
         }),
+        Came::Unproven(word) => Outcome::InDoubt(Doubt {
+            reason: String::new(),
+            kind: DoubtKind::Unproven,
+            word: spell(word),
+        }),
         Came::Throttled(word) => {
             Outcome::Throttled(Throttle { retry_after: None, word: spell(word) })
         }
@@ -229,6 +276,30 @@ fn outcome(came: Came) -> Outcome {
         Came::Deferred => Outcome::Deferred(Deferral::LeaseHeld),
         Came::Expired { inquired } => Outcome::Expired { inquired },
         Came::Poison => Outcome::Poison,
+    }
+}
+
+/// `src/domain/outcome.rs::Fate`, without its texts.
+fn fate(fate: Fate) -> redis::Fate {
+    let of = |verdict: &Verdict| word(verdict.code.as_deref());
+    match fate {
+        Fate::Captured(_) => redis::Fate::Captured,
+        Fate::Failed(verdict) => redis::Fate::Failed(of(&verdict)),
+        Fate::Closed(verdict) => redis::Fate::Closed(of(&verdict)),
+    }
+}
+
+fn on_record(fate: redis::Fate) -> Fate {
+    let verdict = |word: Word| Verdict {
+        class: Codes::default().class_of(WORDS[usize::from(word)].0),
+        code: spell(word).map(|word| word.code),
+        message: None,
+        signed: true,
+    };
+    match fate {
+        redis::Fate::Captured => Fate::Captured(Capture::default()),
+        redis::Fate::Failed(word) => Fate::Failed(verdict(word)),
+        redis::Fate::Closed(word) => Fate::Closed(verdict(word)),
     }
 }
 
@@ -241,16 +312,13 @@ impl Came {
     /// `src/domain/outcome.rs::Outcome::release`, itself.
     pub(crate) fn release(self) -> Mode {
         match outcome(self).release() {
-            Release::Final(Fate::Captured(_)) => Mode::Final(redis::Fate::Captured),
-            Release::Final(Fate::Failed(verdict)) => {
-                Mode::Final(redis::Fate::Failed(word(verdict.code.as_deref())))
-            }
-            Release::Close(Fate::Captured(_)) => Mode::Close(redis::Fate::Captured),
-            Release::Close(Fate::Failed(verdict)) => {
-                Mode::Close(redis::Fate::Failed(word(verdict.code.as_deref())))
-            }
+            Release::Final(of) => Mode::Final(fate(of)),
+            Release::Close(of) => Mode::Close(fate(of)),
+            Release::Replace(of) => Mode::Replace(fate(of)),
             Release::EndHold => Mode::End,
-            Release::KeepHold => Mode::Keep,
+            Release::KeepHold { refused } => {
+                Mode::Keep { refused: refused.map(|code| word(Some(&code))) }
+            }
             Release::TakeBack => Mode::Back,
             Release::Forget => Mode::Forget,
         }
@@ -258,19 +326,34 @@ impl Came {
 
     /// What a known outcome is: `src/domain/outcome.rs::Outcome::from`.
     pub(crate) fn of_known(fate: redis::Fate) -> Self {
-        match fate {
-            redis::Fate::Captured => Self::Captured,
-            redis::Fate::Failed(word) => {
-                Self::Failed(Codes::default().class_of(WORDS[usize::from(word)].0), word)
-            }
-        }
+        came(&on_record(fate).into())
+    }
+
+    /// `src/domain/outcome.rs::Outcome::settled_by`, itself, with what `Leases::released` makes of a record.
+    pub(crate) fn settled_by(self, found: Option<Record>, amount: u8, kept: bool) -> Option<Self> {
+        let recorded = found.map(|(of, fate)| match fate {
+            fate if of == amount => Recorded::Same(on_record(fate)),
+            redis::Fate::Captured => Recorded::CapturedOther,
+            _ => Recorded::ReplacedOther,
+        });
+        outcome(self).settled_by(recorded, kept).as_ref().map(came)
     }
 }
 
 impl Known {
     fn with<T>(self, work: impl FnOnce(&Before<'_>) -> T) -> T {
         let history = history(self.carried, false);
-        work(&Before { history: &history, marked: self.marked, past_expiry: self.past_expiry })
+        // `src/lease/mod.rs::read_marker`.
+        let marker = self.marker.map(|tells| SentMarker {
+            denied_at_replay: tells.denied_at.map(u32::from),
+            refused: tells
+                .refused
+                .filter(|(amount, _)| *amount == self.amount)
+                .and_then(|(_, word)| spell(word))
+                .map(|word| word.code),
+        });
+        let past_expiry = self.past_expiry;
+        work(&Before { history: &history, marker: marker.as_ref(), past_expiry })
     }
 
     /// `src/domain/judge.rs::Before::sent`, itself.
@@ -294,15 +377,56 @@ impl Known {
     }
 
     /// `src/domain/judge.rs::judge_inquiry`, itself. `None`: post, in the same attempt.
-    pub(crate) fn judge_inquiry(self, shown: Shown) -> Option<Came> {
-        thread_local!(static JUDGED: RefCell<HashMap<(Known, Shown), Option<Came>>> = RefCell::default());
-        remembered(&JUDGED, (self, shown), |(known, shown)| {
-            let reply = inquiry_reply(shown);
+    pub(crate) fn judge_inquiry(self, inquiry: Inquiry) -> Option<Came> {
+        type Memory = HashMap<(Known, Inquiry), Option<Came>>;
+        thread_local!(static JUDGED: RefCell<Memory> = RefCell::default());
+        remembered(&JUDGED, (self, inquiry), |(known, inquiry)| {
+            let reply = inquiry_reply(inquiry);
             known.with(|before| match judge_inquiry(reply, &job(), before, &Codes::default()) {
                 Inquired::Over(outcome) => Some(came(&outcome)),
                 Inquired::Post => None,
             })
         })
+    }
+}
+
+/// `src/domain/replay.rs::prepare` and `src/domain/evidence.rs::decide`, themselves: what becomes of a dead letter when
+/// an inquiry shows this.
+pub(crate) fn decide_replay(
+    class: Class,
+    signed: bool,
+    carried: Carried,
+    seen: Inquiry,
+) -> Decided {
+    let letter = DeadLetter {
+        class,
+        body: JOB.as_bytes().into(),
+        job: Ok(job()),
+        history: history(carried, false),
+        code: spell(carried.word).map(|word| word.code),
+        status: spell(carried.word).map(|word| word.status),
+        message: None,
+        dead_at_ms: None,
+        signed,
+    };
+    let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
+    let Ok(replay) = prepare(&letter, &Changes::default(), now) else { return Decided::Refuse };
+    let reply = inquiry_reply(seen);
+    let evidence = Seen::of(&reply, &job(), &Codes::default());
+    match decide(&letter, replay, &evidence, &PaymentSeen::of(&reply, &job(), &letter.history), now)
+    {
+        Decision::Send(_) => Decided::Send,
+        Decision::Settle(_) => Decided::Settle,
+        Decision::Refuse(_) => Decided::Refuse,
+    }
+}
+
+/// `src/domain/replay.rs::Policy::of`, itself: whether a replay sends a fresh id, the same, or nothing.
+pub(crate) fn replays_fresh(class: Class, signed: bool) -> Option<bool> {
+    match replay::Policy::of(class, signed) {
+        replay::Policy::Never => None,
+        replay::Policy::SameId | replay::Policy::SameBytes => Some(false),
+        replay::Policy::FreshId => Some(true),
     }
 }
 
@@ -324,32 +448,39 @@ fn capture_reply(said: Said) -> Reply<CaptureBody> {
     }
 }
 
-fn inquiry_reply(shown: Shown) -> Reply<InquiryBody> {
-    let item = |status: &str, word: Word, value: &str| {
-        let result = GatewayResult {
+fn inquiry_reply(inquiry: Inquiry) -> Reply<InquiryBody> {
+    let item = |id: &str, status: &str, word: Option<Word>, value: &str| Transaction {
+        kind: Some("CAPTURE".into()),
+        request_id: Some(id.into()),
+        status: Some(status.into()),
+        result: word.map(|word| GatewayResult {
             status: Status::of("F"),
             code: WORDS[usize::from(word)].0.into(),
             message: None,
-        };
-        vec![Transaction {
-            kind: Some("CAPTURE".into()),
-            request_id: Some("c".into()),
-            status: Some(status.into()),
-            result: Some(result),
-            amount: Money::from_smallest("HKD", value).ok().map(Ok),
-            ..Transaction::default()
-        }]
+        }),
+        amount: Money::from_smallest("HKD", value).ok().map(Ok),
+        ..Transaction::default()
     };
-    let transactions = match shown {
-        Shown::Success => item("SUCCESS", NO_WORD, "100"),
-        Shown::OtherAmount => item("SUCCESS", NO_WORD, "200"),
-        Shown::Fail(word) => item("FAIL", word, "100"),
-        Shown::Processing => item("PROCESSING", NO_WORD, "100"),
+    let mut transactions = match inquiry.shown {
+        Shown::Success => vec![item("c", "SUCCESS", None, "100")],
+        Shown::OtherAmount => vec![item("c", "SUCCESS", None, "200")],
+        Shown::Fail(word) => vec![item("c", "FAIL", Some(word), "100")],
+        Shown::Processing => vec![item("c", "PROCESSING", None, "100")],
         Shown::NoSuchCapture => Vec::new(),
         Shown::Nothing => {
             return Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(1)));
         }
     };
+    let child = fresh_id("c");
+    if inquiry.later_lives {
+        transactions.push(item(&fresh_id(&child), "SUCCESS", None, "100"));
+    }
+    if inquiry.child_lives {
+        transactions.push(item(&child, "SUCCESS", None, "100"));
+    }
+    if inquiry.forebear_lives {
+        transactions.push(item(PARENT, "SUCCESS", None, "100"));
+    }
     let body = InquiryBody {
         payment_id: Some("p".into()),
         transactions: Some(transactions),
@@ -383,6 +514,7 @@ impl Ended {
                     Left::Yes => Sent::Yes,
                 },
                 remembered: ended.remembered,
+                evidence: None,
                 outage: false,
             };
             let policy = Policy {

@@ -2,9 +2,9 @@
 //! `src/sandbox/answer.rs`, which do the same over HTTP.
 
 use crate::{
-    domain::{CONFLICT, IN_PROCESS, PROCESS_FAIL, RISK, Said, Shown, UNKNOWN, Word},
+    domain::{CONFLICT, IN_PROCESS, Inquiry, PROCESS_FAIL, RISK, Said, Shown, UNKNOWN, Word},
     redis::Fate,
-    state::{Message, Setup, State},
+    state::{Message, Setup, State, child_of},
 };
 
 /// What the gateway does by itself.
@@ -55,6 +55,7 @@ impl Setup {
     /// What a request leaves behind at the gateway that is answered so.
     pub(crate) fn receive(&self, state: &mut State, message: &Message, said: Said) {
         let account = &mut state.gateway[usize::from(message.id)];
+        account.said_failed |= matches!(said, Said::Failed(_));
         if account.verdict.is_some() {
             return;
         }
@@ -77,8 +78,26 @@ impl Setup {
         }
     }
 
-    /// What an inquiry shows of an id; `None` if it is answered only after the requests that are under way.
-    pub(crate) fn shown(&self, state: &State, message: &Message) -> Option<Shown> {
+    /// What an inquiry shows of an id and its family; `None` if it is answered only after the requests of all of
+    /// them that are under way.
+    pub(crate) fn inquiry(&self, state: &State, message: &Message) -> Option<Inquiry> {
+        let lives = |id: Option<u8>| {
+            let Some(id) = id else { return Some(false) };
+            let shown = self.shown(state, &Message { id, ..*message })?;
+            Some(matches!(shown, Shown::Success | Shown::OtherAmount | Shown::Processing))
+        };
+        let child = child_of(message.id);
+        let parent = message.id.checked_sub(3);
+        let origin = message.id.checked_sub(6);
+        Some(Inquiry {
+            shown: self.shown(state, message)?,
+            child_lives: lives(child)?,
+            later_lives: lives(child.and_then(child_of))?,
+            forebear_lives: lives(parent)? || lives(origin)?,
+        })
+    }
+
+    fn shown(&self, state: &State, message: &Message) -> Option<Shown> {
         let account = &state.gateway[usize::from(message.id)];
         let is_posted = || state.posting().any(|(id, _)| id == message.id);
         if !self.late && account.verdict.is_none() && (account.in_flight != 0 || is_posted()) {
@@ -87,7 +106,7 @@ impl Setup {
         Some(match (account.verdict, account.processing) {
             (Some((Fate::Captured, amount)), _) if amount == message.amount => Shown::Success,
             (Some((Fate::Captured, _)), _) => Shown::OtherAmount,
-            (Some((Fate::Failed(word), _)), _) => Shown::Fail(word),
+            (Some((Fate::Failed(word) | Fate::Closed(word), _)), _) => Shown::Fail(word),
             (None, Some(_)) => Shown::Processing,
             (None, None) => Shown::NoSuchCapture,
         })
@@ -124,12 +143,14 @@ impl Setup {
             Late::Executes { id, amount, said } => {
                 let account = &mut state.gateway[usize::from(id)];
                 account.verdict = fate(said).map(|fate| (fate, amount));
+                account.said_failed |= matches!(said, Said::Failed(_));
                 account.in_flight = 0;
             }
             Late::Decides { id, said } => {
                 let account = &mut state.gateway[usize::from(id)];
                 let amount = account.processing.take();
                 account.verdict = fate(said).zip(amount);
+                account.said_failed |= matches!(said, Said::Failed(_));
             }
         }
     }

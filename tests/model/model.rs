@@ -4,12 +4,12 @@ use capture_worker::domain::class::Class;
 use stateright::{Model, Property};
 
 use crate::{
-    domain::Carried,
+    domain::{Carried, DENIED},
     gateway::Late,
     redis::{Fate, IDS, NOBODY, PAYMENTS, Redis, Token},
     state::{
-        Account, Budget, Job, Message, Setup, State, Step, Told, token_of_later, token_of_operator,
-        token_of_slot, worker_of,
+        Account, Act, Budget, Job, Message, Setup, State, Step, Told, token_of_later,
+        token_of_operator, token_of_slot, worker_of,
     },
     worker::{Move, come_through},
 };
@@ -35,8 +35,10 @@ pub(crate) enum Happens {
         operator: usize,
         letter: usize,
     },
+    /// An operator's next step; `deaf`: the inquiry is not answered.
     Acts {
         operator: usize,
+        deaf: bool,
     },
     /// A worker's process dies, or (`dies` is false) its session with the broker does.
     Falls {
@@ -163,7 +165,7 @@ impl Setup {
             Happens::Gateway(late) => self.late(state, late),
             Happens::ComesThrough { later } => come_through(state, later),
             Happens::TakesUp { operator, letter } => self.take_up(state, operator, letter),
-            Happens::Acts { operator } => self.act(state, operator),
+            Happens::Acts { operator, deaf } => self.act(state, operator, deaf),
             Happens::Falls { worker, dies } => {
                 let budget = &mut state.budget;
                 *(if dies { &mut budget.crashes } else { &mut budget.cuts }) -= 1;
@@ -201,21 +203,39 @@ impl Model for Setup {
             copy,
             amount: *amount,
             expires: self.expires,
-            carried: Carried::default(),
+            carried: if self.forged {
+                Carried { word: DENIED, sent: true, ..Carried::default() }
+            } else {
+                Carried::default()
+            },
             letter: None,
         };
         let mut queue: Vec<_> = (0_u8..).zip(self.jobs).map(message).collect();
+        let mut dead = Vec::new();
+        let (mut gateway, mut told) = ([Account::default(); IDS], [Told::default(); IDS]);
+        for (message, class) in queue.iter_mut().zip(self.dead) {
+            let carried = Carried { word: DENIED, sent: true, attempts: 1, ..Carried::default() };
+            let signed = *class != Class::InDoubt;
+            dead.push(Message { carried, letter: Some((*class, signed)), ..*message });
+            gateway[usize::from(message.id)].said_failed = true;
+            told[usize::from(message.id)].failed |= signed;
+        }
+        if !dead.is_empty() {
+            queue.clear();
+        }
+        let ended = (0..dead.len()).fold(0, |ended, copy| ended | 1 << copy);
         queue.sort_unstable();
+        dead.sort_unstable();
         vec![State {
             queue,
-            dead: Vec::new(),
+            dead,
             slots: [None; 4],
             operators: [None; 2],
             later: [None; 2],
             redis: Redis::default(),
-            gateway: [Account::default(); IDS],
-            told: [Told::default(); IDS],
-            ended: 0,
+            gateway,
+            told,
+            ended,
             doubt: [None; PAYMENTS],
             budget: Budget { ..self.budget },
             past_expiry: false,
@@ -236,8 +256,12 @@ impl Model for Setup {
         let later = state.later.iter().enumerate().filter(|(_, later)| later.is_some());
         actions.extend(later.map(|(later, _)| Happens::ComesThrough { later }));
         for operator in 0..self.operators {
+            let asks = matches!(state.operators[operator], Some((_, Act::Asks { .. })));
+            if asks && self.deaf {
+                actions.push(Happens::Acts { operator, deaf: true });
+            }
             if self.can_act(state, operator) {
-                actions.push(Happens::Acts { operator });
+                actions.push(Happens::Acts { operator, deaf: false });
             } else if state.operators[operator].is_none() {
                 let letters = self.letters(state).into_iter();
                 actions.extend(letters.map(|letter| Happens::TakesUp { operator, letter }));
@@ -264,6 +288,8 @@ impl Model for Setup {
             Property::always(NO_OVERLAP, no_overlap),
             Property::always(HOLD, hold_keeps_out),
             Property::always(FRESH, fresh_only_after_the_end),
+            Property::always(SIGNED_IS_TRUE, signed_is_true),
+            Property::always(HOLD_ENDS, hold_ends_with_its_outcome),
             Property::always(NO_DEAD_END, no_dead_end),
         ];
         let examples =
@@ -293,7 +319,11 @@ pub(crate) const CAPTURED_IS_TRUE: &str = "captured is true";
 pub(crate) const NO_OVERLAP: &str = "no two captures of a payment side by side";
 /// While one id of a payment is in doubt, no capture of another begins, until the doubt or its hold ends.
 pub(crate) const HOLD: &str = "a doubt keeps others out";
-/// A fresh id is posted only if its parent has not captured and can't by what is under way.
+/// An id that was told to have failed by the gateway's signed verdict was given an `F` by the gateway.
+pub(crate) const SIGNED_IS_TRUE: &str = "signed is true";
+/// When nothing is under way any more, no hold is left of an id whose outcome is on record.
+pub(crate) const HOLD_ENDS: &str = "a hold ends with its outcome";
+/// A fresh id is posted only if none of its forebears has captured or can by what is under way.
 pub(crate) const FRESH: &str = "fresh only after the end";
 /// Where nothing can happen any more, nothing is left to do.
 pub(crate) const NO_DEAD_END: &str = "no dead end";
@@ -321,7 +351,7 @@ fn ended_is_told(model: &Setup, state: &State) -> bool {
 }
 
 fn one_capture(_: &Setup, state: &State) -> bool {
-    (0..3).all(|id| !(state.has_captured(id) && state.has_captured(id + 3)))
+    (0..3).all(|id| (0..3).filter(|n| state.has_captured(id + 3 * n)).count() <= 1)
 }
 
 fn failed_stands(_: &Setup, state: &State) -> bool {
@@ -350,7 +380,21 @@ fn hold_keeps_out(model: &Setup, state: &State) -> bool {
 
 fn fresh_only_after_the_end(_: &Setup, state: &State) -> bool {
     let mut children = state.posting().filter(|(id, _)| *id >= 3);
-    children.all(|(id, _)| !state.may_have_captured(id - 3))
+    children.all(|(id, _)| (1..=id / 3).all(|n| !state.may_have_captured(id - 3 * n)))
+}
+
+fn signed_is_true(_: &Setup, state: &State) -> bool {
+    let told = state.told.iter().zip(&state.gateway);
+    told.into_iter().all(|(told, account)| !told.failed || account.said_failed)
+}
+
+fn hold_ends_with_its_outcome(_: &Setup, state: &State) -> bool {
+    let has_outcome = |id: u8| {
+        let known = state.redis.keys[usize::from(id)].known;
+        matches!(known, Some((_, Fate::Captured | Fate::Failed(_))))
+    };
+    !state.is_ended()
+        || state.redis.payments.iter().all(|at| at.hold.is_none_or(|(_, id)| !has_outcome(id)))
 }
 
 fn no_dead_end(model: &Setup, state: &State) -> bool {

@@ -1,22 +1,21 @@
 //! An operator who replays dead letters: `src/dead_letters/replay.rs::{act, close_parent, under_lease, carry_out}`.
 
-use capture_worker::domain::{class::Class, replay::Policy};
+use capture_worker::domain::class::Class;
 
 use crate::{
-    domain::{Carried, Shown},
+    domain::{Carried, Decided, Inquiry, decide_replay, replays_fresh},
     redis::{Asked, Claim, Fate, Mode},
     settle::publish_captured,
-    state::{Act, Message, Mutation, Replay, Setup, State, Verdict, child_of, token_of_operator},
+    state::{
+        Act, Closing, Message, Mutation, Replay, Setup, State, Verdict, child_of, token_of_operator,
+    },
     worker::resolve,
 };
 
-/// `src/domain/replay.rs::Policy::of`, itself; `None`: never.
+/// What a replay of a class sends; `None`: nothing.
 fn policy(class: Class, signed: bool) -> Option<Verdict> {
-    match Policy::of(class, signed) {
-        Policy::Never => None,
-        Policy::SameId | Policy::SameBytes => Some(Verdict::Same),
-        Policy::FreshId => Some(Verdict::Fresh),
-    }
+    let is_fresh = replays_fresh(class, signed)?;
+    Some(if is_fresh { Verdict::Fresh } else { Verdict::Same })
 }
 
 /// `src/domain/replay.rs::{replayed, fresh}`: attempts and returns are cleared, the same id keeps that it was sent.
@@ -27,7 +26,7 @@ fn replayed(carried: Carried, verdict: Verdict) -> Carried {
         word: if is_same { carried.word } else { 0 },
         sent: is_same && carried.sent,
         redelivered: false,
-        replays: 1,
+        replays: carried.replays.saturating_add(1),
         returns: 0,
     }
 }
@@ -61,10 +60,10 @@ impl Setup {
         state.budget.acts -= 1;
         let act = match self.policy_of(&letter) {
             Some(Verdict::Fresh) if self.mutation == Some(Mutation::FreshWithoutInquiry) => {
-                Act::Decided { verdict: Verdict::Fresh, leased: false }
+                Act::Decided { verdict: Verdict::Fresh, closing: Closing::None }
             }
             Some(Verdict::Fresh) => Act::Looks,
-            _ => Act::Decided { verdict: Verdict::Same, leased: false },
+            _ => Act::Asks { closing: Closing::None },
         };
         state.operators[operator] = Some((letter, act));
     }
@@ -72,53 +71,76 @@ impl Setup {
     /// Whether the operator can go on: an inquiry may have to wait for the gateway.
     pub(crate) fn can_act(&self, state: &State, operator: usize) -> bool {
         match &state.operators[operator] {
-            Some((letter, Act::Asks { .. })) => self.shown(state, letter).is_some(),
+            Some((letter, Act::Asks { .. })) => self.inquiry(state, letter).is_some(),
             act => act.is_some(),
         }
     }
 
+    /// `src/dead_letters/act.rs::{same_id, close_parent, under_lease}`, with what the inquiry shows.
+    fn decide(&self, letter: &Message, mut seen: Inquiry) -> Verdict {
+        let Some((class, signed)) = letter.letter else { return Verdict::Refuse };
+        let policy = self.policy_of(letter).unwrap_or(Verdict::Refuse);
+        if self.mutation == Some(Mutation::OnlyTheChild) {
+            seen.later_lives = false;
+        }
+        if self.mutation == Some(Mutation::OneInquiry)
+            && seen == Inquiry::UNANSWERED
+            && policy == Verdict::Same
+        {
+            return Verdict::Same;
+        }
+        match decide_replay(class, signed, letter.carried, seen) {
+            Decided::Send => policy,
+            Decided::Settle => Verdict::Settle,
+            Decided::Refuse => Verdict::Refuse,
+        }
+    }
+
     /// The next step of an operator.
-    pub(crate) fn act(&self, state: &mut State, operator: usize) {
+    pub(crate) fn act(&self, state: &mut State, operator: usize, deaf: bool) {
         let Some((letter, act)) = state.operators[operator] else { return };
         let (id, amount) = (letter.id, letter.amount);
         let token = token_of_operator(operator);
         let claim = Claim { payment: self.payment(id), token, id, amount, posts: false };
-        let refuse = Act::Decided { verdict: Verdict::Refuse, leased: false };
+        let decided = |verdict| Act::Decided { verdict, closing: Closing::None };
         let next = match act {
-            Act::Looks if self.replay == Replay::Inquires => Some(Act::Asks { leased: false }),
-            Act::Looks => Some(match state.redis.acquire(claim, false) {
-                Asked::Known(Fate::Captured) => {
-                    Act::Decided { verdict: Verdict::Settle, leased: false }
-                }
-                Asked::Known(Fate::Failed(_)) => Act::Asks { leased: false },
-                Asked::Held { .. } | Asked::Hold { .. } => refuse,
-                Asked::Taken { hold_was_there: true, .. } => {
-                    Act::Decided { verdict: Verdict::Refuse, leased: true }
-                }
-                Asked::Taken { .. } => Act::Asks { leased: true },
-            }),
-            Act::Asks { leased } => {
-                let verdict = match self.shown(state, &letter) {
-                    Some(Shown::Success) => Verdict::Settle,
-                    Some(Shown::Fail(_) | Shown::NoSuchCapture) => Verdict::Fresh,
-                    _ => Verdict::Refuse,
-                };
-                Some(Act::Decided { verdict, leased })
+            Act::Looks if self.replay == Replay::Inquires => {
+                Some(Act::Asks { closing: Closing::None })
             }
-            Act::Decided { verdict, leased: true } => {
+            Act::Looks => Some(match state.redis.acquire(claim, false) {
+                Asked::Known(Fate::Captured) => decided(Verdict::Settle),
+                Asked::Known(_) => Act::Asks { closing: Closing::Replace },
+                Asked::Held { .. } | Asked::Hold { .. } | Asked::Replaced => {
+                    decided(Verdict::Refuse)
+                }
+                Asked::Taken { hold_was_there: true, .. } => {
+                    Act::Decided { verdict: Verdict::Refuse, closing: Closing::Lease }
+                }
+                Asked::Taken { .. } => Act::Asks { closing: Closing::Lease },
+            }),
+            Act::Asks { closing } => {
+                let seen = self.inquiry(state, &letter).filter(|_| !deaf);
+                let verdict = self.decide(&letter, seen.unwrap_or(Inquiry::UNANSWERED));
+                Some(Act::Decided { verdict, closing })
+            }
+            Act::Decided { verdict, closing: Closing::Lease } => {
                 let mode = match verdict {
                     Verdict::Settle => Mode::Final(Fate::Captured),
-                    Verdict::Fresh => Mode::Close(Fate::Failed(letter.carried.word)),
+                    Verdict::Fresh => Mode::Replace(Fate::Closed(letter.carried.word)),
                     Verdict::Same | Verdict::Refuse => Mode::Forget,
                 };
                 resolve(state, claim, mode, false);
-                let mine = state.redis.release(claim, mode);
+                let released = state.redis.release(claim, mode);
                 state.is_over(token);
-                let lost = !mine && verdict == Verdict::Fresh;
-                let verdict = if lost { Verdict::Refuse } else { verdict };
-                Some(Act::Decided { verdict, leased: false })
+                Some(decided(closed(verdict, released.0, released.1)))
             }
-            Act::Decided { verdict, leased: false } => replay(state, letter, verdict),
+            Act::Decided { verdict: Verdict::Fresh, closing: Closing::Replace } => {
+                let mode = Mode::Replaced(Fate::Failed(letter.carried.word));
+                let (_, found) = state.redis.release(claim, mode);
+                state.is_over(token);
+                Some(decided(closed(Verdict::Fresh, found.is_some(), found)))
+            }
+            Act::Decided { verdict, .. } => replay(state, letter, verdict),
             Act::Acks => None,
         };
         state.operators[operator] = next.map(|next| (letter, next));
@@ -130,6 +152,15 @@ impl Setup {
             state.bury(letter);
             state.is_over(token_of_operator(operator));
         }
+    }
+}
+
+/// `src/dead_letters/act.rs::instead_of_fresh`: what was on record when the id was closed.
+fn closed(verdict: Verdict, mine: bool, found: Option<(u8, Fate)>) -> Verdict {
+    match (verdict, found) {
+        (Verdict::Fresh, Some((_, Fate::Captured))) => Verdict::Settle,
+        (Verdict::Fresh, _) if !mine => Verdict::Refuse,
+        (verdict, _) => verdict,
     }
 }
 

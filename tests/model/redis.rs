@@ -4,8 +4,8 @@
 
 /// How many payments and ids there are keys for.
 pub(crate) const PAYMENTS: usize = 2;
-/// Ids 0 to 2 are the publisher's; 3 to 5 are the fresh ids of those.
-pub(crate) const IDS: usize = 6;
+/// Ids 0 to 2 are the publisher's; 3 to 5 are the fresh ids of those, 6 to 8 the fresh ids of these.
+pub(crate) const IDS: usize = 9;
 
 /// The token of an acquisition; one that is over is [`NOBODY`]'s, as in `announce`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,12 +14,16 @@ pub(crate) struct Token(pub(crate) u8);
 /// Nobody's token.
 pub(crate) const NOBODY: Token = Token(0);
 
-/// A known outcome: captured, or failed with a word of the gateway (an index).
+/// An outcome on record: captured; or failed, or closed for want of a capture, with a word of the gateway (an index).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Fate {
     Captured,
     Failed(u8),
+    Closed(u8),
 }
+
+/// A record: the amount that it is about, and the outcome.
+pub(crate) type Record = (u8, Fate);
 
 /// The keys of a payment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,11 +33,27 @@ pub(crate) struct Payment {
     pub(crate) line: Vec<Token>,
 }
 
-/// The keys of an id: its mark, and its outcome with the amount that it is about.
+/// A sent marker: who wrote it first, and what the gateway signed meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Mark {
+    pub(crate) by: Token,
+    pub(crate) tells: Tells,
+}
+
+/// What a sent marker tells besides that it is there: `src/domain/judge.rs::SentMarker`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Tells {
+    pub(crate) denied_at: Option<u8>,
+    /// Amount and word of a signed `F` that need not be about the capture.
+    pub(crate) refused: Option<(u8, u8)>,
+}
+
+/// The keys of an id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Keys {
-    pub(crate) mark: Option<Token>,
-    pub(crate) known: Option<(u8, Fate)>,
+    pub(crate) mark: Option<Mark>,
+    pub(crate) known: Option<Record>,
+    pub(crate) replaced: Option<Record>,
 }
 
 /// All keys.
@@ -57,20 +77,39 @@ pub(crate) struct Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Asked {
     Known(Fate),
+    Replaced,
     Held { marked: bool, place: Option<usize> },
     Hold { marked: bool },
-    Taken { marked: bool, hold_was_there: bool },
+    Taken { marker: Option<Tells>, hold_was_there: bool },
 }
 
-/// What becomes of lease, hold and mark: `src/domain/outcome.rs::Release`.
+/// What `renew.lua` says: `src/lease/mod.rs::Renewed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Renewed {
+    Kept,
+    Lost,
+    Recorded,
+}
+
+/// What becomes of lease, hold and mark: `src/domain/outcome.rs::Release`, and `src/lease/mod.rs::Leases::replace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     Final(Fate),
     Close(Fate),
+    Replace(Fate),
+    Replaced(Fate),
     End,
-    Keep,
+    Keep { refused: Option<u8> },
     Back,
     Forget,
+}
+
+const fn rank(fate: Fate) -> u8 {
+    match fate {
+        Fate::Closed(_) => 1,
+        Fate::Failed(_) => 2,
+        Fate::Captured => 3,
+    }
 }
 
 impl Redis {
@@ -84,6 +123,13 @@ impl Redis {
 
     fn has_lease(&mut self, claim: Claim) -> bool {
         self.at(claim).lease == Some(claim.token)
+    }
+
+    /// `common.lua::on_record`.
+    fn on_record(&mut self, claim: Claim) -> Option<Fate> {
+        let Keys { known, replaced, .. } = *self.of(claim);
+        let same = |record: &Record| record.0 == claim.amount;
+        known.filter(same).or(replaced.filter(same)).map(|(_, fate)| fate)
     }
 
     /// `common.lua::pass_on`.
@@ -107,27 +153,38 @@ impl Redis {
         }
     }
 
+    /// `common.lua::end_hold_of`.
+    fn end_hold(&mut self, claim: Claim) {
+        let hold = &mut self.at(claim).hold;
+        *hold = hold.filter(|(_, id)| *id != claim.id);
+    }
+
     /// `common.lua::announce`.
-    fn announce(&mut self, claim: Claim) {
+    fn announce(&mut self, claim: Claim, denied_at: Option<u8>) {
         let mine = (claim.token, claim.id);
         let hold = &mut self.at(claim).hold;
         let holds = if hold.is_some_and(|hold| hold != mine) { NOBODY } else { claim.token };
         *hold = Some((holds, claim.id));
         let mark = &mut self.of(claim).mark;
-        let marks = if mark.is_some_and(|mark| mark != claim.token) { NOBODY } else { claim.token };
-        *mark = Some(marks);
+        let is_anothers = mark.is_some_and(|mark| mark.by != claim.token);
+        let by = if is_anothers { NOBODY } else { claim.token };
+        let before = mark.map(|mark| mark.tells).unwrap_or_default();
+        let tells = Tells { denied_at: denied_at.or(before.denied_at), ..before };
+        *mark = Some(Mark { by, tells });
     }
 
     /// `common.lua::take`.
     fn take(&mut self, claim: Claim, waits: bool) -> Asked {
-        let Keys { mark, known } = *self.of(claim);
-        if let Some((amount, fate)) = known
-            && amount == claim.amount
-        {
+        let Keys { mark, known, replaced } = *self.of(claim);
+        let record = self.on_record(claim);
+        if record.is_some() || replaced.is_some() {
             self.leave(claim);
-            return Asked::Known(fate);
+            self.end_hold(claim);
+            return record.map_or(Asked::Replaced, Asked::Known);
         }
-        let marked = mark.is_some_and(|mark| mark != claim.token) || known.is_some();
+        let others = mark.filter(|mark| mark.by != claim.token).map(|mark| mark.tells);
+        let marker = others.or(known.map(|_| Tells::default()));
+        let marked = marker.is_some();
         if self.at(claim).lease.is_some_and(|holder| holder != claim.token) {
             let line = &mut self.at(claim).line;
             let mut place = line.iter().position(|token| *token == claim.token);
@@ -145,45 +202,70 @@ impl Redis {
         self.no_longer_waits(claim);
         self.at(claim).lease = Some(claim.token);
         if claim.posts {
-            self.announce(claim);
+            self.announce(claim, None);
         }
         let hold_was_there = hold.is_some_and(|(token, _)| token != claim.token);
-        Asked::Taken { marked, hold_was_there }
+        Asked::Taken { marker, hold_was_there }
+    }
+
+    /// Takes back what an acquisition wrote.
+    fn take_back(&mut self, claim: Claim) {
+        if self.at(claim).hold == Some((claim.token, claim.id)) {
+            self.at(claim).hold = None;
+        }
+        let mark = &mut self.of(claim).mark;
+        *mark = mark.filter(|mark| mark.by != claim.token);
     }
 
     /// `common.lua::record`.
-    fn record(&mut self, claim: Claim, mode: Mode) -> bool {
+    fn record(&mut self, claim: Claim, mode: Mode) -> (bool, Option<Record>) {
         let mine = self.has_lease(claim);
-        let hold = self.at(claim).hold;
-        let held_by_id = hold.is_some_and(|(_, id)| id == claim.id);
+        let Keys { known, replaced, mark } = *self.of(claim);
+        let is_captured = matches!(known, Some((_, Fate::Captured)));
         match mode {
-            Mode::Close(_) if !mine => {}
-            Mode::Final(fate) | Mode::Close(fate) => {
-                let known = &mut self.of(claim).known;
-                if !matches!(known, Some((_, Fate::Captured))) {
-                    *known = Some((claim.amount, fate));
+            Mode::Final(fate) | Mode::Close(fate) | Mode::Replace(fate)
+                if mine || matches!(mode, Mode::Final(_)) =>
+            {
+                let before = known.map_or(0, |(_, before)| rank(before));
+                if !is_captured && rank(fate) >= before {
+                    self.of(claim).known = Some((claim.amount, fate));
                 }
-                if held_by_id {
-                    self.at(claim).hold = None;
+                self.end_hold(claim);
+            }
+            Mode::End if mine => self.end_hold(claim),
+            Mode::Keep { refused } => {
+                if let Some(word) = refused {
+                    let denied_at = mark.and_then(|mark| mark.tells.denied_at);
+                    let tells = Tells { denied_at, refused: Some((claim.amount, word)) };
+                    let by = mark.map_or(claim.token, |mark| mark.by);
+                    self.of(claim).mark = Some(Mark { by, tells });
+                }
+                if !mine && matches!(known, Some((_, Fate::Closed(_)))) {
+                    self.of(claim).known = None;
                 }
             }
-            Mode::End if mine => {
-                if held_by_id {
-                    self.at(claim).hold = None;
-                }
-            }
-            Mode::Back if !mine => {}
-            Mode::Back | Mode::Forget => {
-                if hold == Some((claim.token, claim.id)) {
-                    self.at(claim).hold = None;
-                }
-                if self.of(claim).mark == Some(claim.token) {
-                    self.of(claim).mark = None;
-                }
-            }
-            Mode::End | Mode::Keep => {}
+            Mode::Back if mine => self.take_back(claim),
+            Mode::Forget => self.take_back(claim),
+            Mode::Close(_) | Mode::Replace(_) | Mode::Replaced(_) | Mode::End | Mode::Back => {}
+            Mode::Final(_) => unreachable!("recorded whoever has the lease"),
         }
-        mine
+        let is_recorded = self.on_record(claim).is_some();
+        let replaces = match mode {
+            Mode::Replaced(fate) if is_recorded => Some(fate),
+            Mode::Replace(fate) if mine => Some(fate),
+            _ => None,
+        };
+        if let (Some(fate), false) = (replaces, is_captured) {
+            self.of(claim).replaced = Some((claim.amount, fate));
+        }
+        let is_ours = |record: &Record| record.0 == claim.amount;
+        let found = known.filter(|record| is_ours(record) || is_captured).or(replaced);
+        let is_final = matches!(known, Some((_, Fate::Captured | Fate::Failed(_))));
+        let is_over = |(_, fate)| mine || !matches!(fate, Fate::Closed(_));
+        if is_final || found.filter(is_ours).is_some_and(is_over) {
+            self.end_hold(claim);
+        }
+        (mine, found)
     }
 
     /// `acquire.lua`.
@@ -192,19 +274,24 @@ impl Redis {
     }
 
     /// `renew.lua`.
-    pub(crate) fn renew(&mut self, claim: Claim, posts: bool) -> bool {
-        let mine = self.has_lease(claim);
-        if mine && posts {
-            self.announce(claim);
+    pub(crate) fn renew(&mut self, claim: Claim, posts: bool, denied_at: Option<u8>) -> Renewed {
+        if !self.has_lease(claim) {
+            return Renewed::Lost;
         }
-        mine
+        if self.of(claim).replaced.is_some() || self.on_record(claim).is_some() {
+            return Renewed::Recorded;
+        }
+        if posts {
+            self.announce(claim, denied_at);
+        }
+        Renewed::Kept
     }
 
     /// `release.lua`.
-    pub(crate) fn release(&mut self, claim: Claim, mode: Mode) -> bool {
-        let mine = self.record(claim, mode);
+    pub(crate) fn release(&mut self, claim: Claim, mode: Mode) -> (bool, Option<Record>) {
+        let released = self.record(claim, mode);
         self.leave(claim);
-        mine
+        released
     }
 
     /// `hand_over.lua`.
@@ -214,8 +301,8 @@ impl Redis {
         mode: Mode,
         next: Claim,
         stays: bool,
-    ) -> (bool, Asked) {
-        let mine = self.record(claim, mode);
+    ) -> ((bool, Option<Record>), Asked) {
+        let (mine, found) = self.record(claim, mode);
         let stays = mine && (stays || self.at(claim).line.is_empty());
         if stays {
             self.at(claim).lease = None;
@@ -226,6 +313,6 @@ impl Redis {
         if stays && !matches!(taken, Asked::Taken { .. }) {
             self.pass_on(claim);
         }
-        (mine, taken)
+        ((mine, found), taken)
     }
 }

@@ -2,9 +2,14 @@
 //!
 //! All of them are searched to the end, save those in which something must be found broken: they end when it is.
 
+use capture_worker::domain::class::Class;
+
 use crate::{
     domain::{CONFLICT, DENIED, ILLEGAL, IN_PROCESS, PROCESS_FAIL, RISK, Said, TRAFFIC, UNKNOWN},
-    model::{FAILED_STANDS, FRESH, HOLD, NO_LOSS, NO_OVERLAP, ONE_CAPTURE, UNSENT_IS_TRUE},
+    model::{
+        FAILED_STANDS, FRESH, HOLD, NO_LOSS, NO_OVERLAP, ONE_CAPTURE, SIGNED_IS_TRUE,
+        UNSENT_IS_TRUE,
+    },
     state::{Budget, Mutation, Replay, Setup},
 };
 
@@ -32,6 +37,8 @@ const BASE: Setup = Setup {
     returns_max: None,
     expires: false,
     ages: false,
+    forged: false,
+    dead: &[],
     replay: Replay::Closes,
     mutation: None,
     ends: false,
@@ -186,7 +193,56 @@ pub(crate) const SMALL: &[Setup] = &[
         reaches: &["fresh id captured"],
         ..BASE
     },
+    GRANDCHILD,
+    DOUBT_BESIDE_CHILD,
+    Setup {
+        name: "a replaced id redelivered, Redis forgets",
+        budget: Budget { crashes: 1, acts: 1, losses: 1, ..CALM },
+        operators: 1,
+        says: &[Said::Captured, Said::Failed(DENIED)],
+        reaches: &["fresh id captured"],
+        ..BASE
+    },
+    FORGED,
 ];
+
+/// Two dead copies of one id, which is replaced twice, and a Redis that forgets in between.
+const GRANDCHILD: Setup = Setup {
+    name: "two dead copies of an id, a grandchild, Redis forgets",
+    jobs: COPIES,
+    dead: &[Class::Access, Class::Access],
+    delays: 0,
+    in_flight: false,
+    budget: Budget { losses: 1, acts: 3, ..CALM },
+    operators: 1,
+    says: &[Said::Captured, Said::Failed(DENIED)],
+    reaches: &["fresh id captured"],
+    ..BASE
+};
+
+/// A dead copy of an id is replaced and another, in doubt, is replayed under the id itself; inquiries may stay unanswered.
+const DOUBT_BESIDE_CHILD: Setup = Setup {
+    name: "a copy in doubt beside a replaced one, Redis forgets, no inquiry is answered",
+    jobs: COPIES,
+    dead: &[Class::Access, Class::InDoubt],
+    delays: 1,
+    in_flight: false,
+    deaf: true,
+    budget: Budget { losses: 1, acts: 2, ..CALM },
+    operators: 1,
+    says: &[Said::Captured, Said::Failed(DENIED)],
+    reaches: &["fresh id captured"],
+    ..BASE
+};
+
+/// Headers of a publisher that say what the gateway never said.
+const FORGED: Setup = Setup {
+    name: "forged headers: sent, and refused",
+    forged: true,
+    says: REFUSED,
+    reaches: &["all captured"],
+    ..BASE
+};
 
 /// Searched if `CAPTURE_MODEL` is a part of the name: minutes each, and gigabytes of memory.
 pub(crate) const BIG: &[Setup] = &[
@@ -336,13 +392,42 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         breaks: &[UNSENT_IS_TRUE],
         ..BASE
     },
+    Setup {
+        name: "mutation: only the child of an id is looked for",
+        mutation: Some(Mutation::OnlyTheChild),
+        reaches: &[],
+        breaks: &[ONE_CAPTURE, FRESH],
+        ..GRANDCHILD
+    },
+    Setup {
+        name: "mutation: one inquiry, answered or not, opens the way for an id that was sent",
+        mutation: Some(Mutation::OneInquiry),
+        reaches: &[],
+        breaks: &[ONE_CAPTURE],
+        ..DOUBT_BESIDE_CHILD
+    },
+    Setup {
+        name: "mutation: a refusal that only headers tell of closes an id",
+        mutation: Some(Mutation::TrustHeaders),
+        reaches: &[],
+        breaks: &[SIGNED_IS_TRUE],
+        ..FORGED
+    },
+    Setup {
+        name: "mutation: a fresh id is posted without a look at its forebears",
+        mutation: Some(Mutation::NoForebears),
+        reaches: &[],
+        breaks: &[ONE_CAPTURE],
+        ..GRANDCHILD
+    },
 ];
 
 /// What the protocol can't promise: each is found, so that nobody takes it for granted.
 pub(crate) const LIMITS: &[Setup] = &[
     Setup {
-        name: "limit: a fresh id, and Redis forgets that its parent failed",
-        budget: Budget { crashes: 1, acts: 1, losses: 1, ..CALM },
+        name: "limit: a copy without headers of a replaced id, and Redis forgets",
+        jobs: COPIES,
+        budget: Budget { acts: 1, losses: 1, ..CALM },
         operators: 1,
         says: &[Said::Captured, Said::Failed(DENIED)],
         breaks: &[ONE_CAPTURE],

@@ -3,8 +3,8 @@
 use capture_worker::domain::class::Class;
 
 use crate::{
-    domain::{Came, Carried, Known, Left, Said, Todo},
-    redis::{Claim, Fate, IDS, Mode, NOBODY, Redis, Token},
+    domain::{Came, Carried, DENIED, Known, Left, Said, Todo},
+    redis::{Claim, Fate, IDS, Mode, NOBODY, Redis, Tells, Token},
 };
 
 /// Two workers, each with two jobs in hand at most.
@@ -27,11 +27,11 @@ pub(crate) struct Message {
 /// A lease in hand: `src/lease/mod.rs::Lease`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Lease {
-    pub(crate) marked: bool,
+    pub(crate) marker: Option<Tells>,
     /// Hold and mark are written.
     pub(crate) announced: bool,
     /// An inquiry has shown that there is no such capture: post.
-    pub(crate) proven: bool,
+    pub(crate) denied: bool,
     /// Its time ran out while its worker stood still.
     pub(crate) overdue: bool,
     /// The doubt about its id began with it.
@@ -84,15 +84,25 @@ pub(crate) enum Verdict {
     Refuse,
 }
 
+/// `src/dead_letters/act.rs::Closing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Closing {
+    None,
+    /// The lease is in hand.
+    Lease,
+    /// A failure is on record.
+    Replace,
+}
+
 /// Where an operator stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Act {
     /// The letter is looked at.
     Looks,
-    /// The parent is to be inquired about, under its lease or not.
-    Asks { leased: bool },
-    /// Decided; with a lease that is to be given back.
-    Decided { verdict: Verdict, leased: bool },
+    /// The id is to be inquired about.
+    Asks { closing: Closing },
+    /// Decided; what is left to do in Redis.
+    Decided { verdict: Verdict, closing: Closing },
     /// Published, to be acked.
     Acks,
 }
@@ -116,6 +126,8 @@ pub(crate) struct Account {
     pub(crate) processing: Option<u8>,
     /// Requests (a bit for each amount) that nobody waits for any more and that may still be executed.
     pub(crate) in_flight: u8,
+    /// It has given a signed `F` to this id.
+    pub(crate) said_failed: bool,
 }
 
 /// What was published about an id.
@@ -188,6 +200,14 @@ pub(crate) enum Mutation {
     ForgetAccess,
     /// A job that waited for the lease says when it gives up what it last heard of its mark.
     StaleMark,
+    /// Only the child of an id is looked for, and only by the operator's command.
+    OnlyTheChild,
+    /// A replayed id that was sent is inquired about only in its first attempt, and goes though nobody answers.
+    OneInquiry,
+    /// An `F` that only headers tell of closes an id.
+    TrustHeaders,
+    /// A fresh id is posted without an inquiry, and its forebears are looked for nowhere.
+    NoForebears,
 }
 
 /// What happens when a fresh id replaces its parent.
@@ -224,6 +244,11 @@ pub(crate) struct Setup {
     pub(crate) returns_max: Option<u8>,
     pub(crate) expires: bool,
     pub(crate) ages: bool,
+    /// The publisher's headers say that the id was sent, and that the gateway refused it.
+    pub(crate) forged: bool,
+    /// The classes in which the jobs lie as dead letters at the beginning, each sent and refused before the gateway looked
+    /// at its id; empty: they are in the queue.
+    pub(crate) dead: &'static [Class],
     pub(crate) replay: Replay,
     pub(crate) mutation: Option<Mutation>,
     /// It is small enough to look whether an end can be reached from every state.
@@ -239,16 +264,30 @@ impl Setup {
         self.payments[usize::from(id % 3)]
     }
 
-    pub(crate) fn known(&self, state: &State, message: &Message, marked: bool) -> Known {
+    pub(crate) fn known(&self, state: &State, message: &Message, marker: Option<Tells>) -> Known {
         let past_expiry = self.expires && message.expires && state.past_expiry;
-        Known { carried: message.carried, marked, past_expiry }
+        let Message { mut carried, amount, .. } = *message;
+        let mut marker = marker;
+        if self.mutation == Some(Mutation::OneInquiry) {
+            let is_first = carried.sent && carried.replays > 0 && carried.attempts == 0;
+            marker = marker.or(carried.sent.then(Tells::default));
+            carried.replays = u8::from(is_first);
+        }
+        if self.mutation == Some(Mutation::NoForebears) && !carried.sent {
+            carried.replays = 0;
+        }
+        if self.mutation == Some(Mutation::TrustHeaders) && carried.word == DENIED {
+            let refused = Some((amount, DENIED));
+            marker = Some(Tells { refused, ..marker.unwrap_or_default() });
+        }
+        Known { carried, marker, amount, past_expiry }
     }
 
     /// `src/lease/claim.rs::Claim::of`, with the token of a slot.
     pub(crate) fn claim(&self, state: &State, message: &Message, token: Token) -> Claim {
         use capture_worker::domain::judge::Call;
         // `src/worker/call.rs::posts_at_once`.
-        let posts = self.known(state, message, false).first_call() == Call::Post;
+        let posts = self.known(state, message, None).first_call() == Call::Post;
         let Message { id, amount, .. } = *message;
         Claim { payment: self.payment(id), token, id, amount, posts }
     }
@@ -302,7 +341,7 @@ impl State {
             payment.line.iter_mut().for_each(change);
         }
         for keys in &mut self.redis.keys {
-            keys.mark.iter_mut().for_each(change);
+            keys.mark.iter_mut().for_each(|mark| change(&mut mark.by));
         }
     }
 
@@ -345,5 +384,5 @@ impl State {
 
 /// The fresh id of an id, for the ids that the model has: `x-capture-parent`; one parent has one child.
 pub(crate) const fn child_of(id: u8) -> Option<u8> {
-    if id < 3 { Some(id + 3) } else { None }
+    if id < 6 { Some(id + 3) } else { None }
 }

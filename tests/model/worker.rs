@@ -4,8 +4,8 @@
 use capture_worker::domain::{class::Class, judge::Call};
 
 use crate::{
-    domain::{Came, Left, Said, Shown},
-    redis::{Asked, Claim, Mode, NOBODY},
+    domain::{Came, Inquiry, Left, Said},
+    redis::{Asked, Claim, Mode, NOBODY, Record, Renewed},
     state::{
         Job, Later, Lease, Mutation, Setup, State, Step, token_of_later, token_of_slot, worker_of,
     },
@@ -23,7 +23,7 @@ pub(crate) enum Move {
     /// Make sure of the lease and begin the next call.
     Begin,
     /// The inquiry returns with this.
-    Inquired(Shown),
+    Inquired(Inquiry),
     /// The capture returns with this.
     Posted(Said),
     /// Give the lease back.
@@ -63,11 +63,11 @@ impl Setup {
             Step::Stands { .. } => moves.extend([Move::Acquire, Move::GiveUp]),
             Step::Holds(_) => moves.push(Move::Begin),
             Step::Inquires(_) => {
-                if let Some(shown) = self.shown(state, &job.message) {
-                    moves.push(Move::Inquired(shown));
+                if let Some(inquiry) = self.inquiry(state, &job.message) {
+                    moves.push(Move::Inquired(inquiry));
                 }
                 if self.deaf {
-                    moves.push(Move::Inquired(Shown::Nothing));
+                    moves.push(Move::Inquired(Inquiry::UNANSWERED));
                 }
             }
             Step::Posts(_) => {
@@ -143,16 +143,16 @@ impl Setup {
                 self.settle(state, slot, (Came::Deferred, sent, false));
             }
             (Move::Begin, Step::Holds(lease)) => self.begin(state, slot, (job, lease), claim),
-            (Move::Inquired(shown), Step::Inquires(lease)) => {
-                self.inquired(state, slot, (job, lease), shown);
+            (Move::Inquired(inquiry), Step::Inquires(lease)) => {
+                self.inquired(state, slot, (job, lease), inquiry);
             }
             (Move::Posted(said), Step::Posts(lease)) => {
                 self.posted(state, slot, (job, lease), said);
             }
             (Move::Release, Step::Judged { lease, came, .. }) => {
                 let mode = self.mode(came);
-                let mine = self.release(state, claim, mode, lease);
-                self.settle_called(state, slot, mine);
+                let released = self.release(state, claim, mode, lease);
+                self.settle_called(state, slot, released);
             }
             (Move::ReleaseUnheard { done }, Step::Judged { lease, came, .. }) => {
                 state.budget.aways -= 1;
@@ -161,7 +161,7 @@ impl Setup {
                     self.release(state, claim, mode, lease);
                 }
                 give_up(state, slot, claim, mode, lease.opened);
-                self.settle_called(state, slot, true);
+                self.settle_called(state, slot, (true, None));
             }
             (Move::HandOverUnheard { to }, Step::Judged { lease, came, .. }) => {
                 let Some(next) = state.slots[to] else { return };
@@ -171,7 +171,7 @@ impl Setup {
                 resolve(state, claim, mode, lease.opened);
                 state.redis.hand_over(claim, mode, next, true);
                 give_up(state, slot, claim, mode, lease.opened);
-                self.settle_called(state, slot, true);
+                self.settle_called(state, slot, (true, None));
             }
             (Move::HandOver { to, stays }, Step::Judged { lease, came, .. }) => {
                 self.hand_over(state, slot, (claim, came, lease), (to, stays));
@@ -218,15 +218,20 @@ impl Setup {
             Asked::Known(fate) => {
                 self.settle(state, slot, (Came::of_known(fate), Left::Yes, true));
             }
+            // `src/worker/process.rs::Ended::replaced`.
+            Asked::Replaced => {
+                let conflict = Came::Failed(Class::Conflict, crate::domain::NO_WORD);
+                self.settle(state, slot, (conflict, Left::Yes, true));
+            }
             Asked::Held { marked, .. } => set(state, slot, Step::Stands { marked }),
             Asked::Hold { marked } => {
                 self.settle(state, slot, (Came::Deferred, left(marked), false));
             }
-            Asked::Taken { marked, .. } => {
+            Asked::Taken { marker, .. } => {
                 let lease = Lease {
-                    marked,
+                    marker,
                     announced,
-                    proven: false,
+                    denied: false,
                     overdue: false,
                     opened: false,
                     handed,
@@ -238,15 +243,16 @@ impl Setup {
 
     /// `src/worker/call.rs::UnderLease::{begin, inquire, post, secure}`.
     fn begin(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), claim: Claim) {
-        let known = self.known(state, &job.message, lease.marked);
-        let call = if lease.proven { Call::Post } else { known.first_call() };
+        let known = self.known(state, &job.message, lease.marker);
+        let call = if lease.denied { Call::Post } else { known.first_call() };
         let judged = |came| Step::Judged { lease, came, sent: left(known.sent()), called: false };
         if call == Call::Expired {
             return set(state, slot, judged(Came::Expired { inquired: false }));
         }
         let posts = call == Call::Post;
         let renews = lease.overdue || posts && !lease.announced;
-        if renews && !state.redis.renew(claim, posts) {
+        let denied_at = lease.denied.then_some(job.message.carried.replays);
+        if renews && state.redis.renew(claim, posts, denied_at) != Renewed::Kept {
             return set(state, slot, judged(Came::Deferred));
         }
         let mut lease = Lease { overdue: false, ..lease };
@@ -265,11 +271,23 @@ impl Setup {
     }
 
     /// `src/worker/call.rs::UnderLease::inquire`, after the reply.
-    fn inquired(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), shown: Shown) {
-        let known = self.known(state, &job.message, lease.marked);
-        let step = match known.judge_inquiry(shown) {
+    fn inquired(
+        &self,
+        state: &mut State,
+        slot: usize,
+        (job, lease): (Job, Lease),
+        inquiry: Inquiry,
+    ) {
+        let known = self.known(state, &job.message, lease.marker);
+        let inquiry = match self.mutation {
+            Some(Mutation::OnlyTheChild | Mutation::OneInquiry) => {
+                Inquiry { shown: inquiry.shown, ..Inquiry::NO_FAMILY }
+            }
+            _ => inquiry,
+        };
+        let step = match known.judge_inquiry(inquiry) {
             Some(came) => Step::Judged { lease, came, sent: left(known.sent()), called: true },
-            None => Step::Holds(Lease { proven: true, ..lease }),
+            None => Step::Holds(Lease { denied: true, ..lease }),
         };
         set(state, slot, step);
     }
@@ -277,10 +295,10 @@ impl Setup {
     /// `src/worker/call.rs::UnderLease::post`, after the reply.
     fn posted(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), said: Said) {
         self.receive(state, &job.message, said);
-        let known = self.known(state, &job.message, lease.marked);
+        let known = self.known(state, &job.message, lease.marker);
         let mut judged_by = known;
         if self.mutation == Some(Mutation::BelieveEveryF) {
-            judged_by.marked = false;
+            judged_by.marker = None;
             judged_by.carried.sent = false;
             judged_by.carried.redelivered = false;
         }
@@ -301,7 +319,13 @@ impl Setup {
     }
 
     /// `src/lease/mod.rs::Leases::release`.
-    fn release(&self, state: &mut State, claim: Claim, mode: Mode, lease: Lease) -> bool {
+    fn release(
+        &self,
+        state: &mut State,
+        claim: Claim,
+        mode: Mode,
+        lease: Lease,
+    ) -> (bool, Option<Record>) {
         resolve(state, claim, mode, lease.opened);
         if self.mutation == Some(Mutation::ReleaseAnyLease) {
             state.redis.payments[usize::from(claim.payment)].lease = Some(claim.token);
@@ -321,19 +345,23 @@ impl Setup {
         let mode = self.mode(came);
         let next_claim = self.claim(state, &next.message, token_of_slot(to));
         resolve(state, claim, mode, lease.opened);
-        let (mine, taken) = state.redis.hand_over(claim, mode, next_claim, stays);
-        self.settle_called(state, slot, mine);
+        let (released, taken) = state.redis.hand_over(claim, mode, next_claim, stays);
+        self.settle_called(state, slot, released);
         self.taken(state, to, taken, next_claim.posts, true);
     }
 
-    /// `src/worker/call.rs::release`: a lease that was lost makes every outcome doubtful but the signed word.
-    fn settle_called(&self, state: &mut State, slot: usize, mine: bool) {
-        let Some(Job { step: Step::Judged { came, sent, called, .. }, .. }) = state.slots[slot]
+    /// `src/worker/call.rs::release`: what is on record may settle the job; else a lease that was lost makes every
+    /// outcome doubtful but the signed word.
+    fn settle_called(&self, state: &mut State, slot: usize, (mine, found): (bool, Option<Record>)) {
+        let Some(Job { step: Step::Judged { came, sent, called, .. }, message, .. }) =
+            state.slots[slot]
         else {
             return;
         };
+        let settled = came.settled_by(found, message.amount, mine);
         let lost = !mine && called && !came.is_final();
-        let came = if lost { Came::InDoubt(crate::domain::NO_WORD) } else { came };
+        let or = if lost { Came::InDoubt(crate::domain::NO_WORD) } else { came };
+        let came = settled.unwrap_or(or);
         self.settle(state, slot, (came, sent, false));
     }
 }
@@ -350,9 +378,9 @@ pub(crate) fn resolve(state: &mut State, claim: Claim, mode: Mode, opened: bool)
     let has_lease = state.redis.payments[usize::from(claim.payment)].lease == Some(claim.token);
     let ends = match mode {
         Mode::Final(_) => true,
-        Mode::Close(_) | Mode::End => has_lease,
+        Mode::Close(_) | Mode::Replace(_) | Mode::End => has_lease,
         Mode::Back => has_lease && opened,
-        Mode::Forget | Mode::Keep => false,
+        Mode::Forget | Mode::Replaced(_) | Mode::Keep { .. } => false,
     };
     if ends && *doubt == Some(claim.id) {
         *doubt = None;

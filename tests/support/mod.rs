@@ -8,6 +8,7 @@ pub(crate) mod broker;
 pub(crate) mod customers;
 pub(crate) mod guardian;
 pub(crate) mod http;
+pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod processes;
 pub(crate) mod proxy;

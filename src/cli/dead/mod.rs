@@ -17,6 +17,7 @@ use crate::{
     config::Settings,
     dead_letters::{Desk, DeskError, Filter, Who},
     domain::class::Class,
+    lease::Role,
     telemetry,
 };
 
@@ -159,7 +160,7 @@ impl Opened {
         // An error says that logs go somewhere already.
         drop(telemetry::start(settings.log.format, "capture_worker=warn", None));
         let (broker, leases) =
-            match (settings::broker_options(settings), settings::leases(settings)) {
+            match (settings::broker_options(settings), settings::leases(settings, Role::Command)) {
                 (Ok(broker), Ok(leases)) => (broker, leases),
                 (broker, leases) => {
                     let errors = [broker.err(), leases.err()].into_iter().flatten().flatten();

@@ -91,7 +91,7 @@ impl Show {
         let mut array = self.json.then(Array::begin);
         for (n, (found, letter)) in copies.iter().enumerate() {
             let inquired = match &letter.job {
-                Ok(job) if self.inquire => Some(opened.desk.inquire(job).await),
+                Ok(job) if self.inquire => Some(opened.desk.inquire(job, &letter.history).await),
                 _ => None,
             };
             match &mut array {

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::domain::{
-    judge::{Call, first_call},
-    outcome::DoubtKind,
+    evidence::Seen,
+    judge::{Call, Health, first_call, health},
+    outcome::{Capture, DoubtKind, Fate, Recorded, Verdict},
+    replay::fresh_id,
     reply::NoAnswer,
 };
 
@@ -45,11 +47,26 @@ fn a_signed_word_is_final_whether_the_id_was_sent_or_not() {
     for history in [history(), sent_history()] {
         check(signed("S", "SUCCESS"), &history, "captured SUCCESS");
         check(signed("F", "RISK_REJECT"), &history, "failed risk RISK_REJECT");
-        check(
-            signed("F", "REPEAT_REQ_INCONSISTENT"),
-            &history,
-            "failed conflict REPEAT_REQ_INCONSISTENT",
-        );
+    }
+}
+
+#[test]
+fn a_changed_repeat_is_in_doubt_until_an_inquiry_tells_of_the_first() {
+    const CODE: &str = "REPEAT_REQ_INCONSISTENT";
+    check(signed("F", CODE), &history(), "failed conflict REPEAT_REQ_INCONSISTENT");
+    check(signed("F", CODE), &sent_history(), "in doubt unproven REPEAT_REQ_INCONSISTENT,F");
+    let (sent, marker) = (sent_history(), marker(Some(CODE)));
+    let refused = Before { marker: Some(&marker), ..before(&sent) };
+    assert_eq!(first_call(&refused, &Codes::default()), Call::Inquire);
+    for (items, expected) in [
+        (vec![], "failed conflict REPEAT_REQ_INCONSISTENT"),
+        (vec![transaction("SUCCESS", None)], "captured SUCCESS"),
+        (vec![transaction("FAIL", None)], "failed provider -"),
+        (vec![transaction("PROCESSING", None)], "in doubt unknown PAYMENT_IN_PROCESS,U"),
+    ] {
+        let Inquired::Over(outcome) = inquired(inquiry(items), &refused) else { panic!("posted") };
+        assert_eq!(line(&outcome), expected);
+        assert!(!matches!(outcome, Outcome::Closed(_)), "a conflict is never on record");
     }
 }
 
@@ -66,8 +83,8 @@ fn an_f_that_need_not_be_about_the_capture_is_final_only_for_an_id_that_was_neve
         check(signed("F", code), &sent_history(), &in_doubt);
         let redelivered = History { redelivered: true, ..history() };
         check(signed("F", code), &redelivered, &in_doubt);
-        let fresh = history();
-        let marked = Before { marked: true, ..before(&fresh) };
+        let (fresh, marker) = (history(), marker(None));
+        let marked = Before { marker: Some(&marker), ..before(&fresh) };
         assert_eq!(line(&judged(signed("F", code), &marked)), in_doubt);
     }
 }
@@ -101,6 +118,45 @@ fn a_signed_success_about_something_else_is_a_contradiction() {
         let reply = answer(Signature::Good, "S", "SUCCESS", body);
         check(reply, &history(), &format!("in doubt {} -", DoubtKind::Contradiction.name()));
     }
+}
+
+#[test]
+fn a_signed_failure_about_something_else_is_a_contradiction() {
+    let other_id = CaptureBody { capture_request_id: Some("d".into()), ..success() };
+    let other_payment = CaptureBody { payment_id: Some("q".into()), ..success() };
+    for body in [other_id, other_payment] {
+        for (status, code) in [("F", "RISK_REJECT"), ("F", "ACCESS_DENIED"), ("U", "X")] {
+            let reply = answer(Signature::Good, status, code, body.clone());
+            check(reply, &history(), "in doubt contradiction -");
+        }
+    }
+    let same = CaptureBody { amount: Some(Ok(hkd("1"))), ..success() };
+    let reply = answer(Signature::Good, "F", "RISK_REJECT", same);
+    check(reply, &history(), "failed risk RISK_REJECT");
+}
+
+#[test]
+fn a_stale_answer_proves_a_capture_and_nothing_else() {
+    let stale = |status, code| answer(Signature::Stale, status, code, success());
+    check(stale("S", "SUCCESS"), &history(), "captured SUCCESS");
+    for (status, code) in [("F", "RISK_REJECT"), ("F", "ACCESS_DENIED"), ("U", "X")] {
+        check(stale(status, code), &history(), "in doubt untrusted -");
+    }
+    let shows = |transactions| {
+        let body = InquiryBody {
+            payment_id: Some("p".into()),
+            transactions: Some(transactions),
+            ..InquiryBody::default()
+        };
+        answer(Signature::Stale, "S", "SUCCESS", body)
+    };
+    let other = Transaction { amount: Some(Ok(hkd("99"))), ..transaction("SUCCESS", None) };
+    let denied = with_last_word("ACCESS_DENIED", "F");
+    check_inquiry(shows(vec![transaction("SUCCESS", None)]), &denied, "captured SUCCESS");
+    for items in [vec![], vec![transaction("FAIL", Some("RISK_REJECT"))], vec![other]] {
+        check_inquiry(shows(items), &denied, "in doubt no_evidence -");
+    }
+    assert!(matches!(health(&stale("F", "RISK_REJECT"), &Codes::default()), Health::Ill(_)));
 }
 
 #[test]
@@ -164,12 +220,83 @@ fn of_our_transactions_success_beats_processing_beats_fail() {
 #[test]
 fn transactions_of_others_are_none_of_ours() {
     let others = [
-        Transaction { kind: Some("REFUND".into()), ..transaction("SUCCESS", None) },
-        Transaction { kind: None, ..transaction("SUCCESS", None) },
         Transaction { request_id: Some("C".into()), ..transaction("FAIL", None) },
+        Transaction { request_id: Some("C".into()), ..transaction("SUCCESS", None) },
+        Transaction {
+            kind: Some("AUTHORIZATION".into()),
+            request_id: None,
+            ..transaction("SUCCESS", None)
+        },
     ];
     check_inquiry(inquiry(others.to_vec()), &sent_history(), "post");
     check_inquiry(inquiry(vec![]), &sent_history(), "post");
+}
+
+#[test]
+fn what_contradicts_itself_is_no_evidence_and_hides_no_success() {
+    let with = |status: &str, result: &str| Transaction {
+        result: Some(GatewayResult { status: Status::of(result), code: "X".into(), message: None }),
+        ..transaction(status, None)
+    };
+    let anonymous = |kind: Option<&str>, id: Option<&str>| Transaction {
+        kind: kind.map(str::to_owned),
+        request_id: id.map(str::to_owned),
+        ..transaction("SUCCESS", None)
+    };
+    for item in [
+        with("FAIL", "U"),
+        with("FAIL", "S"),
+        with("CANCELLED", "S"),
+        with("SUCCESS", "F"),
+        with("SUCCESS", "U"),
+        with("PROCESSING", "F"),
+        Transaction { kind: Some("REFUND".into()), ..transaction("SUCCESS", None) },
+        Transaction { kind: None, ..transaction("FAIL", None) },
+        anonymous(Some("CAPTURE"), None),
+        anonymous(Some("CAPTURE"), Some(" ")),
+        anonymous(Some("capture"), None),
+        anonymous(None, None),
+    ] {
+        let told = format!("{item:?}");
+        let found = inquired(inquiry(vec![item.clone()]), &before(&sent_history()));
+        let Inquired::Over(outcome) = found else { panic!("posted: {told}") };
+        assert_eq!(line(&outcome), "in doubt no_evidence -", "{told}");
+        let hides = vec![item, transaction("SUCCESS", Some("SUCCESS"))];
+        check_inquiry(inquiry(hides), &sent_history(), "captured SUCCESS");
+    }
+}
+
+#[test]
+fn an_authorization_under_review_allows_no_post() {
+    let body = InquiryBody {
+        payment_id: Some("p".into()),
+        transactions: Some(Vec::new()),
+        auth_review_status: Some("PROCESSING".into()),
+        ..InquiryBody::default()
+    };
+    let reply = answer(Signature::Good, "S", "SUCCESS", body);
+    check_inquiry(reply.clone(), &sent_history(), "in doubt no_evidence -");
+    assert!(matches!(Seen::of(&reply, &job(), &Codes::default()), Seen::Nothing { .. }));
+}
+
+#[test]
+fn an_id_with_a_living_descendant_is_never_posted() {
+    let of = |generation: usize, status: &str| Transaction {
+        request_id: Some((0..generation).fold("c".to_owned(), |id, _| fresh_id(&id))),
+        ..transaction(status, None)
+    };
+    for generation in [1, 2, 5, 32] {
+        for status in ["SUCCESS", "PROCESSING", "UNHEARD"] {
+            let items = vec![of(generation, status)];
+            check_inquiry(inquiry(items), &sent_history(), "failed conflict -");
+        }
+        let dead = vec![of(generation, "FAIL")];
+        check_inquiry(inquiry(dead), &sent_history(), "post");
+    }
+    let own = |status, code| vec![of(2, "SUCCESS"), transaction(status, code)];
+    check_inquiry(inquiry(own("SUCCESS", None)), &sent_history(), "captured SUCCESS");
+    let failed = own("FAIL", Some("RISK_REJECT"));
+    check_inquiry(inquiry(failed), &sent_history(), "failed risk RISK_REJECT");
 }
 
 #[test]
@@ -200,7 +327,13 @@ fn only_a_signed_s_about_our_payment_with_transactions_is_evidence() {
         answer(Signature::Bad, "S", "SUCCESS", body("p", none.clone())),
         answer(Signature::Good, "F", "ORDER_NOT_EXIST", body("p", none.clone())),
         answer(Signature::Good, "U", "UNKNOWN_EXCEPTION", body("p", none.clone())),
-        answer(Signature::Good, "S", "SUCCESS", body("q", none)),
+        answer(Signature::Good, "S", "SUCCESS", body("q", none.clone())),
+        answer(
+            Signature::Good,
+            "S",
+            "SUCCESS",
+            InquiryBody { payment_id: None, ..body("p", none) },
+        ),
         answer(Signature::Good, "S", "SUCCESS", body("p", None)),
         Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(5))),
     ] {
@@ -210,13 +343,31 @@ fn only_a_signed_s_about_our_payment_with_transactions_is_evidence() {
 }
 
 #[test]
-fn evidence_of_no_capture_lets_an_unproven_f_stand() {
-    let denied = with_last_word("ACCESS_DENIED", "F");
-    check_inquiry(inquiry(vec![]), &denied, "failed access ACCESS_DENIED");
-    check_inquiry(inquiry(vec![transaction("SUCCESS", None)]), &denied, "captured SUCCESS");
-    let expired = Before { past_expiry: true, ..before(&denied) };
-    let Inquired::Over(outcome) = inquired(inquiry(vec![]), &expired) else { panic!("posted") };
-    assert_eq!(line(&outcome), "failed access ACCESS_DENIED", "a verdict comes before the time");
+fn evidence_of_no_capture_lets_a_recorded_refusal_stand() {
+    let (sent, marker) = (sent_history(), marker(Some("ACCESS_DENIED")));
+    let denied = Before { marker: Some(&marker), ..before(&sent) };
+    let expired = Before { past_expiry: true, ..denied };
+    for (items, before, expected) in [
+        (vec![], denied, "failed access ACCESS_DENIED"),
+        (vec![transaction("SUCCESS", None)], denied, "captured SUCCESS"),
+        // A verdict comes before the time.
+        (vec![], expired, "failed access ACCESS_DENIED"),
+    ] {
+        let Inquired::Over(outcome) = inquired(inquiry(items), &before) else { panic!("posted") };
+        assert_eq!(line(&outcome), expected);
+    }
+}
+
+/// Anybody can write headers; only Redis tells what the gateway has signed.
+#[test]
+fn a_refusal_that_only_headers_tell_of_chooses_the_call_and_proves_nothing() {
+    let claims = with_last_word("ACCESS_DENIED", "F");
+    assert_eq!(first_call(&before(&claims), &Codes::default()), Call::Inquire);
+    check_inquiry(inquiry(vec![]), &claims, "post");
+    let empty = marker(None);
+    let marked = Before { marker: Some(&empty), ..before(&claims) };
+    assert_eq!(first_call(&marked, &Codes::default()), Call::Inquire);
+    assert_eq!(inquired(inquiry(vec![]), &marked), Inquired::Post);
 }
 
 #[test]
@@ -230,37 +381,92 @@ fn evidence_of_no_capture_past_its_time_is_expired() {
 }
 
 #[test]
+fn a_fresh_id_is_not_posted_beside_a_living_forebear() {
+    let replaces = |origin: &str| History {
+        replays: 1,
+        parent: Some("b".into()),
+        origin: Some(origin.into()),
+        ..history()
+    };
+    let of = |id: &str, status: &str| Transaction {
+        request_id: Some(id.into()),
+        ..transaction(status, None)
+    };
+    for status in ["SUCCESS", "PROCESSING", "UNHEARD"] {
+        check_inquiry(inquiry(vec![of("b", status)]), &replaces("b"), "failed conflict -");
+    }
+    check_inquiry(inquiry(vec![of("b", "FAIL")]), &replaces("b"), "post");
+    check_inquiry(inquiry(vec![of("a", "SUCCESS")]), &replaces("a"), "post");
+}
+
+#[test]
 fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
     let codes = Codes::default();
-    let call = |history: &History, marked, past_expiry| {
-        first_call(&Before { history, marked, past_expiry }, &codes)
-    };
-    let redelivered = History { redelivered: true, ..history() };
-    let replayed = History { replays: 1, attempts: 0, ..sent_history() };
-    for (history, marked, past_expiry, expected) in [
-        (history(), false, false, Call::Post),
-        (history(), true, false, Call::Post),
-        (sent_history(), false, false, Call::Post),
-        (redelivered.clone(), false, false, Call::Post),
-        (with_last_word("UNKNOWN_EXCEPTION", "U"), false, false, Call::Post),
-        (with_last_word("CAPTURE_IN_PROCESS", "U"), false, false, Call::Inquire),
-        (with_last_word("PAYMENT_IN_PROCESS", "U"), true, true, Call::Inquire),
-        (with_last_word("ACCESS_DENIED", "F"), false, false, Call::Inquire),
-        (with_last_word("RISK_REJECT", "F"), false, false, Call::Post),
-        (replayed.clone(), false, false, Call::Inquire),
-        (History { sent: false, ..replayed.clone() }, true, false, Call::Inquire),
-        (History { sent: false, ..replayed.clone() }, false, false, Call::Post),
-        (History { attempts: 1, ..replayed }, false, false, Call::Post),
-        (history(), false, true, Call::Expired),
-        (history(), true, true, Call::Post),
-        (sent_history(), false, true, Call::Post),
-        (redelivered.clone(), false, true, Call::Inquire),
-        (redelivered, true, true, Call::Post),
+    let redelivered = || History { redelivered: true, ..history() };
+    let replayed = || History { replays: 2, attempts: 3, ..sent_history() };
+    let plain = || Some(marker(None));
+    let denied_at = |replay| Some(SentMarker { denied_at_replay: Some(replay), refused: None });
+    for (history, marker, past_expiry, expected) in [
+        (history(), None, false, Call::Post),
+        (history(), plain(), false, Call::Post),
+        (sent_history(), plain(), false, Call::Post),
+        (redelivered(), plain(), false, Call::Post),
+        // Sent, and Redis can't vouch for the calls before.
+        (sent_history(), None, false, Call::Inquire),
+        (redelivered(), None, false, Call::Inquire),
+        (with_last_word("UNKNOWN_EXCEPTION", "U"), plain(), false, Call::Post),
+        (with_last_word("CAPTURE_IN_PROCESS", "U"), plain(), false, Call::Inquire),
+        (with_last_word("PAYMENT_IN_PROCESS", "U"), plain(), true, Call::Inquire),
+        (with_last_word("ACCESS_DENIED", "F"), plain(), false, Call::Inquire),
+        (with_last_word("REPEAT_REQ_INCONSISTENT", "F"), plain(), false, Call::Inquire),
+        (with_last_word("RISK_REJECT", "F"), plain(), false, Call::Post),
+        (history(), Some(marker(Some("ACCESS_DENIED"))), false, Call::Inquire),
+        // A replayed id that was sent, in each attempt until an inquiry has given evidence.
+        (replayed(), plain(), false, Call::Inquire),
+        (replayed(), denied_at(1), false, Call::Inquire),
+        (replayed(), denied_at(2), false, Call::Post),
+        // A replayed job that was not sent: others of its family may have been.
+        (History { replays: 1, ..history() }, None, false, Call::Inquire),
+        (History { replays: 1, ..history() }, denied_at(1), false, Call::Post),
+        (history(), None, true, Call::Expired),
+        (history(), plain(), true, Call::Post),
+        (sent_history(), plain(), true, Call::Post),
+        (sent_history(), None, true, Call::Inquire),
+        (redelivered(), None, true, Call::Inquire),
     ] {
-        assert_eq!(
-            call(&history, marked, past_expiry),
-            expected,
-            "{history:?} {marked} {past_expiry}"
-        );
+        let before = Before { history: &history, marker: marker.as_ref(), past_expiry };
+        assert_eq!(first_call(&before, &codes), expected, "{before:?}");
+    }
+}
+
+#[test]
+fn what_is_on_record_settles_an_attempt_that_could_not() {
+    let verdict = |class| Verdict { class, code: None, message: None, signed: true };
+    let captured = || Fate::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() });
+    let failed = || Fate::Failed(verdict(Class::Risk));
+    let closed = || Fate::Closed(verdict(Class::Access));
+    let doubt = || judged(signed("U", "X"), &before(&history()));
+    let own = || Outcome::Failed(verdict(Class::Payer));
+    let own_closed = || Outcome::Closed(verdict(Class::Request));
+    let not_sent = || Outcome::NotSent("refused".into());
+    for (outcome, fate, kept, expected) in [
+        (doubt(), captured(), false, Some("captured SUCCESS")),
+        (doubt(), failed(), false, Some("failed risk -")),
+        (doubt(), closed(), false, None),
+        (doubt(), closed(), true, Some("failed access -")),
+        (not_sent(), failed(), false, Some("failed risk -")),
+        (own(), captured(), true, Some("captured SUCCESS")),
+        (own(), failed(), true, None),
+        (own_closed(), failed(), true, Some("failed risk -")),
+        (own_closed(), closed(), true, None),
+        (own_closed(), closed(), false, None),
+        (Outcome::HandBack, captured(), true, None),
+    ] {
+        let settled = outcome.settled_by(Some(Recorded::Same(fate.clone())), kept);
+        let told = (format!("{outcome:?}"), fate);
+        assert_eq!(settled.as_ref().map(line).as_deref(), expected, "{told:?}");
+    }
+    for recorded in [None, Some(Recorded::CapturedOther), Some(Recorded::ReplacedOther)] {
+        assert_eq!(doubt().settled_by(recorded, true), None);
     }
 }

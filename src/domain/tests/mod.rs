@@ -11,7 +11,7 @@ use super::{
     class::{Class, Codes},
     history::{History, LastWord},
     job::Job,
-    judge::{Before, Inquired, judge_capture, judge_inquiry},
+    judge::{Before, Inquired, SentMarker, judge_capture, judge_inquiry},
     letter::DeadLetter,
     money::Money,
     outcome::{Attempt, Outcome, Sent},
@@ -56,7 +56,12 @@ fn policy() -> Policy {
 }
 
 fn before(history: &History) -> Before<'_> {
-    Before { history, marked: false, past_expiry: false }
+    Before { history, marker: None, past_expiry: false }
+}
+
+/// What Redis keeps of an id that was sent and that the gateway refused by this code.
+fn marker(refused: Option<&str>) -> SentMarker {
+    SentMarker { denied_at_replay: None, refused: refused.map(str::to_owned) }
 }
 
 /// The body of a success about [`job`].
@@ -119,8 +124,14 @@ fn inquired(reply: InquiryReply, before: &Before<'_>) -> Inquired {
 }
 
 fn settled(outcome: Outcome, sent: Sent, history: &History) -> Settlement {
-    let attempt =
-        Attempt { subject: job().subject(), outcome, sent, remembered: false, outage: false };
+    let attempt = Attempt {
+        subject: job().subject(),
+        outcome,
+        sent,
+        remembered: false,
+        outage: false,
+        evidence: None,
+    };
     settle(&attempt, history, &policy(), now())
 }
 

@@ -20,7 +20,7 @@ fn code() -> impl Strategy<Value = String> {
 }
 
 fn signature() -> impl Strategy<Value = Signature> {
-    select(vec![Signature::Good, Signature::Missing, Signature::Bad])
+    select(vec![Signature::Good, Signature::Missing, Signature::Bad, Signature::Stale])
 }
 
 fn status() -> impl Strategy<Value = String> {
@@ -109,7 +109,8 @@ fn attempt(
     capture: CaptureReply,
     inquiry: InquiryReply,
 ) -> Outcome {
-    let before = Before { history, marked, past_expiry };
+    let marker = marked.then(SentMarker::default);
+    let before = Before { history, marker: marker.as_ref(), past_expiry };
     match first_call(&before, &Codes::default()) {
         Call::Expired => Outcome::Expired { inquired: false },
         Call::Post => judged(capture, &before),
@@ -120,12 +121,17 @@ fn attempt(
     }
 }
 
-fn is_signed_s(reply: &CaptureReply) -> bool {
-    matches!(reply, Reply::Answered(Answer { signature: Signature::Good, result, .. }) if result.status == Status::S)
+/// A capture is proven by an answer of any time.
+fn is_signed_s<B>(reply: &Reply<B>) -> bool {
+    let Reply::Answered(answer) = reply else { return false };
+    let is_signed = matches!(answer.signature, Signature::Good | Signature::Stale);
+    is_signed && answer.result.status == Status::S
 }
 
+/// All else only by one that fits its request.
 fn is_evidence(reply: &InquiryReply) -> bool {
-    matches!(reply, Reply::Answered(Answer { signature: Signature::Good, result, .. }) if result.status == Status::S)
+    let is_stale = matches!(reply, Reply::Answered(Answer { signature: Signature::Stale, .. }));
+    is_signed_s(reply) && !is_stale
 }
 
 proptest! {
@@ -136,7 +142,8 @@ proptest! {
         history in any_history(), marked: bool, past_expiry: bool,
         capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
-        let before = Before { history: &history, marked, past_expiry };
+        let marker = marked.then(SentMarker::default);
+        let before = Before { history: &history, marker: marker.as_ref(), past_expiry };
         let sent = if before.sent() { Sent::Yes } else { Sent::No };
         let outcome = attempt(&history, marked, past_expiry, capture, inquiry.clone());
         if let Settlement::Dead { letter, result, .. } = settled(outcome, sent, &history) {
@@ -164,9 +171,10 @@ proptest! {
         if posted.name() == "captured" {
             prop_assert!(is_signed_s(&capture));
         }
-        let before = Before { history: &history, marked, past_expiry: false };
+        let marker = marked.then(SentMarker::default);
+        let before = Before { history: &history, marker: marker.as_ref(), past_expiry: false };
         if let Inquired::Over(Outcome::Captured(_)) = inquired(inquiry.clone(), &before) {
-            prop_assert!(is_evidence(&inquiry));
+            prop_assert!(is_signed_s(&inquiry));
         }
     }
 
@@ -199,7 +207,8 @@ proptest! {
     fn every_republish_says_that_it_was_sent_once_it_may_have_been(
         history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
-        let before = Before { history: &history, marked, past_expiry: false };
+        let marker = marked.then(SentMarker::default);
+        let before = Before { history: &history, marker: marker.as_ref(), past_expiry: false };
         let sent = if before.sent() { Sent::Yes } else { Sent::No };
         let left = !matches!(capture, Reply::NotSent(_));
         let posts = first_call(&before, &Codes::default()) == Call::Post;

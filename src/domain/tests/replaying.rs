@@ -221,9 +221,9 @@ fn what_is_left_of_the_authorization_bounds_a_fresh_id() {
             payment_id: Some("p".into()),
             transactions: Some(captured),
             payment_amount: Some(Ok(hkd(value))),
-            auth_expiry_time: None,
+            ..InquiryBody::default()
         };
-        PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job())
+        PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &history())
     };
     let goes = |payment: &PaymentSeen| {
         matches!(decided(&limit, &Seen::NoSuchCapture, payment), Decision::Send(_))
@@ -244,6 +244,60 @@ fn what_is_left_of_the_authorization_bounds_a_fresh_id() {
     assert!(!goes(&over));
 }
 
+/// Nobody but the gateway may know by now that an id was replaced.
+#[test]
+fn an_id_that_was_sent_goes_only_with_a_signed_inquiry() {
+    let nothing = || Seen::Nothing { reason: "HTTP status 503".into(), code: None };
+    let none = PaymentSeen::default();
+    for (class, goes) in [
+        (Class::InDoubt, false),
+        (Class::Poison, false),
+        (Class::Unreachable, true),
+        (Class::Expired, true),
+    ] {
+        let letter = letter(class, "c");
+        let sent = DeadLetter { history: sent_history(), ..letter.clone() };
+        for (letter, goes) in [(letter, goes), (sent, false)] {
+            let decision = decided(&letter, &nothing(), &none);
+            assert_eq!(matches!(decision, Decision::Send(_)), goes, "{class}");
+            if let Decision::Refuse(refusal) = decision {
+                assert!(refusal.instead.contains("dead discard"), "{refusal:?}");
+            }
+            let decision = decided(&letter, &Seen::NoSuchCapture, &none);
+            assert!(matches!(decision, Decision::Send(_)), "{class}");
+        }
+    }
+}
+
+#[test]
+fn a_fresh_id_goes_again_beside_nothing_that_lives_after_it() {
+    let risk = letter(Class::Risk, "c");
+    let item = |generation: usize, amount: &str, status: &str| Transaction {
+        request_id: Some((0..generation).fold("c".to_owned(), |id, _| fresh_id(&id))),
+        amount: Some(Ok(hkd(amount))),
+        ..transaction(status, None)
+    };
+    for (items, goes) in [
+        (vec![item(1, "100", "SUCCESS")], true),
+        (vec![item(1, "100", "PROCESSING")], true),
+        (vec![item(1, "99", "SUCCESS")], false),
+        (vec![item(2, "100", "SUCCESS")], false),
+        (vec![item(1, "100", "FAIL"), item(2, "100", "SUCCESS")], false),
+        (vec![item(1, "100", "FAIL"), item(3, "100", "PROCESSING")], false),
+        (vec![item(1, "100", "FAIL"), item(2, "100", "FAIL")], true),
+    ] {
+        let body = InquiryBody {
+            payment_id: Some("p".into()),
+            transactions: Some(items.clone()),
+            ..InquiryBody::default()
+        };
+        let reply = answer(Signature::Good, "S", "SUCCESS", body);
+        let payment = PaymentSeen::of(&reply, &job(), &history());
+        let decision = decided(&risk, &Seen::NoSuchCapture, &payment);
+        assert_eq!(matches!(decision, Decision::Send(_)), goes, "{items:?}");
+    }
+}
+
 /// What a worker can't know: it would post the id anew once its failure is forgotten.
 #[test]
 fn the_same_id_does_not_go_beside_its_child() {
@@ -254,7 +308,7 @@ fn the_same_id_does_not_go_beside_its_child() {
             transactions: Some(vec![child]),
             ..InquiryBody::default()
         };
-        PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job())
+        PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &history())
     };
     let doubt = letter(Class::InDoubt, "c");
     for (status, goes) in [("SUCCESS", false), ("PROCESSING", false), ("FAIL", true)] {

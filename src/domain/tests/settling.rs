@@ -120,6 +120,7 @@ fn a_known_outcome_spends_no_attempt() {
         outcome,
         sent: Sent::Yes,
         remembered: true,
+        evidence: None,
         outage: false,
     };
     let settlement = settle(&attempt, &sent_history(), &policy(), now());
@@ -171,6 +172,7 @@ fn a_malformed_job_without_a_readable_id_has_nobody_to_tell() {
         outcome: Outcome::Malformed(malformed.reason),
         sent: Sent::Unknown,
         remembered: false,
+        evidence: None,
         outage: false,
     };
     let settlement = settle(&attempt, &history(), &policy(), now());

@@ -1,9 +1,9 @@
 use super::*;
-use crate::domain::job::Job;
+use crate::{domain::job::Job, lease::Owner};
 
 fn claim() -> Claim {
     let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
-    Claim::of(&Job::parse(body.as_bytes()).unwrap(), true)
+    Claim::of(&Owner::new("capture", "client"), &Job::parse(body.as_bytes()).unwrap(), true)
 }
 
 fn line(prefetch: u16) -> Line {

@@ -1,0 +1,165 @@
+//! The family of a captureRequestId: the fresh ids that an operator's replays derive from it, one child for each id.
+//!
+//! An id that was replaced must stay replaced, even when Redis has forgotten it. The gateway's list of transactions
+//! is the evidence: while a descendant of an id has captured, or is not proven to have failed, the id itself is
+//! never posted; nor is a fresh id while one of its forebears has. Worker and operator's commands ask the same functions.
+
+use super::{
+    history::History,
+    money::Money,
+    replay::fresh_id,
+    reply::{Standing, Transaction},
+};
+
+/// How many generations of fresh ids are looked for. Each one takes an operator's replay of a final failure.
+const GENERATIONS: usize = 32;
+
+/// A descendant that has captured, or may still.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Living {
+    /// Its captureRequestId.
+    pub id: String,
+    /// Its amount, if the gateway tells it.
+    pub amount: Option<Money>,
+}
+
+/// The living descendants of an id, as far as they decide.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Descendants {
+    /// The child: the fresh id that replaces the id itself.
+    pub child: Option<Living>,
+    /// The first of the generations after the child.
+    pub later: Option<Living>,
+}
+
+impl Descendants {
+    /// Reads them from the transactions of the payment. A generation that the gateway does not know is no end: its
+    /// capture may have been refused before the gateway looked at the id, and its own child may have captured.
+    #[must_use]
+    pub fn of(transactions: &[Transaction], id: &str) -> Self {
+        let mut found = Self::default();
+        let mut id = fresh_id(id);
+        for generation in 0..GENERATIONS {
+            let living = transactions.iter().find(|item| {
+                item.request_id.as_ref() == Some(&id) && item.standing() != Standing::Failed
+            });
+            if let Some(item) = living {
+                let amount = item.amount.clone().and_then(Result::ok);
+                let living = Some(Living { id: id.clone(), amount });
+                if generation == 0 {
+                    found.child = living;
+                } else {
+                    found.later = living;
+                    break;
+                }
+            }
+            id = fresh_id(&id);
+        }
+        found
+    }
+
+    /// The nearest living descendant.
+    #[must_use]
+    pub const fn nearest(&self) -> Option<&Living> {
+        match &self.child {
+            Some(child) => Some(child),
+            None => self.later.as_ref(),
+        }
+    }
+}
+
+/// The nearest forebear of an id that has captured, or may still. Headers name its parent and the id that the publisher
+/// wrote; the generations between them are those that lead from that id to this one.
+#[must_use]
+pub fn living_forebear(
+    transactions: &[Transaction],
+    id: &str,
+    history: &History,
+) -> Option<Living> {
+    let mut forebears = Vec::new();
+    if let Some(origin) = &history.origin {
+        let mut next = origin.clone();
+        while next != id && forebears.len() < GENERATIONS {
+            let child = fresh_id(&next);
+            forebears.push(next);
+            next = child;
+        }
+        // An origin that does not lead here is no forebear.
+        if next != id {
+            forebears.clear();
+        }
+    }
+    forebears.extend(history.parent.clone());
+    let lives = |forebear: &String| {
+        transactions.iter().find(|item| {
+            item.request_id.as_ref() == Some(forebear) && item.standing() != Standing::Failed
+        })
+    };
+    let living = forebears.iter().rev().find_map(|forebear| Some((forebear, lives(forebear)?)));
+    living.map(|(id, item)| Living {
+        id: id.clone(),
+        amount: item.amount.clone().and_then(Result::ok),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(id: &str, status: &str) -> Transaction {
+        Transaction {
+            kind: Some("CAPTURE".into()),
+            request_id: Some(id.into()),
+            status: Some(status.into()),
+            ..Transaction::default()
+        }
+    }
+
+    fn nth(generation: usize) -> String {
+        (0..generation).fold("parent".to_owned(), |id, _| fresh_id(&id))
+    }
+
+    #[test]
+    fn a_living_descendant_is_found_behind_missing_generations() {
+        for generation in 2..=GENERATIONS {
+            let items = [item("other", "SUCCESS"), item(&nth(generation), "SUCCESS")];
+            let found = Descendants::of(&items, "parent");
+            assert_eq!(found.child, None);
+            assert_eq!(found.later.map(|living| living.id), Some(nth(generation)));
+        }
+        let beyond = [item(&nth(GENERATIONS + 1), "SUCCESS")];
+        assert_eq!(Descendants::of(&beyond, "parent"), Descendants::default());
+    }
+
+    #[test]
+    fn a_living_forebear_is_found_from_parent_and_origin() {
+        let of = |origin: &str, parent: &str| History {
+            origin: Some(origin.into()),
+            parent: Some(parent.into()),
+            ..History::default()
+        };
+        let (id, history) = (nth(3), of("parent", &nth(2)));
+        for generation in 0..3 {
+            let items = [item(&nth(generation), "SUCCESS"), item(&nth(generation), "FAIL")];
+            let found = living_forebear(&items, &id, &history).map(|living| living.id);
+            assert_eq!(found, Some(nth(generation)));
+            assert_eq!(living_forebear(&items[1..], &id, &history), None);
+        }
+        let others = [item("other", "SUCCESS"), item(&id, "SUCCESS")];
+        assert_eq!(living_forebear(&others, &id, &history), None);
+        assert_eq!(living_forebear(&others, &id, &of("other", &nth(2))), None);
+        assert_eq!(living_forebear(&others, "parent", &History::default()), None);
+    }
+
+    #[test]
+    fn only_a_proven_failure_ends_a_descendant() {
+        for status in ["SUCCESS", "PROCESSING", "PENDING", "HIBERNATING", ""] {
+            let found = Descendants::of(&[item(&nth(1), "FAIL"), item(&nth(1), status)], "parent");
+            assert_eq!(found.nearest().map(|living| living.id.as_str()), Some(nth(1).as_str()));
+        }
+        let dead = [item(&nth(1), "FAIL"), item(&nth(2), "CANCELLED")];
+        assert_eq!(Descendants::of(&dead, "parent"), Descendants::default());
+        let odd = Transaction { kind: Some("REFUND".into()), ..item(&nth(1), "FAIL") };
+        assert!(Descendants::of(&[odd], "parent").child.is_some());
+    }
+}

@@ -1,0 +1,132 @@
+//! An id that was replaced by a fresh one stays replaced, whatever Redis has forgotten.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use capture_worker::domain::{class::Class, replay::fresh_id};
+use lapin::types::AMQPValue;
+use serde_json::{Value, json};
+
+use crate::{
+    letters::written,
+    replays::NOW,
+    shop::{LIMIT, Shop, headers, job},
+    support::{
+        poll::eventually,
+        servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
+    },
+};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+async fn shop_with_redis() -> (Shop, PrivateRedis) {
+    let (rabbit, redis) =
+        tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    shop.sandbox_has_seen("p").await;
+    (shop.declare().await, redis)
+}
+
+impl Shop {
+    /// Replays one dead letter: the document of the command.
+    async fn replay_one(&self, filter: &[&str]) -> Value {
+        let arguments = [&["dead", "replay", "--limit", "1", "--yes"][..], filter].concat();
+        self.told_json(&arguments).await.1
+    }
+
+    /// Redis loses all that was known; the workers know by now that it did.
+    async fn forget(&self, redis: &PrivateRedis) {
+        redis.cmd(&["FLUSHALL"]).unwrap();
+        let is_named =
+            async || matches!(redis.cmd(&["EXISTS", &self.key("server")]), Ok(Reply::Int(1)));
+        eventually("the workers have waited", LIMIT, is_named).await;
+    }
+}
+
+/// One parent, two dead copies: the first is replaced, its child refused and replaced in turn, and that one captures.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_copy_of_a_parent_goes_nowhere_beside_a_grandchild() {
+    let (shop, redis) = shop_with_redis().await;
+    let (child, grandchild) = (fresh_id("c"), fresh_id(&fresh_id("c")));
+    for _ in 0..2 {
+        let letter = written("ACCESS_DENIED", true, NOW);
+        shop.bury(Class::Access, &job("c", "p", 100), letter).await;
+    }
+    // The gateway refuses the child before it looks at the id: it will not know that id.
+    let refuse = json!([{"captureRequestId": child, "answer": {"code": "ACCESS_DENIED"}}]);
+    shop.script("p", refuse);
+    let _worker = shop.worker().await;
+    assert_eq!(shop.replay_one(&["--id", "c"]).await["sent"], 1);
+    shop.ends_as(&child, "FAILED", Some("access")).await;
+    assert_eq!(shop.replay_one(&["--id", &child]).await["sent"], 1);
+    shop.ends_as(&grandchild, "CAPTURED", None).await;
+
+    shop.forget(&redis).await;
+    let plan = shop.told_json(&["dead", "replay", "--id", "c", "--dry-run"]).await.1;
+    let done = shop.replay_one(&["--id", "c"]).await;
+    for document in [&plan, &done] {
+        let refusal = document["letters"][0]["refusal"].as_str().unwrap_or_default();
+        assert!(refusal.contains(&grandchild), "{document}");
+    }
+    assert_eq!((&done["sent"], shop.lie(Class::Access).await), (&json!(0), 1));
+    let captured = ["c", &child, &grandchild].map(|id| shop.captures_of(id));
+    assert_eq!(captured, [0, 0, 1]);
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_in_doubt_of_a_replaced_id_is_never_posted() {
+    let (shop, redis) = shop_with_redis().await;
+    let letter = written("ACCESS_DENIED", true, NOW);
+    shop.bury(Class::Access, &job("c", "p", 100), letter).await;
+    shop.bury(Class::InDoubt, &job("c", "p", 100), written("", false, NOW)).await;
+    let _worker = shop.worker().await;
+    assert_eq!(shop.replay_one(&["--class", "access"]).await["sent"], 1);
+    shop.ends_as(&fresh_id("c"), "CAPTURED", None).await;
+    shop.forget(&redis).await;
+
+    // The only inquiry is not answered: the command refuses.
+    shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
+    let done = shop.replay_one(&["--class", "in_doubt"]).await;
+    assert_eq!((&done["sent"], shop.lie(Class::InDoubt).await), (&json!(0), 1), "{done}");
+    let instead = done["letters"][0]["instead"].as_str().unwrap_or_default();
+    assert!(instead.contains("dead discard"), "{done}");
+
+    // And a worker that gets such a job all the same inquires until there is evidence.
+    shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}, "times": 2}]));
+    let replayed = headers([
+        ("x-capture-sent", AMQPValue::Boolean(true)),
+        ("x-capture-replays", AMQPValue::LongInt(1)),
+    ]);
+    shop.publish_with(&job("c", "p", 100), replayed).await;
+    let result = shop.ends_as("c", "IN_DOUBT", Some("conflict")).await;
+    assert!(result["resultMessage"].as_str().unwrap().contains(&fresh_id("c")), "{result}");
+    assert!(result.get("evidence").is_none(), "{result}");
+    let captured = ["c", &fresh_id("c")].map(|id| shop.captures_of(id));
+    assert_eq!((captured, shop.posts("p", "c")), ([0, 1], 0));
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_id_is_kept_for_400_days_and_for_every_amount() {
+    let (shop, redis) = shop_with_redis().await;
+    let letter = written("PARAM_ILLEGAL", true, NOW);
+    shop.bury(Class::Request, &job("c", "p", 100), letter).await;
+    assert_eq!(shop.replay_one(&["--id", "c"]).await["sent"], 1);
+    let replaced = shop.key("{p}:replaced:c");
+    let Ok(Reply::Int(ms)) = redis.cmd(&["PTTL", &replaced]) else { panic!("no time") };
+    assert!(ms > 399 * DAY_MS && ms <= 400 * DAY_MS, "{ms}");
+    let Ok(Reply::Text(record)) = redis.cmd(&["GET", &replaced]) else { panic!("no record") };
+    assert!(record.starts_with("HKD:100\nclosed\n{"), "{record}");
+
+    redis.cmd(&["DEL", &shop.key("{p}:known:c")]).unwrap();
+    let _worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "FAILED", Some("request")).await;
+    shop.publish(&job("c", "p", 99)).await;
+    let is_in_doubt =
+        async || shop.results_now("c").into_iter().find(|result| result["status"] == "IN_DOUBT");
+    let result = eventually("the other amount ends too", LIMIT, is_in_doubt).await;
+    assert_eq!((&result["class"], shop.posts("p", "c")), (&json!("conflict"), 0));
+    shop.ends_as(&fresh_id("c"), "CAPTURED", None).await;
+}

@@ -1,0 +1,55 @@
+//! Whose memory Redis keeps: deployments and merchants that share a server know nothing of each other.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    shop::{Shop, job},
+    support::servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deployments_that_share_a_redis_each_ask_their_own_gateway() {
+    let (rabbit, redis) =
+        tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
+    let staging = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let production = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    staging.script("declined", json!([{"answer": {"code": "RISK_REJECT"}}]));
+    let workers = [staging.worker().await, production.worker().await];
+    for (payment, at_staging) in [("p", "CAPTURED"), ("declined", "FAILED")] {
+        for (shop, status) in [(&staging, at_staging), (&production, "CAPTURED")] {
+            let id = format!("c-{payment}");
+            shop.publish(&job(&id, payment, 12_990)).await;
+            let class = (status == "FAILED").then_some("risk");
+            let result = shop.ends_as(&id, status, class).await;
+            assert_eq!((&result["evidence"], shop.posts(payment, &id)), (&json!("reply"), 1));
+        }
+    }
+    drop(workers);
+    let Reply::List(keys) = redis.cmd(&["KEYS", "*"]).unwrap() else { panic!("no keys") };
+    for key in keys {
+        let Reply::Text(key) = key else { panic!("{key:?}") };
+        let is_owned = [&staging, &production].iter().any(|shop| key.starts_with(&shop.key("")));
+        assert!(is_owned, "{key} names no owner");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_client_id_nothing_that_needs_redis_runs() {
+    let shop = Shop::open().await;
+    for arguments in [
+        &["run"][..],
+        &["check"],
+        &["status", "c", "--payment", "p"],
+        &["dead", "replay", "--all", "--yes"],
+        &["dead", "replay", "--all", "--dry-run"],
+    ] {
+        let mut program = shop.program(arguments);
+        program.env_remove("CAPTURE__GATEWAY__CLIENT_ID");
+        let (exit, _, errors) = crate::commands::run(program).await;
+        assert_eq!(exit, Some(64), "{arguments:?}: {errors}");
+        assert!(errors.contains("gateway.client_id is missing"), "{arguments:?}: {errors}");
+    }
+}

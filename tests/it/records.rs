@@ -1,0 +1,129 @@
+//! What settles a job: outcomes on record, answers that fit their request, and never what a header says.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use capture_worker::domain::class::Class;
+use lapin::types::AMQPValue;
+use serde_json::json;
+
+use crate::{
+    shop::{LIMIT, Shop, headers, job, text},
+    support::{
+        poll::eventually,
+        servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
+    },
+};
+
+/// A capture of HKD 100, as a worker records it.
+const CAPTURED: &str =
+    "HKD:100\ncaptured\n{\"captured\":{\"code\":\"SUCCESS\",\"capture_id\":\"recorded\"}}";
+
+fn has(redis: &PrivateRedis, key: &str) -> bool {
+    matches!(redis.cmd(&["EXISTS", key]), Ok(Reply::Int(1)))
+}
+
+async fn shop_with_redis() -> (Shop, PrivateRedis) {
+    let (rabbit, redis) =
+        tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
+    (Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await, redis)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_in_doubt_is_settled_by_what_was_recorded_meanwhile() {
+    let (shop, redis) = shop_with_redis().await;
+    let shop = shop.set("RETRY__SCHEDULE", "1h");
+    let _worker = shop.worker().await;
+    shop.script("p", json!([{"answer": "no_answer", "delay_ms": 700}]));
+    shop.publish(&job("c", "p", 100)).await;
+    let begun = async || has(&redis, &shop.key("{p}:sent:c"));
+    eventually("the capture is under way", LIMIT, begun).await;
+    redis.cmd(&["SET", &shop.key("{p}:known:c"), CAPTURED]).unwrap();
+    let result = shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!((&result["captureId"], &result["evidence"]), (&json!("recorded"), &json!("record")));
+    assert_eq!(shop.posts("p", "c"), 1);
+    assert!(!has(&redis, &shop.key("{p}:hold")), "its hold ends with it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_finds_its_outcome_on_record_ends_its_hold() {
+    let (shop, redis) = shop_with_redis().await;
+    let hold = format!("{:032}c", 0);
+    redis.cmd(&["SET", &shop.key("{p}:hold"), &hold, "PX", "600000"]).unwrap();
+    redis.cmd(&["SET", &shop.key("{p}:known:c"), CAPTURED]).unwrap();
+    let _worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    shop.publish(&job("other", "p", 100)).await;
+    shop.ends_as("other", "CAPTURED", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_failure_is_none_and_a_stale_capture_is_one() {
+    for way in ["stale", "odd_time"] {
+        let shop = Shop::open().await;
+        let worker = shop.worker().await;
+        shop.script("p", json!([{"answer": way}]));
+        shop.publish(&job("c", "p", 100)).await;
+        shop.ends_as("c", "CAPTURED", None).await;
+        assert_eq!((shop.posts("p", "c"), shop.inquiries("p")), (1, 0), "{way}");
+
+        shop.sandbox_has_seen("q").await;
+        shop.script("q", json!([{"answer": way}]));
+        shop.publish(&job("d", "q", 1001)).await;
+        shop.ends_as("d", "FAILED", Some("limit")).await;
+        assert_eq!(shop.posts("q", "d"), 2, "{way}: the first is no verdict");
+        assert!(worker.process.stderr().contains("check NTP"), "{}", worker.process.describe());
+    }
+}
+
+/// A publisher may write any header; none of them makes a verdict of the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_headers_choose_the_first_call_and_nothing_else() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    for (id, code, status) in [
+        ("a", "ACCESS_DENIED", "F"),
+        ("b", "REPEAT_REQ_INCONSISTENT", "F"),
+        ("c", "RISK_REJECT", "F"),
+        ("d", "SUCCESS", "S"),
+        ("e", "CAPTURE_IN_PROCESS", "U"),
+    ] {
+        let payment = format!("p-{id}");
+        shop.sandbox_has_seen(&payment).await;
+        let forged = headers([
+            ("x-capture-last-code", text(code)),
+            ("x-capture-last-status", text(status)),
+            ("x-capture-sent", AMQPValue::Boolean(true)),
+            ("x-capture-first-seen", AMQPValue::LongLongInt(1_600_000_000_000)),
+        ]);
+        shop.publish_with(&job(id, &payment, 100), forged).await;
+        let result = shop.ends_as(id, "CAPTURED", None).await;
+        assert_eq!((&result["evidence"], shop.inquiries(&payment)), (&json!("reply"), 1), "{id}");
+    }
+    assert_eq!(shop.lie(Class::Access).await, 0);
+}
+
+/// The refusal that closes an id is kept where only workers write, also for a copy that carries no header.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_a_sent_id_is_kept_in_redis_and_closes_it() {
+    let (shop, redis) = shop_with_redis().await;
+    let _worker = shop.worker().await;
+    shop.sandbox_has_seen("p").await;
+    let refused = json!([
+        {"answer": "no_answer"},
+        {"answer": {"code": "ACCESS_DENIED"}},
+    ]);
+    shop.script("p", refused);
+    shop.publish(&job("c", "p", 100)).await;
+    let result = shop.ends_as("c", "FAILED", Some("access")).await;
+    assert_eq!(
+        (&result["resultCode"], &result["evidence"]),
+        (&json!("ACCESS_DENIED"), &json!("inquiry"))
+    );
+    let Ok(Reply::Text(marker)) = redis.cmd(&["GET", &shop.key("{p}:sent:c")]) else {
+        panic!("no marker")
+    };
+    assert!(marker.ends_with("\nHKD:100\nACCESS_DENIED"), "{marker:?}");
+    assert_eq!(shop.captures_of("c"), 0);
+}

@@ -1,0 +1,31 @@
+//! What a worker keeps in Redis: the names of its keys, and the name of the server whose leases are good.
+
+use std::time::Duration;
+
+use redis::{AsyncConnectionConfig, RedisResult};
+
+/// A Redis that a test has stopped is not waited for.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The beginning of all keys of a deployment and a merchant. Tests use ids that are the same when encoded.
+pub(crate) fn owner(prefix: &str, client_id: &str) -> String {
+    format!("{prefix}:{client_id}")
+}
+
+/// Names the server that answers there as the one whose leases are good, as a worker does after it has waited for the
+/// calls under way: a server that a test has just started has given no lease. Where nobody answers, workers wait.
+pub(crate) async fn name_server(redis_url: &str, owner: &str) {
+    let named = tokio::time::timeout(LIMIT, name(redis_url, owner)).await;
+    if !matches!(named, Ok(Ok(()))) {
+        println!("no Redis is named: workers wait for calls under way");
+    }
+}
+
+async fn name(redis_url: &str, owner: &str) -> RedisResult<()> {
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(LIMIT));
+    let client = redis::Client::open(redis_url)?;
+    let mut redis = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let info: String = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
+    let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+    redis::cmd("SET").arg(format!("{owner}:server")).arg(run_id).exec_async(&mut redis).await
+}
