@@ -134,6 +134,9 @@ impl Gateway {
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
+            // With HTTP/2, all calls share one connection: whoever loses it has every call in flight in
+            // doubt, and the peer's limit of streams makes calls wait inside the client, unsent.
+            .http1_only()
             .connect_timeout(CONNECT_TIMEOUT_MAX.min(options.timeout / 2))
             .tcp_nodelay(true)
             .pool_idle_timeout(Duration::from_secs(20))

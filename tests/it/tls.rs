@@ -1,10 +1,22 @@
 //! Broker and Redis behind TLS, each with an authority of its own that nobody else trusts, and each asking for our certificate.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
+};
+use rustls::{
+    ServerConfig, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::Acceptor,
 };
 use serde_json::Value;
 
@@ -67,6 +79,69 @@ fn trusting(mut shop: Shop, section: &str, authority: &Authority) -> Shop {
         shop = shop.set(&format!("{section}__{key}"), &authority.ours(file));
     }
     shop
+}
+
+/// A handshake with a gateway that would speak HTTP/2, and the request after it.
+struct Handshake {
+    offered: Vec<String>,
+    agreed: Option<String>,
+    request_line: String,
+}
+
+/// A gateway that prefers HTTP/2, for one connection. It answers HTTP 503.
+fn gateway_with_http2(authority: &Authority) -> (u16, JoinHandle<Handshake>) {
+    let key = PrivateKeyDer::from_pem_file(authority.ours("server.key")).expect("a key");
+    let certificate = CertificateDer::from_pem_file(authority.ours("server.pem")).expect("a chain");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .expect("a certificate");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut acceptor = Acceptor::default();
+        let accepted = loop {
+            acceptor.read_tls(&mut stream).expect("a hello");
+            if let Some(accepted) = acceptor.accept().expect("a handshake") {
+                break accepted;
+            }
+        };
+        let hello = accepted.client_hello();
+        let offered = hello.alpn().into_iter().flatten().map(text).collect();
+        let connection = accepted.into_connection(Arc::new(config)).expect("a handshake");
+        let mut tls = StreamOwned::new(connection, stream);
+        let mut request_line = String::new();
+        BufReader::new(&mut tls).read_line(&mut request_line).expect("a request");
+        tls.write_all(b"HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            .expect("an answer");
+        Handshake { offered, agreed: tls.conn.alpn_protocol().map(text), request_line }
+    });
+    (port, served)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_offers_http2_is_spoken_to_by_http_1_1() {
+    let authority = Authority::new(PrivateRedis::files().expect("a folder"), "the gateway");
+    let (port, served) = gateway_with_http2(&authority);
+    let shop = Shop::open().await.set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"));
+    let mut program = shop.program(&["check", "--json"]);
+    program.env("SSL_CERT_FILE", authority.ours("ca.pem"));
+    let output = tokio::task::spawn_blocking(move || program.output()).await.expect("a task");
+    let document: Value =
+        serde_json::from_slice(&output.expect("it ran").stdout).expect("a document");
+    let says = document["checks"]["gateway"]["says"].as_str().unwrap_or_default();
+    assert!(says.contains("503"), "{document}");
+    let handshake = served.join().expect("served");
+    assert_eq!(handshake.offered, ["http/1.1"]);
+    assert_eq!(handshake.agreed.as_deref(), Some("http/1.1"));
+    let request_line = handshake.request_line.trim_end();
+    assert_eq!(request_line, "POST /ams/api/v1/payments/inquiryPayment HTTP/1.1");
 }
 
 /// What `check` says of one of its looks.
