@@ -58,7 +58,8 @@ fn decide(bencher: Bencher<'_, '_>, result: &str) {
         max_age: Duration::from_secs(86_400),
     };
     let (history, now) = (History::default(), OffsetDateTime::UNIX_EPOCH);
-    let before = Before { history: &history, marker: None, past_expiry: false };
+    let before =
+        Before { history: &history, marker: None, past_expiry: false, forward_error: None };
     let reply = reply(&job, result);
     bencher.with_inputs(|| reply.clone()).bench_local_values(|reply| {
         let outcome = judge_capture(reply, &job, &before, &codes);

@@ -12,7 +12,9 @@ use super::{
     topology::Exchange,
 };
 use crate::domain::{
+    forward::ForwardFields,
     history::History,
+    job::{Job, Malformed},
     schedule::delay_name,
     settle::{Letter, ResultMessage, Settlement, epoch_ms},
     trace::TraceContext,
@@ -51,10 +53,12 @@ impl Delivery {
         }
     }
 
-    /// The job, byte for byte.
-    #[must_use]
-    pub fn body(&self) -> &[u8] {
-        &self.body
+    /// The job, read by the message contract.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn job(&self, forward: &ForwardFields) -> Result<Job, Box<Malformed>> {
+        headers::read_job(&self.body, &self.properties, forward)
     }
 
     /// What it carries with it.

@@ -9,7 +9,9 @@ use lapin::{
 
 use crate::domain::{
     class::Class,
+    forward::ForwardFields,
     history::{History, LastWord},
+    job::{Job, Malformed},
     settle::Letter,
     trace::{TRACESTATE_BYTES_MAX, TraceContext},
 };
@@ -94,6 +96,16 @@ pub(super) fn read(properties: &BasicProperties, redelivered: bool, now_ms: i64)
         parent: text(table, PARENT),
         origin: text(table, ORIGIN),
     }
+}
+
+/// Reads a message's body as a job.
+pub(super) fn read_job(
+    body: &[u8],
+    properties: &BasicProperties,
+    forward: &ForwardFields,
+) -> Result<Job, Box<Malformed>> {
+    let encoding = properties.content_encoding().as_ref().map(ShortString::as_str);
+    Job::parse_with(body, forward).map_err(|malformed| malformed.with_encoding(encoding))
 }
 
 /// Since when a job is on its way. A replayed letter's timestamp is that of its first life.

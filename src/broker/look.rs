@@ -22,7 +22,7 @@ use lapin::{
 use time::OffsetDateTime;
 
 use super::{headers, session::Session};
-use crate::domain::{class::Class, letter::DeadLetter, settle::epoch_ms};
+use crate::domain::{class::Class, forward::ForwardFields, letter::DeadLetter, settle::epoch_ms};
 
 /// The first window; later ones double while they stay small in bytes.
 const WINDOW_MIN: u16 = 64;
@@ -73,9 +73,9 @@ pub struct Found {
 impl Found {
     /// Reads it as a letter of a class.
     #[must_use]
-    pub fn letter(&self, class: Class) -> DeadLetter {
+    pub fn letter(&self, class: Class, forward: &ForwardFields) -> DeadLetter {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
-        headers::read_letter(class, self.body.clone(), &self.properties, now_ms)
+        headers::read_letter(class, self.body.clone(), &self.properties, forward, now_ms)
     }
 
     /// Its headers and its other properties, as JSON objects.

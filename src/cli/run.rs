@@ -77,6 +77,7 @@ fn build(
             gateway,
             leases,
             codes: settings.classes.clone(),
+            forward: settings.gateway.forward_fields(),
             policy: settings::policy(settings),
             breaker: settings::breaker(settings),
             rate_limit: settings::rate_limit(settings),

@@ -12,7 +12,10 @@ use serde_json::value::RawValue;
 use super::{Exit, complain, say, settings};
 use crate::{
     broker::{BrokerOptions, Session},
-    domain::job::Job,
+    domain::{
+        forward::ForwardFields,
+        job::{Job, text_of},
+    },
 };
 
 /// The most input that is read at once, in bytes.
@@ -43,7 +46,8 @@ impl Submit {
                 return Exit::Usage;
             }
         };
-        let jobs = match self.read().and_then(|text| jobs(&text)) {
+        let forward = settings.gateway.forward_fields();
+        let jobs = match self.read().and_then(|text| jobs(&text, &forward)) {
             Ok(jobs) => jobs,
             Err(error) => {
                 complain(&format!("error: {error}"));
@@ -54,21 +58,25 @@ impl Submit {
     }
 
     fn read(&self) -> Result<String, String> {
-        let mut text = String::new();
-        let read = match &self.file {
-            Some(file) if file.as_os_str() != "-" => std::fs::File::open(file)
-                .and_then(|file| file.take(INPUT_BYTES_MAX).read_to_string(&mut text))
-                .map_err(|error| format!("{}: {error}", file.display())),
-            _ => std::io::stdin()
-                .take(INPUT_BYTES_MAX)
-                .read_to_string(&mut text)
-                .map_err(|error| format!("standard input: {error}")),
+        let mut bytes = Vec::new();
+        let (name, read) = match &self.file {
+            Some(file) if file.as_os_str() != "-" => (
+                file.display().to_string(),
+                std::fs::File::open(file)
+                    .and_then(|file| file.take(INPUT_BYTES_MAX).read_to_end(&mut bytes)),
+            ),
+            _ => (
+                "standard input".to_owned(),
+                std::io::stdin().take(INPUT_BYTES_MAX).read_to_end(&mut bytes),
+            ),
         };
-        let bytes = read.map(|bytes| u64::try_from(bytes).unwrap_or(u64::MAX))?;
-        if bytes == INPUT_BYTES_MAX {
+        let length = read.map_err(|error| format!("{name}: {error}"))?;
+        if u64::try_from(length).unwrap_or(u64::MAX) == INPUT_BYTES_MAX {
             return Err("the input is 1 GiB or more: split it".into());
         }
-        Ok(text)
+        text_of(&bytes)
+            .map(str::to_owned)
+            .map_err(|error| format!("nothing was published: {name}: {error}"))
     }
 
     async fn publish(&self, broker: &BrokerOptions, jobs: Vec<String>) -> Exit {
@@ -108,7 +116,7 @@ impl Submit {
 }
 
 /// Every job of the input, or everything that is wrong with it.
-fn jobs(text: &str) -> Result<Vec<String>, String> {
+fn jobs(text: &str, forward: &ForwardFields) -> Result<Vec<String>, String> {
     let mut bodies: Vec<String> = Vec::new();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     loop {
@@ -129,7 +137,8 @@ fn jobs(text: &str) -> Result<Vec<String>, String> {
     }
     let mut wrong = String::new();
     for (n, body) in bodies.iter().enumerate() {
-        if let Err(malformed) = Job::parse(body.as_bytes()) {
+        let job = Job::parse_with(body.as_bytes(), forward).and_then(Job::complete);
+        if let Err(malformed) = job {
             let id = malformed.subject.capture_request_id.unwrap_or_else(|| "?".into());
             // Writing to a string can't fail.
             write!(wrong, "\n  job {} ({id}): {}", n + 1, malformed.reason).unwrap_or_default();
@@ -146,6 +155,10 @@ fn jobs(text: &str) -> Result<Vec<String>, String> {
 mod tests {
     use super::*;
 
+    fn jobs(text: &str) -> Result<Vec<String>, String> {
+        super::jobs(text, &ForwardFields::default())
+    }
+
     const JOB: &str = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
 
     #[test]
@@ -160,6 +173,12 @@ mod tests {
         let error = jobs(&format!("{JOB}\n{{}}\n{{\"captureRequestId\":\"x\"}}")).unwrap_err();
         assert!(error.contains("job 2 (?): `captureRequestId` is missing"), "{error}");
         assert!(error.contains("job 3 (x): `paymentId` is missing"), "{error}");
+        let wrong =
+            |fields: &str| jobs(&JOB.replacen('{', &format!("{{{fields},"), 1)).unwrap_err();
+        let error = wrong(r#""captureType":"LAST""#);
+        assert!(error.contains("job 1 (c): `captureType` must be"), "{error}");
+        let error = wrong(r#""goods":[],"goods":[]"#);
+        assert!(error.contains("job 1 (c): `goods` must stand only once"), "{error}");
         assert!(jobs("").is_err());
         assert!(jobs("{").is_err());
     }

@@ -12,7 +12,10 @@ use serde::Deserialize;
 
 pub use self::values::RateLimit;
 use self::values::{duration, durations, optional, secret, texts};
-use crate::{broker::Topology, domain::class::Codes};
+use crate::{
+    broker::Topology,
+    domain::{class::Codes, forward::ForwardFields},
+};
 
 /// The defaults, with the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -120,6 +123,8 @@ pub struct GatewaySettings {
     pub public_key: Vec<String>,
     #[serde(default, deserialize_with = "optional")]
     public_key_file: Option<PathBuf>,
+    #[serde(deserialize_with = "texts")]
+    forward_fields: Vec<String>,
     /// Only for integrators.
     #[serde(default, deserialize_with = "values::optional_secret")]
     pub agent_token: Option<SecretString>,
@@ -301,6 +306,7 @@ impl Settings {
         line("gateway.key_version", gateway.key_version.to_string());
         line("gateway.private_key", is_set(gateway.private_key.is_some()));
         line("gateway.public_key", format!("{} of them", gateway.public_key.len()));
+        line("gateway.forward_fields", gateway.forward_fields.join(", "));
         line("gateway.agent_token", is_set(gateway.agent_token.is_some()));
         line("gateway.timeout", time(gateway.timeout));
         line("gateway.inquiry_timeout", time(gateway.inquiry_timeout));
@@ -324,6 +330,15 @@ impl Settings {
         line("log.filter", log.filter.clone());
         line("traces.endpoint", or_none(traces.endpoint.as_ref()));
         lines
+    }
+}
+
+impl GatewaySettings {
+    /// The fields of jobs that go to the gateway.
+    #[must_use]
+    pub fn forward_fields(&self) -> ForwardFields {
+        // Names that can't be forwarded were refused when the settings were loaded.
+        ForwardFields::new(&self.forward_fields).unwrap_or_default()
     }
 }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::{Settings, time};
-use crate::broker::DELAY_MS_MAX;
+use crate::{
+    broker::DELAY_MS_MAX,
+    domain::forward::{CAPTURE_TYPE, ForwardFields},
+};
 
 /// What a call may take beyond its time-out: scheduling, and clocks that do not agree.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -18,7 +21,18 @@ impl Settings {
         let mut wrong = self.times();
         wrong.extend(self.schedules());
         wrong.extend(self.names());
+        wrong.extend(self.forwarded_names());
         wrong
+    }
+
+    fn forwarded_names(&self) -> Vec<String> {
+        let refused = ForwardFields::new(&self.gateway.forward_fields).err().unwrap_or_default();
+        let error = |name: &String| {
+            format!(
+                "gateway.forward_fields must not name `{name}`: the worker reads or writes that field itself"
+            )
+        };
+        refused.iter().map(error).collect()
     }
 
     fn times(&self) -> Vec<String> {
@@ -159,6 +173,12 @@ impl Settings {
                         .into(),
                 );
             }
+        }
+        if !gateway.forward_fields.iter().any(|name| name == CAPTURE_TYPE) {
+            warnings.push(format!(
+                "gateway.forward_fields does not name {CAPTURE_TYPE}: the gateway takes every capture as \
+                 the last one of its payment"
+            ));
         }
         if let Some(client_id) = &gateway.client_id {
             let is_sandbox = client_id.starts_with("SANDBOX_");

@@ -46,6 +46,7 @@ fn the_defaults_are_the_contracts() {
     gateway.key_version = 1
     gateway.private_key = none
     gateway.public_key = 0 of them
+    gateway.forward_fields = captureType, isLastCapture, transit, goods, shippings
     gateway.agent_token = none
     gateway.timeout = 8s
     gateway.inquiry_timeout = 5s
@@ -91,6 +92,30 @@ fn lists_in_the_environment_are_split_at_commas() {
     let seconds: Vec<_> = settings.retry.schedule.iter().map(Duration::as_secs).collect();
     assert_eq!(seconds, [1, 2, 180]);
     assert_eq!(settings.gateway.public_key, ["a", "b"]);
+}
+
+#[test]
+fn names_that_the_worker_writes_itself_are_not_forwarded() {
+    let variable = "CAPTURE__GATEWAY__FORWARD_FIELDS";
+    check_errors(
+        &[(variable, "captureType,amount,metadata")],
+        &[
+            "gateway.forward_fields must not name `amount`",
+            "gateway.forward_fields must not name `metadata`",
+        ],
+    );
+    for name in
+        ["captureRequestId", "paymentId", "captureAmount", "amount", "expiresAt", "metadata"]
+    {
+        assert!(load(&[(variable, name)]).is_err(), "{name}");
+    }
+    assert!(load_file("[gateway]\nforward_fields = [\"\"]\n").is_err());
+    let settings = load(&[(variable, "goods,goods,customsCode")]).unwrap();
+    let names = ["goods".to_owned(), "customsCode".to_owned()];
+    assert_eq!(settings.gateway.forward_fields(), ForwardFields::new(&names).unwrap());
+    let warning = "gateway.forward_fields does not name captureType";
+    assert!(settings.warnings().iter().any(|text| text.starts_with(warning)));
+    assert!(!load(&[]).unwrap().warnings().iter().any(|text| text.starts_with(warning)));
 }
 
 #[test]

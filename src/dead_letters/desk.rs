@@ -17,6 +17,7 @@ use crate::{
     domain::{
         class::{Class, Codes},
         evidence::{PaymentSeen, Seen},
+        forward::ForwardFields,
         history::History,
         job::Job,
         letter::DeadLetter,
@@ -94,6 +95,8 @@ pub struct Desk {
     pub leases: Leases,
     /// The table of codes.
     pub codes: Codes,
+    /// The fields of jobs that go to the gateway.
+    pub forward: ForwardFields,
     /// Who acts.
     pub who: Who,
     /// Why.
@@ -189,7 +192,7 @@ impl Desk {
                 pass.left = 0;
                 break;
             };
-            let letter = found.letter(class);
+            let letter = found.letter(class, &self.forward);
             let which = which(&letter);
             if let Some(copies) = known.get_mut(&which).filter(|copies| **copies > 0) {
                 *copies -= 1;

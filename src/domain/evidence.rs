@@ -41,7 +41,8 @@ impl Seen {
     /// What a reply to an inquiry shows about a job's capture, whatever the job's own history says.
     #[must_use]
     pub fn of(reply: &InquiryReply, job: &Job, codes: &Codes) -> Self {
-        let before = Before { history: &History::default(), marker: None, past_expiry: false };
+        let history = &History::default();
+        let before = Before { history, marker: None, past_expiry: false, forward_error: None };
         match judge_inquiry(reply.clone(), job, &before, codes) {
             Inquired::Post => Self::NoSuchCapture,
             Inquired::Over(Outcome::Captured(capture)) => Self::Captured(capture),
@@ -232,7 +233,9 @@ pub fn decide(
         {
             let instead = match (letter.class, left) {
                 (_, 0) => "nothing is left to capture: dead discard".to_owned(),
-                (Class::Limit, _) => format!("--capture-value {left} takes what is left"),
+                (Class::Limit, _) if !letter.has_goods() => {
+                    format!("--capture-value {left} takes what is left")
+                }
                 _ => "a job with a lower amount, by its publisher".to_owned(),
             };
             let code = amount.currency().code();

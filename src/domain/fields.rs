@@ -10,6 +10,16 @@ pub(super) struct Fields<'a, const N: usize> {
     names: [&'static str; N],
     values: [Option<&'a RawValue>; N],
     repeated: [bool; N],
+    more: More<'a>,
+}
+
+/// The fields that were asked for beside the known ones.
+#[derive(Default)]
+pub(super) struct More<'a> {
+    /// Each once, in the order of the text.
+    pub(super) found: Vec<(&'a str, &'a RawValue)>,
+    /// The first that stands more than once.
+    pub(super) repeated: Option<&'a str>,
 }
 
 impl<'a, const N: usize> Fields<'a, N> {
@@ -26,20 +36,35 @@ impl<'a, const N: usize> Fields<'a, N> {
         &self.values
     }
 
-    pub(super) fn into_values(self) -> [Option<&'a RawValue>; N] {
-        self.values
+    /// The known fields, and the others that were asked for.
+    pub(super) fn into_parts(self) -> ([Option<&'a RawValue>; N], More<'a>) {
+        (self.values, self.more)
     }
 }
 
-/// Reads the fields with these names; others are passed over.
+/// Reads the fields with these names, and more of them by name; others are passed over.
 pub(super) fn read<'a, const N: usize>(
     text: &'a str,
     names: [&'static str; N],
+    more: &'a [String],
 ) -> Result<Fields<'a, N>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let fields = deserializer.deserialize_any(FieldsVisitor(names))?;
+    let fields = deserializer.deserialize_any(FieldsVisitor { names, more })?;
     deserializer.end()?;
     Ok(fields)
+}
+
+pub(super) fn is_null(raw: &RawValue) -> bool {
+    raw.get().starts_with('n')
+}
+
+/// What was found in place of a text: its JSON type; of a text that can't be read, why.
+pub(super) fn found(raw: &RawValue) -> &'static str {
+    match type_of(raw) {
+        // JSON that was read once holds nothing else that a text can't be made of.
+        "a string" => "half of a surrogate pair",
+        other => other,
+    }
 }
 
 /// The JSON type of a value, in words.
@@ -54,9 +79,12 @@ pub(super) fn type_of(raw: &RawValue) -> &'static str {
     }
 }
 
-struct FieldsVisitor<const N: usize>([&'static str; N]);
+struct FieldsVisitor<'a, const N: usize> {
+    names: [&'static str; N],
+    more: &'a [String],
+}
 
-impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<N> {
+impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'de, N> {
     type Value = Fields<'de, N>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,15 +92,22 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Fields { names: self.0, values: [None; N], repeated: [false; N] };
-        while let Some(known) = map.next_key_seed(Name(&self.0))? {
-            match known {
-                Some(at) if fields.values[at].is_some() => {
+        let Self { names, more: asked } = self;
+        let (values, repeated, more) = ([None; N], [false; N], More::default());
+        let mut fields = Fields { names, values, repeated, more };
+        while let Some(name) = map.next_key_seed(Name { known: &names, more: asked })? {
+            match name {
+                Place::Known(at) if fields.values[at].is_some() => {
                     fields.repeated[at] = true;
                     map.next_value::<IgnoredAny>()?;
                 }
-                Some(at) => fields.values[at] = Some(map.next_value()?),
-                None => {
+                Place::Known(at) => fields.values[at] = Some(map.next_value()?),
+                Place::More(name) if fields.more.found.iter().any(|(other, _)| *other == name) => {
+                    fields.more.repeated.get_or_insert(name);
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Place::More(name) => fields.more.found.push((name, map.next_value()?)),
+                Place::Unknown => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
@@ -109,25 +144,39 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<N> {
     }
 }
 
-/// A key: its place among the known names.
-struct Name<'n>(&'n [&'static str]);
+/// A key that is looked up among the names.
+struct Name<'n, 'a> {
+    known: &'n [&'static str],
+    more: &'a [String],
+}
 
-impl<'de> DeserializeSeed<'de> for Name<'_> {
-    type Value = Option<usize>;
+/// Where a key was found.
+enum Place<'a> {
+    Known(usize),
+    More(&'a str),
+    Unknown,
+}
+
+impl<'de, 'a> DeserializeSeed<'de> for Name<'_, 'a> {
+    type Value = Place<'a>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Name<'_> {
-    type Value = Option<usize>;
+impl<'a> Visitor<'_> for Name<'_, 'a> {
+    type Value = Place<'a>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a field's name")
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|known| *known == name))
+        if let Some(at) = self.known.iter().position(|known| *known == name) {
+            return Ok(Place::Known(at));
+        }
+        let more = self.more.iter().find(|more| *more == name);
+        Ok(more.map_or(Place::Unknown, |name| Place::More(name)))
     }
 }

@@ -8,6 +8,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     fields::{self, Fields},
+    forward::{ForwardFields, Forwarded},
     money::{Money, MoneyError, shorten},
 };
 
@@ -21,8 +22,17 @@ pub const ID_CHARS_MAX: usize = 64;
 pub(super) const JOB_FIELDS: [&str; 6] =
     ["captureRequestId", "paymentId", "captureAmount", "amount", "expiresAt", "metadata"];
 const AMOUNT_FIELDS: [&str; 2] = ["currency", "value"];
+/// .NET writes it before JSON.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+/// How compressed data begins: gzip, Zstandard, xz.
+const COMPRESSED: [&[u8]; 3] =
+    [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
+/// `content_encoding` of bodies that are compressed.
+const COMPRESSIONS: [&str; 10] =
+    ["gzip", "x-gzip", "deflate", "zlib", "compress", "br", "brotli", "zstd", "snappy", "lz4"];
 
-/// One shipment's capture: valid by every rule of the message contract.
+/// One shipment's capture: valid by every rule of the message contract, except that its forwarded
+/// fields may break theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
     /// The idempotency key, unique per capture.
@@ -35,6 +45,11 @@ pub struct Job {
     pub expires_at: Option<OffsetDateTime>,
     /// The publisher's own, carried into the result.
     pub metadata: Option<Map<String, Value>>,
+    /// What the capture request says besides; nothing if that breaks the rules.
+    pub forwarded: Forwarded,
+    /// The rule that the forwarded fields break. Such a job is never posted. It is a job even so: a
+    /// request for its id may have been sent by other rules, and then the gateway is asked first.
+    pub forward_error: Option<Box<JobError>>,
 }
 
 /// A body that breaks the message contract: why, and what of it could be read all the same.
@@ -75,6 +90,9 @@ pub enum JobError {
     /// Not text.
     #[error("the body must be UTF-8: byte {0} is not")]
     NotUtf8(usize),
+    /// Compressed data in place of text.
+    #[error("the body is compressed: publish it uncompressed")]
+    Compressed,
     /// Not one JSON object.
     #[error("the body must be one JSON object: {0}")]
     NotAnObject(String),
@@ -131,18 +149,42 @@ pub enum JobError {
     /// Not a time.
     #[error("`expiresAt` must be an RFC 3339 time such as \"2026-11-30T18:00:00Z\", found `{0}`")]
     NotATime(String),
+    /// Neither of the two types.
+    #[error("`captureType` must be \"FINAL\" or \"NON_FINAL\", found {0}")]
+    CaptureType(String),
     /// Too much metadata.
     #[error("`metadata` must be at most {METADATA_BYTES_MAX} bytes as compact JSON, found {0}")]
     MetadataTooLong(usize),
 }
 
 impl Job {
-    /// Reads a body by the message contract.
+    /// Reads a body by the message contract, with the fields that are forwarded by default.
     ///
     /// # Errors
     /// The first rule that is broken, with what could be read all the same.
     pub fn parse(body: &[u8]) -> Result<Self, Box<Malformed>> {
-        read(body).map_err(|reason| Box::new(Malformed { reason, subject: read_subject(body) }))
+        Self::parse_with(body, &ForwardFields::default())
+    }
+
+    /// Reads a body by the message contract.
+    ///
+    /// # Errors
+    /// The first rule that is broken, with what could be read all the same. A rule that only the
+    /// forwarded fields break is no error: see [`Job::forward_error`].
+    pub fn parse_with(body: &[u8], forward: &ForwardFields) -> Result<Self, Box<Malformed>> {
+        read(body, forward)
+            .map_err(|reason| Box::new(Malformed { reason, subject: read_subject(body) }))
+    }
+
+    /// The job, if its forwarded fields break no rule either: for new jobs, which were never sent.
+    ///
+    /// # Errors
+    /// The rule that they break.
+    pub fn complete(mut self) -> Result<Self, Box<Malformed>> {
+        match self.forward_error.take() {
+            Some(reason) => Err(Box::new(Malformed { reason: *reason, subject: self.subject() })),
+            None => Ok(self),
+        }
     }
 
     /// What a result says about this job.
@@ -164,28 +206,59 @@ impl Job {
     }
 }
 
-fn read(body: &[u8]) -> Result<Job, JobError> {
+impl Malformed {
+    /// The same, of a message whose `content_encoding` is this: compression explains why its body is
+    /// no text, or no JSON.
+    #[must_use]
+    pub fn with_encoding(mut self: Box<Self>, content_encoding: Option<&str>) -> Box<Self> {
+        let is_compressed = content_encoding.is_some_and(|encoding| {
+            COMPRESSIONS.iter().any(|name| encoding.trim().eq_ignore_ascii_case(name))
+        });
+        if is_compressed && matches!(self.reason, JobError::NotUtf8(_) | JobError::NotAnObject(_)) {
+            self.reason = JobError::Compressed;
+        }
+        self
+    }
+}
+
+fn read(body: &[u8], forward: &ForwardFields) -> Result<Job, JobError> {
     if body.len() > BODY_BYTES_MAX {
         return Err(JobError::TooLong(body.len()));
     }
-    let fields = read_fields(body)?;
+    let fields = read_fields(body, forward)?;
     if let Some(name) = fields.repeated() {
         return Err(JobError::Repeated(name.to_owned()));
     }
-    let [capture_request_id, payment_id, capture_amount, amount, expires_at, metadata] =
-        fields.into_values();
+    let (values, more) = fields.into_parts();
+    let [capture_request_id, payment_id, capture_amount, amount, expires_at, metadata] = values;
+    let forwarded = match more.repeated {
+        Some(name) => Err(JobError::Repeated(shorten(name))),
+        None => Forwarded::read(&more.found),
+    };
+    let (forwarded, forward_error) = match forwarded {
+        Ok(forwarded) => (forwarded, None),
+        Err(error) => (Forwarded::default(), Some(Box::new(error))),
+    };
     Ok(Job {
         capture_request_id: read_id("captureRequestId", capture_request_id)?,
         payment_id: read_id("paymentId", payment_id)?,
         amount: read_amount(capture_amount, amount)?,
-        expires_at: expires_at.map(read_time).transpose()?,
-        metadata: metadata.map(read_metadata).transpose()?,
+        expires_at: given(expires_at).map(read_time).transpose()?,
+        metadata: given(metadata).map(read_metadata).transpose()?,
+        forwarded,
+        forward_error,
     })
+}
+
+/// An optional field that is null is absent: many serializers write null for what is not set.
+fn given(raw: Option<&RawValue>) -> Option<&RawValue> {
+    raw.filter(|raw| !fields::is_null(raw))
 }
 
 /// Reads of a bad body what is good in it, each field for itself.
 fn read_subject(body: &[u8]) -> Subject {
-    let Ok(fields) = read_fields(body) else { return Subject::default() };
+    let none = ForwardFields::none();
+    let Ok(fields) = read_fields(body, &none) else { return Subject::default() };
     let once = |name: &str| !fields.is_repeated(name);
     let [capture_request_id, payment_id, capture_amount, amount, _, metadata] = *fields.values();
     Subject {
@@ -196,18 +269,32 @@ fn read_subject(body: &[u8]) -> Subject {
         capture_amount: read_amount(capture_amount, amount)
             .ok()
             .filter(|_| once("captureAmount") && once("amount")),
-        metadata: metadata.and_then(|raw| read_metadata(raw).ok()).filter(|_| once("metadata")),
+        metadata: given(metadata)
+            .and_then(|raw| read_metadata(raw).ok())
+            .filter(|_| once("metadata")),
         expires_at: None,
     }
 }
 
-fn read_fields(body: &[u8]) -> Result<Fields<'_, 6>, JobError> {
+fn read_fields<'a>(body: &'a [u8], forward: &'a ForwardFields) -> Result<Fields<'a, 6>, JobError> {
+    fields::read(text_of(body)?, JOB_FIELDS, forward.names())
+        .map_err(|error| JobError::NotAnObject(error.to_string()))
+}
+
+/// The text of a body, without a byte order mark.
+///
+/// # Errors
+/// It is compressed, or no UTF-8.
+pub fn text_of(body: &[u8]) -> Result<&str, JobError> {
+    if COMPRESSED.iter().any(|beginning| body.starts_with(beginning)) {
+        return Err(JobError::Compressed);
+    }
     let text = std::str::from_utf8(body).map_err(|error| JobError::NotUtf8(error.valid_up_to()))?;
-    fields::read(text, JOB_FIELDS).map_err(|error| JobError::NotAnObject(error.to_string()))
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text))
 }
 
 fn read_id(field: &'static str, raw: Option<&RawValue>) -> Result<String, JobError> {
-    let id = read_string(field, raw.ok_or(JobError::Missing(field))?)?;
+    let id = read_string(|| field.to_owned(), raw.ok_or(JobError::Missing(field))?)?;
     let chars = id.chars().count();
     if chars == 0 || chars > ID_CHARS_MAX {
         return Err(JobError::IdLength { field, found: chars });
@@ -220,185 +307,72 @@ fn read_id(field: &'static str, raw: Option<&RawValue>) -> Result<String, JobErr
 
 fn read_amount(smallest: Option<&RawValue>, major: Option<&RawValue>) -> Result<Money, JobError> {
     type Convert = fn(&str, &str) -> Result<Money, MoneyError>;
-    let (field, raw, convert): (_, _, Convert) = match (smallest, major) {
+    let (field, raw, convert): (_, _, Convert) = match (given(smallest), given(major)) {
         (Some(raw), None) => ("captureAmount", raw, Money::from_smallest),
         (None, Some(raw)) => ("amount", raw, Money::from_major),
         (None, None) => return Err(JobError::NoAmount),
         (Some(_), Some(_)) => return Err(JobError::TwoAmounts),
     };
-    let wrong = || JobError::WrongType {
+    let fields = fields::read(raw.get(), AMOUNT_FIELDS, &[]).map_err(|_| JobError::WrongType {
         field: field.to_owned(),
         expected: "an object with `currency` and `value`",
-        found: fields::type_of(raw),
-    };
-    let fields = fields::read(raw.get(), AMOUNT_FIELDS).map_err(|_| wrong())?;
+        found: found_for_object(raw),
+    })?;
     if let Some(name) = fields.repeated() {
         return Err(JobError::Repeated(format!("{field}.{name}")));
     }
-    let [currency, value] = fields.into_values();
+    let ([currency, value], _) = fields.into_parts();
     let (missing_currency, missing_value) = match field {
         "amount" => ("amount.currency", "amount.value"),
         _ => ("captureAmount.currency", "captureAmount.value"),
     };
-    let currency =
-        read_string(missing_currency, currency.ok_or(JobError::Missing(missing_currency))?)?;
-    let value = read_string(missing_value, value.ok_or(JobError::Missing(missing_value))?)?;
+    let text = |field: &'static str, raw: Option<&RawValue>| {
+        read_string(|| field.to_owned(), raw.ok_or(JobError::Missing(field))?)
+    };
+    let currency = text(missing_currency, currency)?;
+    let value = text(missing_value, value)?;
     convert(&currency, &value).map_err(|error| JobError::Money { field, error })
 }
 
 fn read_time(raw: &RawValue) -> Result<OffsetDateTime, JobError> {
-    let text = read_string("expiresAt", raw)?;
+    let text = read_string(|| "expiresAt".into(), raw)?;
     OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| JobError::NotATime(shorten(&text)))
 }
 
 fn read_metadata(raw: &RawValue) -> Result<Map<String, Value>, JobError> {
-    let wrong = |field: String, expected, found| JobError::WrongType { field, expected, found };
-    // Each value as it stands: one key of all would make a general reader of JSON take its text for JSON once more.
-    let members: BTreeMap<String, &RawValue> = serde_json::from_str(raw.get())
-        .map_err(|_| wrong("metadata".into(), "an object of strings", fields::type_of(raw)))?;
+    // Each value as it stands: one key of all would make a general reader of JSON take its text for
+    // JSON once more.
+    let members: BTreeMap<String, &RawValue> =
+        serde_json::from_str(raw.get()).map_err(|_| JobError::WrongType {
+            field: "metadata".into(),
+            expected: "an object of strings",
+            found: found_for_object(raw),
+        })?;
     let mut map = Map::new();
     for (key, value) in members {
-        let text: String = serde_json::from_str(value.get()).map_err(|_| {
-            wrong(format!("metadata.{}", shorten(&key)), "a string", fields::type_of(value))
-        })?;
+        let text = read_string(|| format!("metadata.{}", shorten(&key)), value)?;
         map.insert(key, Value::String(text));
     }
     let bytes = serde_json::to_string(&map).map_or(usize::MAX, |text| text.len());
     if bytes > METADATA_BYTES_MAX { Err(JobError::MetadataTooLong(bytes)) } else { Ok(map) }
 }
 
-fn read_string(field: &'static str, raw: &RawValue) -> Result<String, JobError> {
+/// What was found in place of an object that can be used.
+fn found_for_object(raw: &RawValue) -> &'static str {
+    match fields::type_of(raw) {
+        // JSON that was read once holds nothing else that a key can't be read for.
+        "an object" => "a key with half of a surrogate pair",
+        other => other,
+    }
+}
+
+fn read_string(field: impl FnOnce() -> String, raw: &RawValue) -> Result<String, JobError> {
     serde_json::from_str(raw.get()).map_err(|_| JobError::WrongType {
-        field: field.to_owned(),
+        field: field(),
         expected: "a string",
-        found: match fields::type_of(raw) {
-            "a string" => "half of a surrogate pair",
-            other => other,
-        },
+        found: fields::found(raw),
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const GOOD: &str = r#"{"captureRequestId":"c1","paymentId":"p1","captureAmount":{"currency":"HKD","value":"10"}}"#;
-
-    #[track_caller]
-    fn check(body: &str, error: &str) {
-        let malformed = Job::parse(body.as_bytes()).expect_err(body);
-        assert_eq!(malformed.reason.to_string(), error);
-    }
-
-    fn with(fields: &str) -> String {
-        format!(
-            r#"{{"captureRequestId":"c1","paymentId":"p1","captureAmount":{{"currency":"HKD","value":"10"}},{fields}}}"#
-        )
-    }
-
-    #[test]
-    fn the_gateways_own_body_is_a_job() {
-        let job = Job::parse(GOOD.as_bytes()).unwrap();
-        assert_eq!(job.capture_request_id, "c1");
-        assert_eq!(job.amount.to_string(), "HKD 0.10");
-    }
-
-    #[test]
-    fn unknown_fields_may_be_anything_and_repeat() {
-        assert!(Job::parse(with(r#""x":1,"x":[{"deep":null}],"":2"#).as_bytes()).is_ok());
-        let deep = format!(r#""x":{}1{}"#, "[".repeat(5000), "]".repeat(5000));
-        assert!(Job::parse(with(&deep).as_bytes()).is_ok());
-    }
-
-    #[test]
-    fn every_rule_has_its_own_words() {
-        check("", "the body must be one JSON object: EOF while parsing a value at line 1 column 0");
-        check("[]", "the body must be one JSON object: found a list at line 1 column 2");
-        check("{}", "`captureRequestId` is missing");
-        check(r#"{"captureRequestId":7}"#, "`captureRequestId` must be a string, found a number");
-        check(
-            r#"{"captureRequestId":""}"#,
-            "`captureRequestId` must be 1 to 64 characters, found 0",
-        );
-        check(
-            r#"{"captureRequestId":"a\u0085b"}"#,
-            "`captureRequestId` must have no control characters, found U+0085",
-        );
-        check(r#"{"captureRequestId":"c1"}"#, "`paymentId` is missing");
-        check(
-            r#"{"captureRequestId":"c1","paymentId":"p1"}"#,
-            "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found neither",
-        );
-        check(
-            &with(r#""amount":null"#),
-            "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found both",
-        );
-        check(&with(r#""paymentId":"p2""#), "`paymentId` must stand only once");
-        check(
-            &with(r#""expiresAt":"tomorrow""#),
-            "`expiresAt` must be an RFC 3339 time such as \"2026-11-30T18:00:00Z\", found `tomorrow`",
-        );
-        check(&with(r#""expiresAt":null"#), "`expiresAt` must be a string, found null");
-        check(&with(r#""metadata":{"a":1}"#), "`metadata.a` must be a string, found a number");
-        check(
-            &with(r#""metadata":"a""#),
-            "`metadata` must be an object of strings, found a string",
-        );
-        check(
-            r#"{"captureRequestId":"c","paymentId":"p","amount":{"currency":"HKD","value":12.5}}"#,
-            "`amount.value` must be a string, found a number",
-        );
-        check(
-            r#"{"captureRequestId":"c","paymentId":"p","amount":{"currency":"HKD","currency":"HKD","value":"1"}}"#,
-            "`amount.currency` must stand only once",
-        );
-        check(
-            r#"{"captureRequestId":"c","paymentId":"p","amount":{"currency":"HKD","value":"1.005"}}"#,
-            "`amount`: `value` has 3 decimals, but HKD has 2: amounts are never rounded",
-        );
-        check(
-            &with(&format!(r#""metadata":{{"a":"{}"}}"#, "x".repeat(5000))),
-            "`metadata` must be at most 4096 bytes as compact JSON, found 5008",
-        );
-        check(&" ".repeat(70_000), "the body must be at most 65536 bytes, found 70000");
-        assert_eq!(Job::parse(b"{\"a\":\"\xff\"}").unwrap_err().reason, JobError::NotUtf8(6));
-    }
-
-    #[test]
-    fn lengths_count_code_points() {
-        let id = |id: String| GOOD.replace("c1", &id);
-        assert!(Job::parse(id("é".repeat(64)).as_bytes()).is_ok());
-        assert!(Job::parse(id("é".repeat(65)).as_bytes()).is_err());
-    }
-
-    #[test]
-    fn a_bad_body_still_tells_whose_it_is_if_that_can_be_read_once() {
-        let subject = |body: &str| Job::parse(body.as_bytes()).unwrap_err().subject;
-        let read = subject(&GOOD.replace("\"10\"", "10"));
-        assert_eq!(read.capture_request_id.as_deref(), Some("c1"));
-        assert_eq!(read.payment_id.as_deref(), Some("p1"));
-        assert_eq!(read.capture_amount, None);
-        assert_eq!(subject(&with(r#""captureRequestId":"c1""#)).capture_request_id, None);
-        assert_eq!(subject("{\"captureRequestId\":\"c1\"").capture_request_id, None);
-        let long = with(&format!(r#""x":"{}""#, "x".repeat(BODY_BYTES_MAX)));
-        assert_eq!(subject(&long).capture_request_id.as_deref(), Some("c1"));
-    }
-
-    proptest! {
-        #[test]
-        fn no_body_makes_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _checked = Job::parse(&body).is_ok();
-        }
-
-        #[test]
-        fn no_change_of_one_byte_makes_the_parser_panic(at in 0..GOOD.len(), byte in any::<u8>()) {
-            let mut body = GOOD.as_bytes().to_vec();
-            body[at] = byte;
-            if let Ok(job) = Job::parse(&body) {
-                prop_assert!(job.amount.value() > 0);
-            }
-        }
-    }
-}
+mod tests;

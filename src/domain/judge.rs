@@ -8,7 +8,7 @@ use super::{
     },
     family::{Descendants, Living, living_forebear},
     history::{History, LastWord},
-    job::Job,
+    job::{Job, JobError},
     outcome::{Capture, Doubt, DoubtKind, Outcome, Throttle, Verdict},
     reply::{
         Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, NoAnswer,
@@ -30,6 +30,8 @@ pub struct Before<'a> {
     pub marker: Option<&'a SentMarker>,
     /// Whether the job's time is over.
     pub past_expiry: bool,
+    /// The rule that its forwarded fields break: it must not be posted.
+    pub forward_error: Option<&'a JobError>,
 }
 
 /// What Redis keeps of an id whose capture may have been sent. Unlike headers, which anybody can write, it tells what
@@ -91,6 +93,8 @@ pub enum Call {
     Inquire,
     /// Neither: its time was over before it was sent.
     Expired,
+    /// Neither: its forwarded fields break the message contract, and it was not sent.
+    Malformed,
 }
 
 /// Which call an attempt begins with.
@@ -100,11 +104,15 @@ pub fn first_call(before: &Before<'_>, codes: &Codes) -> Call {
         before.history.last_word.as_ref().is_some_and(|word| {
             [CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS].contains(&word.code.as_str())
         });
+    if before.forward_error.is_some() && !before.sent() {
+        return Call::Malformed;
+    }
     if before.past_expiry && !before.sent() {
         return Call::Expired;
     }
     let was_refused = before.refused().is_some() || before.sent() && before.claims_refusal(codes);
-    if in_process || was_refused || before.needs_evidence() { Call::Inquire } else { Call::Post }
+    let must_inquire = was_refused || before.needs_evidence() || before.forward_error.is_some();
+    if in_process || must_inquire { Call::Inquire } else { Call::Post }
 }
 
 /// What an inquiry came to.
@@ -234,6 +242,9 @@ fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
             Class::Conflict => Outcome::Failed(verdict),
             _ => Outcome::Closed(verdict),
         })
+    } else if let Some(error) = before.forward_error {
+        // What may have been sent is given up for its form only now.
+        Inquired::Over(Outcome::Malformed { error: error.clone(), inquired: true })
     } else if before.past_expiry {
         Inquired::Over(Outcome::Expired { inquired: true })
     } else {
@@ -282,6 +293,7 @@ fn captured(answer: Answer<CaptureBody>, job: &Job) -> Outcome {
         capture_id: body.capture_id,
         capture_time: body.capture_time,
         acquirer_reference_no: body.acquirer_reference_no,
+        acquirer_info: body.acquirer_info,
     })
 }
 
@@ -400,7 +412,8 @@ fn inquired_success(succeeded: &[&Transaction], job: &Job) -> Outcome {
             message: item.result.as_ref().and_then(|result| result.message.clone()),
             capture_id: item.id.clone(),
             capture_time: item.time.clone(),
-            acquirer_reference_no: None,
+            acquirer_reference_no: item.acquirer_reference_no.clone(),
+            acquirer_info: item.acquirer_info.clone(),
         });
     }
     if amounts().any(|amount| !matches!(amount, Some(Ok(_)))) {

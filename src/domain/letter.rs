@@ -60,6 +60,12 @@ impl DeadLetter {
         }
     }
 
+    /// Whether it says what its amount pays for: then its amount can't be lowered.
+    #[must_use]
+    pub fn has_goods(&self) -> bool {
+        self.job.as_ref().is_ok_and(|job| job.forwarded.has_goods())
+    }
+
     /// What a result says about it.
     #[must_use]
     pub fn subject(&self) -> Subject {

@@ -8,6 +8,7 @@ use super::{
     class::Class,
     history::LastWord,
     job::{JobError, Subject},
+    reply::AcquirerInfo,
 };
 
 /// What an attempt came to. Exactly one of these, whatever happened.
@@ -30,7 +31,12 @@ pub enum Outcome {
     /// Nothing was tried; later.
     Deferred(Deferral),
     /// The body breaks the message contract.
-    Malformed(JobError),
+    Malformed {
+        /// The rule that is broken.
+        error: JobError,
+        /// Whether that nothing was captured had to be inquired.
+        inquired: bool,
+    },
     /// Its time was over before it was sent.
     Expired {
         /// Whether that it was not captured had to be inquired.
@@ -55,6 +61,9 @@ pub struct Capture {
     pub capture_time: Option<String>,
     /// The acquirer's id.
     pub acquirer_reference_no: Option<String>,
+    /// What else is known of the acquirer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acquirer_info: Option<AcquirerInfo>,
 }
 
 /// A final failure.
@@ -301,14 +310,16 @@ impl Outcome {
                 _ => Release::Final(Fate::Failed(verdict.clone())),
             },
             Self::Closed(verdict) => Release::Close(Fate::Closed(verdict.clone())),
-            Self::Expired { inquired: true } => Release::EndHold,
+            Self::Expired { inquired: true } | Self::Malformed { inquired: true, .. } => {
+                Release::EndHold
+            }
             Self::InDoubt(Doubt { kind: DoubtKind::Unproven, word, .. }) => {
                 Release::KeepHold { refused: word.as_ref().map(|word| word.code.clone()) }
             }
             Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold { refused: None },
             Self::NotSent(_) | Self::Account(_) => Release::TakeBack,
             Self::Deferred(_)
-            | Self::Malformed(_)
+            | Self::Malformed { inquired: false, .. }
             | Self::Expired { inquired: false }
             | Self::Poison
             | Self::HandBack => Release::Forget,
@@ -332,7 +343,7 @@ impl Outcome {
             Self::NotSent(_) => "not_sent",
             Self::Account(_) => "account",
             Self::Deferred(_) => "deferred",
-            Self::Malformed(_) => "malformed",
+            Self::Malformed { .. } => "malformed",
             Self::Expired { .. } => "expired",
             Self::Poison => "poison",
             Self::HandBack => "handed_back",

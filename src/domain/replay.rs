@@ -10,6 +10,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     class::Class,
+    forward::CaptureType,
     history::History,
     job::Job,
     letter::DeadLetter,
@@ -135,6 +136,9 @@ pub struct Replay {
     pub amount: Option<Money>,
     /// By which policy.
     pub policy: Policy,
+    /// Its amount was lowered and its capture is the payment's last one: the gateway gives up what
+    /// is left of the authorization.
+    pub gives_up_rest: bool,
 }
 
 /// What a replay would send, as far as the letter alone tells. One with a fresh id may go only if
@@ -198,6 +202,7 @@ fn same_bytes(letter: &DeadLetter, changes: &Changes) -> Result<Replay, Refusal>
         id: letter.id().map(str::to_owned),
         amount: letter.amount(),
         policy: Policy::SameBytes,
+        gives_up_rest: false,
     })
 }
 
@@ -213,6 +218,18 @@ fn job_replay(
         return Err(Refusal::new(
             "its verdict is not marked as signed by the gateway, so its id may have captured",
             "submit its body again as it is (dead export): the same id captures once",
+        ));
+    }
+    if let (true, Some(error)) = (is_fresh, &job.forward_error) {
+        return Err(Refusal::new(
+            format!("its forwarded fields break their rules: {error}"),
+            "have its publisher send a valid job",
+        ));
+    }
+    if changes.capture_value.is_some() && job.forwarded.has_goods() {
+        return Err(Refusal::new(
+            "its goods say what its amount pays for: they would not fit a lower one",
+            "dead discard, and a job with a lower amount and the goods of it, by its publisher",
         ));
     }
     let expires_at = changes.expires_at.or(job.expires_at);
@@ -237,7 +254,9 @@ fn job_replay(
         )
     })?;
     let history = if is_fresh { fresh(letter, job) } else { replayed(letter) };
-    Ok(Replay { body, history, id: Some(id), amount: Some(amount), policy })
+    let gives_up_rest = changes.capture_value.is_some()
+        && job.forwarded.capture_type() != Some(CaptureType::NonFinal);
+    Ok(Replay { body, history, id: Some(id), amount: Some(amount), policy, gives_up_rest })
 }
 
 fn lowered(amount: Money, changes: &Changes) -> Result<Money, Refusal> {

@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
 use super::money::Money;
+
+/// The largest `acquirerInfo` that is kept, in bytes.
+const ACQUIRER_INFO_BYTES_MAX: usize = 4 * 1024;
 
 /// The reply to a call. Whatever may have reached the gateway is never [`Reply::NotSent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +136,30 @@ pub struct CaptureBody {
     pub capture_time: Option<String>,
     /// The acquirer's id.
     pub acquirer_reference_no: Option<String>,
+    /// What else is known of the acquirer.
+    pub acquirer_info: Option<AcquirerInfo>,
 }
+
+/// `acquirerInfo`, byte for byte as the gateway sent it. Nothing in it is looked at.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AcquirerInfo(Box<RawValue>);
+
+impl AcquirerInfo {
+    /// What the gateway sent; nothing if it is larger than a result should carry.
+    #[must_use]
+    pub fn of(raw: Box<RawValue>) -> Option<Self> {
+        (raw.get().len() <= ACQUIRER_INFO_BYTES_MAX).then_some(Self(raw))
+    }
+}
+
+impl PartialEq for AcquirerInfo {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl Eq for AcquirerInfo {}
 
 /// What an answer to an inquiry says besides its result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -164,6 +193,10 @@ pub struct Transaction {
     pub amount: Option<Result<Money, String>>,
     /// When, as the gateway wrote it.
     pub time: Option<String>,
+    /// The acquirer's id.
+    pub acquirer_reference_no: Option<String>,
+    /// What else is known of the acquirer.
+    pub acquirer_info: Option<AcquirerInfo>,
 }
 
 /// What one transaction says of a capture. Type, status and result must agree, or it says nothing.

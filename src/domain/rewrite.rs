@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use super::{
     fields,
-    job::{BODY_BYTES_MAX, JOB_FIELDS, Job, JobError},
+    job::{BODY_BYTES_MAX, JOB_FIELDS, Job, JobError, text_of},
     money::Money,
 };
 
@@ -21,18 +21,16 @@ pub(super) struct Edits {
 
 /// The body of a valid job with these changes.
 pub(super) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
-    let text = std::str::from_utf8(body).map_err(|error| JobError::NotUtf8(error.valid_up_to()))?;
-    let fields =
-        fields::read(text, JOB_FIELDS).map_err(|error| JobError::NotAnObject(error.to_string()))?;
+    let text = text_of(body)?;
+    let fields = fields::read(text, JOB_FIELDS, &[])
+        .map_err(|error| JobError::NotAnObject(error.to_string()))?;
     let [capture_request_id, _, capture_amount, amount, expires_at, _] = *fields.values();
     let mut changes = Vec::new();
     if let (Some(id), Some(old)) = (&edits.capture_request_id, capture_request_id) {
         changes.push((span(text, old), json(id)));
     }
-    if let (Some(money), Some(old)) = (&edits.amount, capture_amount.or(amount)) {
-        let value = span(text, old);
-        let field = key_start(text, value.0);
-        changes.push(((field, value.1), format!("\"captureAmount\":{}", json(money))));
+    if let Some(money) = &edits.amount {
+        changes.extend(amount_changes(text, capture_amount, amount, money));
     }
     if let Some(time) = &edits.expires_at {
         match expires_at {
@@ -51,12 +49,38 @@ pub(super) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
         at = end;
     }
     changed.push_str(&text[at..]);
+    // A byte order mark stays where it is.
+    let mark = &body[..body.len() - text.len()];
+    let changed = [mark, changed.as_bytes()].concat();
     if changed.len() > BODY_BYTES_MAX {
         return Err(JobError::TooLong(changed.len()));
     }
     // Whatever was written here is a job again.
-    Job::parse(changed.as_bytes()).map_err(|malformed| malformed.reason)?;
-    Ok(changed.into_bytes())
+    Job::parse(&changed).map_err(|malformed| malformed.reason)?;
+    Ok(changed)
+}
+
+type Change = ((usize, usize), String);
+
+/// A field that is null counts as absent, but no second one of its name may be written.
+fn amount_changes(
+    text: &str,
+    capture_amount: Option<&RawValue>,
+    amount: Option<&RawValue>,
+    money: &Money,
+) -> Vec<Change> {
+    let replaced = |old: &RawValue| {
+        let value = span(text, old);
+        let field = key_start(text, value.0);
+        ((field, value.1), format!("\"captureAmount\":{}", json(money)))
+    };
+    match (capture_amount, amount) {
+        (Some(old), Some(other)) => {
+            vec![replaced(old), (span(text, other), "null".to_owned())]
+        }
+        (Some(old), None) | (None, Some(old)) => vec![replaced(old)],
+        (None, None) => Vec::new(),
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> String {
@@ -123,6 +147,30 @@ mod tests {
             body,
             &edits(Some("d"), Some("8"), Some("2027-01-01T00:00:00Z")),
             r#"{"expiresAt":"2027-01-01T00:00:00Z","captureAmount":{"currency":"HKD","value":"8"},"paymentId":"p","captureRequestId":"d"}"#,
+        );
+    }
+
+    #[test]
+    fn a_null_amount_gives_way_to_the_lowered_one() {
+        let lowered = edits(None, Some("7"), Some("2027-01-01T00:00:00Z"));
+        check(
+            r#"{"captureRequestId":"c","paymentId":"p","captureAmount":null,"amount":{"currency":"HKD","value":"1"},"expiresAt":null}"#,
+            &lowered,
+            r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"7"},"amount":null,"expiresAt":"2027-01-01T00:00:00Z"}"#,
+        );
+        check(
+            r#"{"captureRequestId":"c","paymentId":"p","amount":null,"captureAmount":{"currency":"HKD","value":"9"}}"#,
+            &edits(None, Some("7"), None),
+            r#"{"captureRequestId":"c","paymentId":"p","amount":null,"captureAmount":{"currency":"HKD","value":"7"}}"#,
+        );
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_forwarded_fields_stay_as_they_are() {
+        check(
+            "\u{feff}{\"captureType\" : \"NON_FINAL\",\"captureRequestId\":\"c\",\"paymentId\":\"p\",\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"9\"},\"goods\":[1.0e5]}",
+            &edits(Some("d"), None, None),
+            "\u{feff}{\"captureType\" : \"NON_FINAL\",\"captureRequestId\":\"d\",\"paymentId\":\"p\",\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"9\"},\"goods\":[1.0e5]}",
         );
     }
 

@@ -10,6 +10,7 @@ use super::{
     history::{History, LastWord},
     job::Subject,
     outcome::{Attempt, Capture, Deferral, Evidence, Outcome, Sent, Verdict},
+    reply::AcquirerInfo,
     schedule::fit,
 };
 
@@ -129,6 +130,9 @@ pub struct ResultMessage {
     /// The acquirer's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquirer_reference_no: Option<String>,
+    /// What else is known of the acquirer, as the gateway sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acquirer_info: Option<AcquirerInfo>,
     /// What the outcome rests on; absent where nothing proved it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
@@ -199,8 +203,9 @@ pub fn settle(
             };
             at.defer(delay, None, &ours(Class::Expired, &reason))
         }
-        Outcome::Malformed(error) => {
-            at.dead(&ours(Class::Malformed, &error.to_string()), history.attempts)
+        Outcome::Malformed { error, inquired } => {
+            let spent = history.attempts.saturating_add(u32::from(*inquired));
+            at.dead(&ours(Class::Malformed, &error.to_string()), spent)
         }
         Outcome::Expired { inquired } => {
             let verdict = ours(Class::Expired, "expiresAt passed, and nothing was captured");
@@ -241,6 +246,7 @@ impl At<'_> {
             capture_id: capture.capture_id.clone(),
             capture_time: capture.capture_time.clone(),
             acquirer_reference_no: capture.acquirer_reference_no.clone(),
+            acquirer_info: capture.acquirer_info.clone(),
             evidence: self.attempt.evidence,
             ..self.result(ResultStatus::Captured, None, self.spent_unless_remembered())
         }))
@@ -374,6 +380,7 @@ impl At<'_> {
             capture_id: None,
             capture_time: None,
             acquirer_reference_no: None,
+            acquirer_info: None,
             evidence: None,
             parent_capture_request_id: self.history.parent.clone(),
             origin_capture_request_id: self.history.origin.clone(),

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::domain::{
     job::Job,
     money::Money,
     reply::{
-        Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature, Status,
-        Transaction,
+        AcquirerInfo, Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature,
+        Status, Transaction,
     },
 };
 
@@ -29,13 +30,20 @@ struct InquiryRequest<'a> {
     payment_id: &'a str,
 }
 
-/// The bytes of a capture's body.
+/// The bytes of a capture's body: the contract's fields, then what the job forwards.
 pub(super) fn capture_body(job: &Job) -> Vec<u8> {
-    to_bytes(&CaptureRequest {
+    let mut body = to_bytes(&CaptureRequest {
         capture_request_id: &job.capture_request_id,
         payment_id: &job.payment_id,
         capture_amount: job.amount,
-    })
+    });
+    let forwarded = job.forwarded.members();
+    if !forwarded.is_empty() && body.pop().is_some() {
+        body.reserve_exact(forwarded.len() + 1);
+        body.extend_from_slice(forwarded.as_bytes());
+        body.push(b'}');
+    }
+    body
 }
 
 /// The bytes of an inquiry's body.
@@ -134,6 +142,8 @@ pub(super) struct WireCapture {
     capture_time: Option<String>,
     #[serde(default)]
     acquirer_reference_no: Option<String>,
+    #[serde(default)]
+    acquirer_info: Option<Box<RawValue>>,
 }
 
 impl Body for CaptureBody {
@@ -148,6 +158,7 @@ impl Body for CaptureBody {
             capture_id: wire.capture_id,
             capture_time: wire.capture_time,
             acquirer_reference_no: wire.acquirer_reference_no,
+            acquirer_info: wire.acquirer_info.and_then(AcquirerInfo::of),
         };
         (wire.result, body)
     }
@@ -194,6 +205,10 @@ struct WireTransaction {
     transaction_amount: Option<WireAmount>,
     #[serde(default)]
     transaction_time: Option<String>,
+    #[serde(default)]
+    acquirer_reference_no: Option<String>,
+    #[serde(default)]
+    acquirer_info: Option<Box<RawValue>>,
 }
 
 impl Body for InquiryBody {
@@ -227,6 +242,8 @@ impl From<WireTransaction> for Transaction {
             result: wire.transaction_result.map(GatewayResult::from),
             amount: amount(wire.transaction_amount),
             time: wire.transaction_time,
+            acquirer_reference_no: wire.acquirer_reference_no,
+            acquirer_info: wire.acquirer_info.and_then(AcquirerInfo::of),
         }
     }
 }
@@ -251,6 +268,36 @@ mod tests {
     }
 
     #[test]
+    fn forwarded_fields_follow_the_three_byte_for_byte_in_the_jobs_order() {
+        let text = "{ \"shippings\" : [ 1.0e5,\n\"\\u0041\" ],\"captureType\":\"NON_FINAL\",\"goods\":null,\
+            \"captureRequestId\":\"c\",\"other\":1,\"paymentId\":\"p\",\
+            \"captureAmount\":{\"currency\":\"HKD\",\"value\":\"10\"},\"isLastCapture\":false}";
+        let job = Job::parse(text.as_bytes()).unwrap();
+        let body = "{\"captureRequestId\":\"c\",\"paymentId\":\"p\",\
+            \"captureAmount\":{\"currency\":\"HKD\",\"value\":\"10\"},\
+            \"shippings\":[ 1.0e5,\n\"\\u0041\" ],\"captureType\":\"NON_FINAL\",\"isLastCapture\":false}";
+        assert_eq!(String::from_utf8(capture_body(&job)).unwrap(), body);
+    }
+
+    #[test]
+    fn acquirer_info_is_kept_as_it_came_up_to_4_kib() {
+        let capture = |info: &str| {
+            let body = format!(
+                r#"{{"result":{{"resultStatus":"S","resultCode":"SUCCESS"}},"acquirerInfo":{info}}}"#
+            );
+            match read::<CaptureBody>(body.as_bytes(), Signature::Good, None) {
+                Reply::Answered(answer) => answer.body.acquirer_info,
+                other => panic!("{other:?}"),
+            }
+        };
+        let text = |info| serde_json::to_string(&capture(info)).unwrap();
+        assert_eq!(text(r#"{"b": 1.0e5, "a":"\u0041"}"#), r#"{"b": 1.0e5, "a":"\u0041"}"#);
+        assert_eq!(capture("null"), None);
+        assert!(capture(&format!("\"{}\"", "x".repeat(4094))).is_some());
+        assert_eq!(capture(&format!("\"{}\"", "x".repeat(4095))), None);
+    }
+
+    #[test]
     fn null_transactions_are_none_and_absent_ones_are_no_evidence() {
         let result = r#""result":{"resultStatus":"S","resultCode":"SUCCESS"}"#;
         assert_eq!(inquiry(&format!("{{{result}}}")).transactions, None);
@@ -258,6 +305,16 @@ mod tests {
         assert_eq!(inquiry(&none).transactions, Some(vec![]));
         let empty = format!("{{{result},\"transactions\":[]}}");
         assert_eq!(inquiry(&empty).transactions, Some(vec![]));
+    }
+
+    #[test]
+    fn an_inquiry_tells_how_far_the_review_of_the_authorization_is() {
+        let result = r#""result":{"resultStatus":"S","resultCode":"SUCCESS"}"#;
+        let review = |field: &str| inquiry(&format!("{{{result}{field}}}")).auth_review_status;
+        assert_eq!(review(""), None);
+        assert_eq!(review(r#","authReviewStatus":null"#), None);
+        let processing = review(r#","authReviewStatus":"PROCESSING""#);
+        assert_eq!(processing.as_deref(), Some("PROCESSING"));
     }
 
     #[test]

@@ -130,7 +130,7 @@ fn reason(outcome: &Outcome) -> Option<Cow<'_, str>> {
             verdict.code.as_ref().map(Cow::from)
         }
         Outcome::Deferred(deferral) => Some(deferral.name().into()),
-        Outcome::Malformed(error) => Some(error.to_string().into()),
+        Outcome::Malformed { error, .. } => Some(error.to_string().into()),
         _ => None,
     }
 }

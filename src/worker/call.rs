@@ -31,7 +31,9 @@ const PACE_WAIT_MIN: Duration = Duration::from_millis(500);
 /// Whether a capture will be posted as soon as the lease is taken, as far as the headers tell.
 pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool {
     let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
-    first_call(&Before { history, marker: None, past_expiry }, &ctx.codes) == Call::Post
+    let forward_error = job.forward_error.as_deref();
+    let before = Before { history, marker: None, past_expiry, forward_error };
+    first_call(&before, &ctx.codes) == Call::Post
 }
 
 /// Calls, and gives the lease back or on.
@@ -47,6 +49,7 @@ pub(super) async fn hold(
         history,
         marker: marker.as_ref(),
         past_expiry: job.is_past_expiry(OffsetDateTime::now_utc()),
+        forward_error: job.forward_error.as_deref(),
     };
     let sent = if before.sent() { Sent::Yes } else { Sent::No };
     let is_awaited = turn.as_ref().is_some_and(Turn::is_awaited);
@@ -98,10 +101,14 @@ struct UnderLease<'a> {
 
 impl UnderLease<'_> {
     async fn begin(&mut self) -> Outcome {
-        match first_call(&self.before, &self.ctx.codes) {
-            Call::Expired => Outcome::Expired { inquired: false },
-            Call::Post => self.post(Announced::of(self.lease)).await,
-            Call::Inquire => self.inquire().await,
+        match (first_call(&self.before, &self.ctx.codes), self.before.forward_error) {
+            (Call::Malformed, Some(error)) => {
+                Outcome::Malformed { error: error.clone(), inquired: false }
+            }
+            // Only a job with such an error is malformed here.
+            (Call::Expired | Call::Malformed, _) => Outcome::Expired { inquired: false },
+            (Call::Post, _) => self.post(Announced::of(self.lease)).await,
+            (Call::Inquire, _) => self.inquire().await,
         }
     }
 
@@ -193,7 +200,12 @@ async fn release(
     turn: Option<Turn>,
 ) -> (Outcome, bool) {
     let release = outcome.release();
-    let called = !matches!(outcome, Outcome::Deferred(_) | Outcome::Expired { inquired: false });
+    let called = !matches!(
+        outcome,
+        Outcome::Deferred(_)
+            | Outcome::Expired { inquired: false }
+            | Outcome::Malformed { inquired: false, .. }
+    );
     match give_on(ctx, &lease, &release, turn).instrument(traces::release()).await {
         Ok(Released { kept, recorded }) => {
             if let Some(settled) = outcome.settled_by(recorded, kept) {

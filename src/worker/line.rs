@@ -16,7 +16,7 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    domain::schedule::fit,
+    domain::{forward::CaptureType, job::Job, schedule::fit},
     lease::{Acquired, Claim},
 };
 
@@ -33,6 +33,19 @@ const LATENESS: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(10);
 /// Payments that nobody stands for are forgotten at the latest when there are so many.
 const SWEEP_MIN: usize = 1024;
+
+/// An explicitly final capture stands so much further behind, in milliseconds: what its publisher
+/// published shortly before it may still be on its way to this worker.
+const FINAL_LATER_MS: i64 = 60_000;
+
+/// When a job counts as first seen in its payment's line, in epoch milliseconds. No order is promised:
+/// a publisher sends the final capture when it has the results of the others.
+pub(super) fn counts_as_first_seen_ms(first_seen_ms: i64, job: &Job) -> i64 {
+    match job.forwarded.capture_type() {
+        Some(CaptureType::Final) => first_seen_ms.saturating_add(FINAL_LATER_MS),
+        Some(CaptureType::NonFinal) | None => first_seen_ms,
+    }
+}
 
 /// The lines of all payments.
 #[derive(Clone)]

@@ -25,6 +25,7 @@ use crate::{
     broker::{BrokerOptions, Delivery, Intake, OnPublish, OpenError, PublishError, Session, Taken},
     domain::{
         class::Codes,
+        forward::ForwardFields,
         settle::{Policy, Settlement},
     },
     gateway::Gateway,
@@ -53,6 +54,8 @@ pub struct Worker {
     pub leases: Leases,
     /// The table of codes.
     pub codes: Codes,
+    /// The fields of jobs that go to the gateway.
+    pub forward: ForwardFields,
     /// When a job is tried again.
     pub policy: Policy,
     /// When captures pause.
@@ -137,6 +140,7 @@ impl Crew {
             leases: worker.leases,
             line: Line::new(broker.prefetch, policy.defer_schedule.clone()),
             codes: worker.codes,
+            forward: worker.forward,
             policy,
             breaker: Breaker::new(worker.breaker, Arc::clone(&metrics)),
             pace: Pace::new(worker.rate_limit, Arc::clone(&metrics)),

@@ -11,13 +11,14 @@ use tracing::{Instrument, Span};
 use super::{
     breaker::Breaker,
     call::{hold, posts_at_once},
-    line::{Entered, Line, Turn},
+    line::{Entered, Line, Turn, counts_as_first_seen_ms},
     pace::Pace,
 };
 use crate::{
     broker::{DELIVERY_LIMIT, Delivery},
     domain::{
         class::{Class, Codes},
+        forward::ForwardFields,
         history::History,
         job::Job,
         outcome::{Attempt, Deferral, Doubt, DoubtKind, Evidence, Fate, Outcome, Sent, Verdict},
@@ -47,6 +48,7 @@ pub(super) struct Context {
     pub(super) leases: Leases,
     pub(super) line: Line,
     pub(super) codes: Codes,
+    pub(super) forward: ForwardFields,
     pub(super) policy: Policy,
     pub(super) breaker: Breaker,
     pub(super) pace: Pace,
@@ -84,7 +86,7 @@ async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
 /// One attempt. Never an error: whatever happens is an outcome, a panic is in doubt.
 async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     let history = delivery.history();
-    let parsed = Job::parse(delivery.body());
+    let parsed = delivery.job(&ctx.forward);
     let subject = match &parsed {
         Ok(job) => job.subject(),
         Err(malformed) => malformed.subject.clone(),
@@ -93,7 +95,10 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
         Ended::of(Outcome::Poison, Sent::Unknown)
     } else {
         match parsed {
-            Err(malformed) => Ended::of(Outcome::Malformed(malformed.reason), Sent::Unknown),
+            Err(malformed) => {
+                let outcome = Outcome::Malformed { error: malformed.reason, inquired: false };
+                Ended::of(outcome, Sent::Unknown)
+            }
             Ok(job) => contain(pursue(ctx, delivery, &job)).await,
         }
     };
@@ -182,7 +187,8 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
             () = tokio::time::sleep(KEPT_IN_HAND) => {}
         }
     };
-    let entered = ctx.line.enter(&job.payment_id, &claim, history.first_seen_ms, given_up).await;
+    let first_seen_ms = counts_as_first_seen_ms(history.first_seen_ms, job);
+    let entered = ctx.line.enter(&job.payment_id, &claim, first_seen_ms, given_up).await;
     let (turn, handed) = match entered {
         Entered::Turn(turn, handed) => (Some(turn), handed),
         Entered::Full(_) if ctx.draining.is_cancelled() => {

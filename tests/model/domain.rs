@@ -243,7 +243,7 @@ fn came(outcome: &Outcome) -> Came {
         Outcome::Account(_) => Came::Account,
         Outcome::Expired { inquired } => Came::Expired { inquired: *inquired },
         Outcome::Poison => Came::Poison,
-        Outcome::Deferred(_) | Outcome::Malformed(_) | Outcome::HandBack => Came::Deferred,
+        Outcome::Deferred(_) | Outcome::Malformed { .. } | Outcome::HandBack => Came::Deferred,
     }
 }
 
@@ -353,7 +353,8 @@ impl Known {
                 .map(|word| word.code),
         });
         let past_expiry = self.past_expiry;
-        work(&Before { history: &history, marker: marker.as_ref(), past_expiry })
+        let marker = marker.as_ref();
+        work(&Before { history: &history, marker, past_expiry, forward_error: None })
     }
 
     /// `src/domain/judge.rs::Before::sent`, itself.

@@ -3,13 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::domain::{job::Job, letter::DeadLetter};
+use crate::domain::letter::DeadLetter;
 
 /// Reads a letter that lies in the queue of a class.
 pub(in crate::broker) fn read_letter(
     class: Class,
     body: Vec<u8>,
     properties: &BasicProperties,
+    forward: &ForwardFields,
     now_ms: i64,
 ) -> DeadLetter {
     let empty = FieldTable::default();
@@ -18,7 +19,7 @@ pub(in crate::broker) fn read_letter(
     let history = read(properties, false, now_ms);
     DeadLetter {
         class,
-        job: Job::parse(&body),
+        job: read_job(&body, properties, forward),
         body: body.into(),
         history,
         code: text(table, CODE),

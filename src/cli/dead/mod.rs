@@ -187,6 +187,7 @@ impl Opened {
             gateway: gateway.map_err(|errors| errors.join("; ")),
             leases,
             codes: settings.classes.clone(),
+            forward: settings.gateway.forward_fields(),
             who: who.0,
             reason: who.1,
             stop: watch.stop(),

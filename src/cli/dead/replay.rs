@@ -51,7 +51,8 @@ pub(in crate::cli) struct ReplayArgs {
     /// Send at most so much of a currency, in its smallest unit; no other currency is sent then. May be repeated
     #[arg(long, value_name = "HKD=5000")]
     max_money: Vec<MaxMoney>,
-    /// A lower amount, in the smallest unit; for one letter of class limit, named by --id
+    /// A lower amount, in the smallest unit; for one letter of class limit, named by --id, without
+    /// goods. Unless it says that it is not the final one, the rest of the authorization is given up
     #[arg(long, value_name = "N")]
     capture_value: Option<u64>,
     /// A new expiresAt: RFC 3339
@@ -297,7 +298,12 @@ fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
             };
             let lowered = replay.amount.filter(|amount| letter.amount() != Some(*amount));
             let lowered = lowered.map_or_else(String::new, |amount: Money| format!(", {amount}"));
-            format!("{would}sent {as_}{lowered}")
+            let rest = if replay.gives_up_rest {
+                ", and the rest of the authorization is given up (captureType is FINAL or absent)"
+            } else {
+                ""
+            };
+            format!("{would}sent {as_}{lowered}{rest}")
         }
         Decision::Settle(_) => format!("{would}settled as captured"),
         Decision::Refuse(refusal) => {
@@ -320,7 +326,12 @@ fn document(letter: &DeadLetter, told: &Told) -> Value {
         Decision::Refuse(refusal) => ("refuse", None, Some(refusal)),
     };
     let sends = sent.map(|replay| {
-        json!({"captureRequestId": replay.id, "captureAmount": replay.amount, "policy": replay.policy})
+        json!({
+            "captureRequestId": replay.id,
+            "captureAmount": replay.amount,
+            "policy": replay.policy,
+            "givesUpRest": replay.gives_up_rest,
+        })
     });
     json!({
         "letter": letters::document(letter, now_ms),

@@ -149,8 +149,12 @@ fn lines(
             lines.push(format!("{name:<18}{}", plain(id)));
         }
     }
-    if let Err(malformed) = &letter.job {
-        lines.push(format!("no job            {}", plain(&malformed.reason.to_string())));
+    let broken = match &letter.job {
+        Ok(job) => job.forward_error.as_deref(),
+        Err(malformed) => Some(&malformed.reason),
+    };
+    if let Some(error) = broken {
+        lines.push(format!("no job            {}", plain(&error.to_string())));
     }
     let (headers, properties) = found.shown();
     lines.push(format!("headers           {}", plain(&headers.to_string())));
@@ -215,7 +219,7 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
             }
         }
     }
-    if letter.class == Class::Limit {
+    if letter.class == Class::Limit && !letter.has_goods() {
         let value = inquired.and_then(|(_, payment)| payment.left).filter(|left| *left > 0);
         let value = value.map_or_else(|| "N".to_owned(), |left| left.to_string());
         actions

@@ -3,10 +3,11 @@
 use super::*;
 use crate::domain::{
     evidence::Seen,
+    job::JobError,
     judge::{Call, Health, first_call, health},
     outcome::{Capture, DoubtKind, Fate, Recorded, Verdict},
     replay::fresh_id,
-    reply::NoAnswer,
+    reply::{AcquirerInfo, NoAnswer},
 };
 
 /// An outcome in one line.
@@ -400,6 +401,64 @@ fn a_fresh_id_is_not_posted_beside_a_living_forebear() {
 }
 
 #[test]
+fn a_sent_job_with_bad_forwarded_fields_is_malformed_only_after_an_inquiry() {
+    let codes = Codes::default();
+    let error = JobError::Repeated("goods".into());
+    let marker = marker(None);
+    let bad = |history, marked: bool| Before {
+        marker: marked.then_some(&marker),
+        forward_error: Some(&error),
+        ..before(history)
+    };
+    let (fresh, redelivered) = (history(), History { redelivered: true, ..history() });
+    let denied = with_last_word("ACCESS_DENIED", "F");
+    let late = Before { past_expiry: true, ..bad(&fresh, false) };
+    assert_eq!(first_call(&bad(&fresh, false), &codes), Call::Malformed);
+    assert_eq!(first_call(&late, &codes), Call::Malformed);
+    for before in [
+        bad(&fresh, true),
+        bad(&redelivered, false),
+        bad(&denied, false),
+        Before { past_expiry: true, ..bad(&fresh, true) },
+    ] {
+        assert_eq!(first_call(&before, &codes), Call::Inquire, "{before:?}");
+        let malformed = Outcome::Malformed { error: error.clone(), inquired: true };
+        assert_eq!(inquired(inquiry(vec![]), &before), Inquired::Over(malformed), "{before:?}");
+        let shown = |status| inquired(inquiry(vec![transaction(status, None)]), &before);
+        let Inquired::Over(captured) = shown("SUCCESS") else { panic!("posted") };
+        assert_eq!(line(&captured), "captured SUCCESS");
+        let Inquired::Over(in_process) = shown("PROCESSING") else { panic!("posted") };
+        assert_eq!(in_process.name(), "in_doubt");
+    }
+}
+
+#[test]
+fn an_inquiry_tells_of_the_acquirer_too() {
+    let info = || {
+        let info = serde_json::value::RawValue::from_string(r#"{"a": 1.0}"#.into()).unwrap();
+        AcquirerInfo::of(info)
+    };
+    let item = Transaction {
+        acquirer_reference_no: Some("reference".into()),
+        acquirer_info: info(),
+        ..transaction("SUCCESS", None)
+    };
+    let Inquired::Over(Outcome::Captured(capture)) =
+        inquired(inquiry(vec![item]), &before(&sent_history()))
+    else {
+        panic!("not captured")
+    };
+    assert_eq!(capture.acquirer_reference_no.as_deref(), Some("reference"));
+    assert_eq!(capture.acquirer_info, info());
+    // Redis keeps the outcome so.
+    let kept = serde_json::to_string(&Fate::Captured(capture.clone())).unwrap();
+    assert!(kept.contains(r#""acquirer_info":{"a": 1.0}"#), "{kept}");
+    assert_eq!(serde_json::from_str::<Fate>(&kept).unwrap(), Fate::Captured(capture));
+    let older = r#"{"captured":{"code":"SUCCESS","message":null,"capture_id":null,"capture_time":null,"acquirer_reference_no":null}}"#;
+    assert!(serde_json::from_str::<Fate>(older).is_ok());
+}
+
+#[test]
 fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
     let codes = Codes::default();
     let redelivered = || History { redelivered: true, ..history() };
@@ -434,7 +493,7 @@ fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
         (sent_history(), None, true, Call::Inquire),
         (redelivered(), None, true, Call::Inquire),
     ] {
-        let before = Before { history: &history, marker: marker.as_ref(), past_expiry };
+        let before = Before { marker: marker.as_ref(), past_expiry, ..before(&history) };
         assert_eq!(first_call(&before, &codes), expected, "{before:?}");
     }
 }

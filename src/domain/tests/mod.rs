@@ -56,7 +56,7 @@ fn policy() -> Policy {
 }
 
 fn before(history: &History) -> Before<'_> {
-    Before { history, marker: None, past_expiry: false }
+    Before { history, marker: None, past_expiry: false, forward_error: None }
 }
 
 /// What Redis keeps of an id that was sent and that the gateway refused by this code.
@@ -102,7 +102,7 @@ fn transaction(status: &str, code: Option<&str>) -> Transaction {
             message: None,
         }),
         amount: Some(Ok(hkd("100"))),
-        time: None,
+        ..Transaction::default()
     }
 }
 

@@ -110,9 +110,9 @@ fn attempt(
     inquiry: InquiryReply,
 ) -> Outcome {
     let marker = marked.then(SentMarker::default);
-    let before = Before { history, marker: marker.as_ref(), past_expiry };
+    let before = Before { marker: marker.as_ref(), past_expiry, ..before(history) };
     match first_call(&before, &Codes::default()) {
-        Call::Expired => Outcome::Expired { inquired: false },
+        Call::Expired | Call::Malformed => Outcome::Expired { inquired: false },
         Call::Post => judged(capture, &before),
         Call::Inquire => match inquired(inquiry, &before) {
             Inquired::Over(outcome) => outcome,
@@ -143,7 +143,7 @@ proptest! {
         capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
         let marker = marked.then(SentMarker::default);
-        let before = Before { history: &history, marker: marker.as_ref(), past_expiry };
+        let before = Before { marker: marker.as_ref(), past_expiry, ..before(&history) };
         let sent = if before.sent() { Sent::Yes } else { Sent::No };
         let outcome = attempt(&history, marked, past_expiry, capture, inquiry.clone());
         if let Settlement::Dead { letter, result, .. } = settled(outcome, sent, &history) {
@@ -172,7 +172,7 @@ proptest! {
             prop_assert!(is_signed_s(&capture));
         }
         let marker = marked.then(SentMarker::default);
-        let before = Before { history: &history, marker: marker.as_ref(), past_expiry: false };
+        let before = Before { marker: marker.as_ref(), ..before(&history) };
         if let Inquired::Over(Outcome::Captured(_)) = inquired(inquiry.clone(), &before) {
             prop_assert!(is_signed_s(&inquiry));
         }
@@ -208,7 +208,7 @@ proptest! {
         history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
         let marker = marked.then(SentMarker::default);
-        let before = Before { history: &history, marker: marker.as_ref(), past_expiry: false };
+        let before = Before { marker: marker.as_ref(), ..before(&history) };
         let sent = if before.sent() { Sent::Yes } else { Sent::No };
         let left = !matches!(capture, Reply::NotSent(_));
         let posts = first_call(&before, &Codes::default()) == Call::Post;

@@ -298,6 +298,60 @@ fn a_fresh_id_goes_again_beside_nothing_that_lives_after_it() {
     }
 }
 
+/// A job of class limit with these fields beside the contract's.
+fn over_the_limit(fields: &str) -> DeadLetter {
+    with_body(
+        Class::Limit,
+        &format!(
+            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{{"currency":"HKD","value":"100"}},{fields}}}"#
+        ),
+    )
+}
+
+#[test]
+fn a_fresh_id_keeps_the_forwarded_fields() {
+    let fields = r#""captureType" : "NON_FINAL","goods":null,"transit":{"legs":[1.0e2]}"#;
+    let lower = Changes { capture_value: Some(60), ..Changes::default() };
+    let replay = prepared(&over_the_limit(fields), &lower).unwrap();
+    assert!(String::from_utf8(replay.body.clone()).unwrap().contains(fields));
+    let job = Job::parse(&replay.body).unwrap();
+    assert_eq!(job.forwarded.members(), r#","captureType":"NON_FINAL","transit":{"legs":[1.0e2]}"#);
+}
+
+#[test]
+fn an_amount_is_not_lowered_below_its_goods() {
+    let lower = Changes { capture_value: Some(60), ..Changes::default() };
+    let goods = over_the_limit(r#""captureType":"NON_FINAL","goods":[{"goodsQuantity":"1"}]"#);
+    let refusal = prepared(&goods, &lower).unwrap_err();
+    assert!(refusal.reason.contains("goods"), "{refusal:?}");
+    assert!(unchanged(&goods).is_ok());
+    let seen = PaymentSeen { left: Some(60), ..PaymentSeen::default() };
+    let Decision::Refuse(refusal) = decided(&goods, &Seen::NoSuchCapture, &seen) else {
+        panic!("sent")
+    };
+    assert!(!refusal.instead.contains("--capture-value"), "{refusal:?}");
+}
+
+#[test]
+fn a_lowered_final_capture_is_said_to_give_up_the_rest() {
+    let gives_up = |fields: &str, value: Option<u64>| {
+        let changes = Changes { capture_value: value, ..Changes::default() };
+        prepared(&over_the_limit(fields), &changes).unwrap().gives_up_rest
+    };
+    assert!(gives_up(r#""captureType":"FINAL""#, Some(60)));
+    assert!(gives_up(r#""captureType":null"#, Some(60)), "the gateway's default is FINAL");
+    assert!(!gives_up(r#""captureType":"NON_FINAL""#, Some(60)));
+    assert!(!gives_up(r#""captureType":"FINAL""#, None));
+}
+
+#[test]
+fn no_fresh_id_is_made_of_a_job_whose_forwarded_fields_break_their_rules() {
+    let broken = over_the_limit(r#""captureType":"LAST""#);
+    assert!(unchanged(&broken).unwrap_err().reason.contains("`captureType`"));
+    let in_doubt = DeadLetter { class: Class::InDoubt, ..broken };
+    assert!(unchanged(&in_doubt).is_ok(), "what was sent is pursued to its end");
+}
+
 /// What a worker can't know: it would post the id anew once its failure is forgotten.
 #[test]
 fn the_same_id_does_not_go_beside_its_child() {

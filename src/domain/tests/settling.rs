@@ -4,7 +4,7 @@ use super::*;
 use crate::domain::{
     class::Class,
     job::JobError,
-    outcome::{Capture, Deferral, Doubt, DoubtKind, Throttle, Verdict},
+    outcome::{Capture, Deferral, Doubt, DoubtKind, Release, Throttle, Verdict},
 };
 
 fn doubt() -> Outcome {
@@ -98,8 +98,11 @@ fn a_deferral_waits_by_its_own_schedule_and_spends_no_attempt() {
 
 #[test]
 fn ends_of_our_own_are_told_as_what_they_are() {
-    let not_a_job = Outcome::Malformed(JobError::NoAmount);
+    let not_a_job = Outcome::Malformed { error: JobError::NoAmount, inquired: false };
     check(not_a_job, Sent::Unknown, &history(), "dead malformed after 0, told failed.malformed");
+    let inquired = Outcome::Malformed { error: JobError::NoAmount, inquired: true };
+    assert_eq!(inquired.release(), Release::EndHold);
+    check(inquired, Sent::Yes, &sent_history(), "dead malformed after 2, told failed.malformed");
     check(
         Outcome::Expired { inquired: false },
         Sent::No,
@@ -169,7 +172,7 @@ fn a_malformed_job_without_a_readable_id_has_nobody_to_tell() {
     let malformed = Job::parse(b"{}").unwrap_err();
     let attempt = Attempt {
         subject: malformed.subject,
-        outcome: Outcome::Malformed(malformed.reason),
+        outcome: Outcome::Malformed { error: malformed.reason, inquired: false },
         sent: Sent::Unknown,
         remembered: false,
         evidence: None,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{domain::job::Job, lease::Owner};
+use crate::lease::Owner;
 
 fn claim() -> Claim {
     let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
@@ -60,6 +60,26 @@ async fn jobs_of_one_payment_take_turns_the_oldest_first() {
     assert_eq!(*order.lock().unwrap(), [1, 3, 4, 5, 5]);
     assert!(line.lock().payments.is_empty());
     assert_eq!(line.lock().waiting, 0);
+}
+
+#[tokio::test]
+async fn an_explicitly_final_capture_stands_behind_a_minute_of_others() {
+    let job = |more: &str| {
+        let body = format!(
+            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{{"currency":"HKD","value":"1"}}{more}}}"#
+        );
+        Job::parse(body.as_bytes()).unwrap()
+    };
+    let last = job(r#","captureType":"FINAL""#);
+    let line = line(64);
+    let first = turn(&line, 0).await;
+    let seen = [(1_000, &last), (1_001, &job("")), (61_001, &job(r#","captureType":"NON_FINAL""#))];
+    let ages = seen.map(|(first_seen_ms, job)| counts_as_first_seen_ms(first_seen_ms, job));
+    let (waiting, order) = waiters(&line, ages).await;
+    drop(first);
+    end(waiting).await;
+    assert_eq!(*order.lock().unwrap(), [1_001, 61_000, 61_001]);
+    assert_eq!(counts_as_first_seen_ms(i64::MAX, &last), i64::MAX);
 }
 
 #[tokio::test]
