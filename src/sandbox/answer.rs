@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use super::{
     Call, Peer, Sandbox, Step, Way,
     gate::{Admitted, Gate},
-    ledger::{CaptureRequest, Payment, Request as Known, State as Stage, Verdict},
+    ledger::{CaptureRequest, Movement, Payment, Request as Known, State as Stage, Verdict},
     now,
     watch::CallRecord,
 };
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The largest request that is read.
-const REQUEST_BYTES_MAX: usize = 64 * 1024;
+const REQUEST_BYTES_MAX: usize = 128 * 1024;
 /// The length of a body that is too long to be the gateway's.
 const HUGE_BYTES: usize = 1024 * 1024;
 
@@ -159,6 +159,7 @@ impl Sandbox {
         step: &Step,
         mut draft: Draft,
     ) -> Response<Body> {
+        draft.fields.extend(step.fields.clone());
         match &step.answer {
             Way::NoAnswer => {
                 tracing::debug!(peer = %peer.address, "the connection is closed without an answer");
@@ -300,9 +301,18 @@ fn captured(verdict: Verdict) -> Draft {
         && let Ok(Value::Object(fields)) = serde_json::to_value(&movement)
     {
         draft.fields = fields;
-        draft.fields.insert("acquirerReferenceNo".to_owned(), json!(movement.capture_id));
+        draft.fields.extend(acquirer(&movement));
     }
     draft
+}
+
+/// What an answer says of the acquirer.
+fn acquirer(movement: &Movement) -> [(String, Value); 2] {
+    let info = json!({"acquirerName": "SANDBOX", "acquirerTransactionId": movement.capture_id});
+    [
+        ("acquirerReferenceNo".to_owned(), json!(movement.capture_id)),
+        ("acquirerInfo".to_owned(), info),
+    ]
 }
 
 fn message(code: &str) -> &'static str {
@@ -330,6 +340,9 @@ fn inquired(payment_id: &str, payment: &Payment, seen: Option<Vec<(Known, Verdic
     if let Some(until) = &payment.auth_expiry_time {
         draft.fields.insert("authExpiryTime".to_owned(), json!(until));
     }
+    if let Some(status) = &payment.auth_review_status {
+        draft.fields.insert("authReviewStatus".to_owned(), json!(status));
+    }
     draft.fields.insert("transactions".to_owned(), transactions);
     draft
 }
@@ -356,6 +369,7 @@ fn transaction(request: &Known, verdict: &Verdict) -> Value {
     {
         item.insert("transactionId".to_owned(), json!(movement.capture_id));
         item.insert("transactionTime".to_owned(), json!(movement.capture_time));
+        item.extend(acquirer(movement));
     }
     item
 }
@@ -374,5 +388,24 @@ fn change(way: &Way, draft: &mut Draft) {
         Way::UnknownStatus => "X".clone_into(&mut draft.status),
         Way::Unsigned => draft.signed = false,
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inquiry_shows_what_the_payment_was_authorized_with() {
+        let payment = Payment {
+            auth_expiry_time: Some("2026-12-01T00:00:00Z".to_owned()),
+            auth_review_status: Some("PROCESSING".to_owned()),
+            ..Payment::default()
+        };
+        let fields = inquired("p", &payment, Some(Vec::new())).fields;
+        assert_eq!(fields["authExpiryTime"], "2026-12-01T00:00:00Z");
+        assert_eq!(fields["authReviewStatus"], "PROCESSING");
+        assert_eq!(fields["transactions"], Value::Null);
+        assert!(!inquired("p", &Payment::default(), None).fields.contains_key("authReviewStatus"));
     }
 }

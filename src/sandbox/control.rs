@@ -107,6 +107,8 @@ struct Authorization {
     authorized: Money,
     /// `authExpiryTime` of the gateway's inquiry; it is shown, and refuses nothing.
     auth_expiry_time: Option<String>,
+    /// `authReviewStatus`, likewise.
+    auth_review_status: Option<String>,
 }
 
 async fn authorize(
@@ -114,8 +116,12 @@ async fn authorize(
     Path(payment_id): Path<String>,
     Json(authorization): Json<Authorization>,
 ) -> StatusCode {
-    let Authorization { authorized, auth_expiry_time } = authorization;
-    sandbox.books(|books| books.ledger.authorize(&payment_id, authorized, auth_expiry_time));
+    let Authorization { authorized, auth_expiry_time, auth_review_status } = authorization;
+    sandbox.books(|books| {
+        let payment = books.ledger.authorize(&payment_id, authorized);
+        payment.auth_expiry_time = auth_expiry_time;
+        payment.auth_review_status = auth_review_status;
+    });
     StatusCode::NO_CONTENT
 }
 
@@ -169,7 +175,7 @@ impl Sandbox {
     #[must_use]
     pub fn payment(&self, payment_id: &str) -> Option<Value> {
         self.books(|books| {
-            let Payment { authorized, captured, requests, inquiries, .. } =
+            let Payment { authorized, captured, requests, inquiries, final_capture, .. } =
                 books.ledger.payments.get(payment_id)?;
             let requests: Vec<Value> =
                 requests.iter().filter_map(|id| books.ledger.requests.get(id)).map(shown).collect();
@@ -177,6 +183,7 @@ impl Sandbox {
                 "paymentId": payment_id,
                 "authorized": authorized,
                 "captured": captured.to_string(),
+                "finalCapture": final_capture,
                 "inquiries": inquiries,
                 "requests": requests,
             }))
@@ -223,6 +230,7 @@ fn shown(request: &Request) -> Value {
     json!({
         "captureRequestId": request.asked.id,
         "captureAmount": request.asked.amount,
+        "fields": request.asked.fields,
         "state": state,
         "resultCode": code,
         "posts": request.posts,

@@ -4,7 +4,10 @@ use axum::http::{HeaderMap, Method};
 use serde_json::Value;
 
 use super::{ledger::CaptureRequest, script::Call};
-use crate::{domain::money::Money, gateway::signing::VerifyingKeys};
+use crate::{
+    domain::{forward::CAPTURE_TYPE, money::Money},
+    gateway::signing::VerifyingKeys,
+};
 
 /// Longest ids that the gateway takes, in characters.
 const ID_CHARS_MAX: usize = 64;
@@ -96,6 +99,9 @@ fn key_version(signature_header: &str) -> Option<&str> {
     signature_header.split(',').find_map(|part| part.trim().strip_prefix("keyVersion="))
 }
 
+/// The fields that are compared by themselves.
+const OWN: [&str; 3] = ["captureRequestId", "paymentId", "captureAmount"];
+
 fn capture_request(body: &Value) -> Result<CaptureRequest, String> {
     let amount = body.get("captureAmount").ok_or("captureAmount is missing")?;
     let text = |name: &str| {
@@ -105,7 +111,13 @@ fn capture_request(body: &Value) -> Result<CaptureRequest, String> {
     let amount = Money::from_smallest(text("currency")?, text("value")?)
         .map_err(|error| format!("captureAmount: {error}"))?;
     let (id, payment_id) = (id(body, "captureRequestId")?, id(body, "paymentId")?);
-    Ok(CaptureRequest { id, payment_id, amount })
+    let mut fields = body.as_object().cloned().unwrap_or_default();
+    fields.retain(|name, value| !OWN.contains(&name.as_str()) && !value.is_null());
+    let is_capture_type = |value: &Value| matches!(value.as_str(), Some("FINAL" | "NON_FINAL"));
+    if !fields.get(CAPTURE_TYPE).is_none_or(is_capture_type) {
+        return Err(format!("{CAPTURE_TYPE} must be FINAL or NON_FINAL"));
+    }
+    Ok(CaptureRequest { id, payment_id, amount, fields })
 }
 
 fn id(body: &Value, name: &str) -> Result<String, String> {

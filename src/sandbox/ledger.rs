@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::domain::{
     class::{CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS, SUCCESS},
+    forward::CAPTURE_TYPE,
     money::Money,
 };
 
@@ -18,6 +20,20 @@ pub(super) struct CaptureRequest {
     pub(super) id: String,
     pub(super) payment_id: String,
     pub(super) amount: Money,
+    /// Every other field of the request that is not null. A repeated request must have the same
+    /// values, compared as JSON.
+    pub(super) fields: Map<String, Value>,
+}
+
+impl CaptureRequest {
+    /// Whether no capture of the payment may follow this one. A strict ledger takes an absent
+    /// `captureType` as `FINAL`, as the gateway does.
+    fn is_final(&self, strict: bool) -> bool {
+        match self.fields.get(CAPTURE_TYPE).and_then(Value::as_str) {
+            Some(capture_type) => capture_type == "FINAL",
+            None => strict,
+        }
+    }
 }
 
 /// A result: its code and status.
@@ -78,6 +94,10 @@ pub(super) struct Payment {
     pub(super) authorized: Option<Money>,
     /// `authExpiryTime`, if it is to be shown.
     pub(super) auth_expiry_time: Option<String>,
+    /// `authReviewStatus`, if it is to be shown.
+    pub(super) auth_review_status: Option<String>,
+    /// The id of the final capture, once it is captured: no other may follow.
+    pub(super) final_capture: Option<String>,
     pub(super) captured: u128,
     /// Its capture ids, in the order of their first posts.
     pub(super) requests: Vec<String>,
@@ -96,10 +116,10 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Authorizes a payment, or changes what it is authorized for.
-    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money, until: Option<String>) {
+    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money) -> &mut Payment {
         let payment = self.payments.entry(payment_id.to_owned()).or_default();
         payment.authorized = Some(authorized);
-        payment.auth_expiry_time = until;
+        payment
     }
 
     /// Counts a post. Must come before anything else that is done with a request.
@@ -229,6 +249,10 @@ impl Ledger {
             .get(&asked.payment_id)
             .filter(|payment| !self.strict || payment.authorized.is_some());
         let Some(payment) = payment else { return Some("AUTH_NOT_FOUND") };
+        // Inferred: what the gateway answers after a final capture is not documented.
+        if payment.final_capture.is_some() {
+            return Some("ORDER_STATUS_INVALID");
+        }
         let before = payment.requests.iter().find_map(|id| match &self.requests.get(id)?.state {
             State::Captured(_) => Some(self.requests.get(id)?.asked.amount.currency()),
             _ => None,
@@ -252,6 +276,9 @@ impl Ledger {
         };
         if let Some(payment) = self.payments.get_mut(&asked.payment_id) {
             payment.captured += u128::from(asked.amount.value());
+            if asked.is_final(self.strict) {
+                payment.final_capture.get_or_insert_with(|| asked.id.clone());
+            }
         }
         if let Some(request) = self.requests.get_mut(&asked.id) {
             request.state = State::Captured(self.movements.len());
@@ -286,85 +313,4 @@ fn success(movement: Option<&Movement>) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: &str = "2026-11-23T10:00:00+08:00";
-
-    fn asked(id: &str, currency: &str, value: &str) -> CaptureRequest {
-        CaptureRequest {
-            id: id.to_owned(),
-            payment_id: "p".to_owned(),
-            amount: Money::from_smallest(currency, value).unwrap(),
-        }
-    }
-
-    fn post(ledger: &mut Ledger, asked: &CaptureRequest) -> String {
-        ledger.count_post(asked);
-        ledger.capture(asked, NOW).code
-    }
-
-    fn inquired(ledger: &mut Ledger) -> Vec<String> {
-        let seen = ledger.inquire("p", NOW).unwrap();
-        seen.into_iter().map(|(_, verdict)| verdict.code).collect()
-    }
-
-    #[test]
-    fn partial_captures_end_at_the_authorized_amount() {
-        let mut ledger = Ledger::default();
-        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap(), None);
-        assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), SUCCESS);
-        assert_eq!(post(&mut ledger, &asked("b", "HKD", "41")), "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT");
-        assert_eq!(post(&mut ledger, &asked("c", "HKD", "40")), SUCCESS);
-        assert_eq!(post(&mut ledger, &asked("d", "USD", "1")), "CURRENCY_NOT_SUPPORT");
-        assert_eq!(ledger.totals(), BTreeMap::from([("HKD", 100)]));
-    }
-
-    #[test]
-    fn an_id_has_one_answer_for_ever() {
-        let mut ledger = Ledger::default();
-        for _ in 0..3 {
-            assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), SUCCESS);
-            assert_eq!(post(&mut ledger, &asked("a", "HKD", "61")), "REPEAT_REQ_INCONSISTENT");
-        }
-        assert_eq!((ledger.movements.len(), ledger.requests["a"].posts), (1, 6));
-        let refused = asked("b", "HKD", "60");
-        ledger.count_post(&refused);
-        ledger.fail(&refused, "RISK_REJECT");
-        assert_eq!(post(&mut ledger, &refused), "RISK_REJECT");
-        assert_eq!(inquired(&mut ledger), [SUCCESS, "RISK_REJECT"]);
-        assert!(ledger.captured_twice().is_empty());
-    }
-
-    #[test]
-    fn a_capture_in_process_ends_after_its_inquiries_and_counts_posts_meanwhile() {
-        let mut ledger = Ledger::default();
-        let a = asked("a", "HKD", "60");
-        ledger.count_post(&a);
-        ledger.begin(&a, 2, SUCCESS);
-        assert_eq!(post(&mut ledger, &a), CAPTURE_IN_PROCESS);
-        assert_eq!(inquired(&mut ledger), [PAYMENT_IN_PROCESS]);
-        assert_eq!(inquired(&mut ledger), [PAYMENT_IN_PROCESS]);
-        assert_eq!(inquired(&mut ledger), [SUCCESS]);
-        assert_eq!(post(&mut ledger, &a), SUCCESS);
-        assert_eq!((ledger.movements.len(), ledger.requests["a"].posts_in_process), (1, 1));
-    }
-
-    #[test]
-    fn what_was_not_carried_out_leaves_no_trace_but_its_count() {
-        let mut ledger = Ledger::default();
-        ledger.count_post(&asked("a", "HKD", "60"));
-        assert_eq!(inquired(&mut ledger), Vec::<String>::new());
-        assert_eq!(post(&mut ledger, &asked("a", "HKD", "61")), SUCCESS);
-        assert_eq!(ledger.requests["a"].posts, 2);
-    }
-
-    #[test]
-    fn a_strict_ledger_captures_what_was_authorized() {
-        let mut ledger = Ledger { strict: true, ..Ledger::default() };
-        assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), "AUTH_NOT_FOUND");
-        assert!(ledger.inquire("p", NOW).is_none());
-        ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap(), None);
-        assert_eq!(post(&mut ledger, &asked("b", "HKD", "60")), SUCCESS);
-    }
-}
+mod tests;

@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{Sandbox, ledger::State, simulation::SIMULATIONS};
+use super::{
+    Sandbox,
+    ledger::{Request, State},
+    simulation::SIMULATIONS,
+};
 use crate::domain::money::{Currency, major};
 
 /// So many rows of a table are shown, the newest first.
@@ -58,11 +62,16 @@ fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
         let ledger = &books.ledger;
         let requests = ledger.payments.values().rev().flat_map(|payment| payment.requests.iter());
         let known = requests.filter_map(|id| ledger.requests.get(id)).take(ROWS_MAX);
+        let is_last = |request: &Request| {
+            let payment = ledger.payments.get(&request.asked.payment_id);
+            payment.is_some_and(|payment| payment.final_capture.as_ref() == Some(&request.asked.id))
+        };
         known
             .map(|request| {
                 let state = match &request.state {
                     State::Unseen => "not carried out".to_owned(),
                     State::InProcess { .. } => "in process".to_owned(),
+                    State::Captured(_) if is_last(request) => "captured, FINAL".to_owned(),
                     State::Captured(_) => "captured".to_owned(),
                     State::Failed(code) => format!("failed: {code}"),
                 };
@@ -77,7 +86,9 @@ fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
             .collect()
     });
     let head = row(&["paymentId", "captureRequestId", "amount", "state", "posts"]);
-    write!(page, "<h2>Payments</h2><table>{head}{}</table>", rows.concat())
+    let note = "After a captured FINAL, a new id of the payment gets ORDER_STATUS_INVALID. That is inferred: \
+        what the gateway answers then is not documented.";
+    write!(page, "<h2>Payments</h2><p>{note}</p><table>{head}{}</table>", rows.concat())
 }
 
 fn calls(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::domain::class::{OTHER_CODES, SUCCESS};
 
@@ -119,6 +120,9 @@ pub struct Step {
     pub inquiries: u32,
     /// What a capture in process comes to: `SUCCESS` if left out, or the code of its failure.
     pub resolves_to: String,
+    /// Fields of the answer beside `result` that are added, or take the place of the ledger's.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub fields: Map<String, Value>,
     /// For how many calls it stands; 1 if left out.
     pub times: Times,
 }
@@ -136,6 +140,7 @@ impl Default for Step {
             retry_after: None,
             inquiries: 1,
             resolves_to: SUCCESS.to_owned(),
+            fields: Map::new(),
             times: Times::Some(1),
         }
     }
