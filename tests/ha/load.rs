@@ -37,9 +37,14 @@ impl Job {
 
     fn body(&self) -> Vec<u8> {
         let amount = json!({"currency": "HKD", "value": self.value});
-        json!({"captureRequestId": self.id, "paymentId": self.payment_id, "captureAmount": amount})
-            .to_string()
-            .into_bytes()
+        json!({
+            "captureRequestId": self.id,
+            "paymentId": self.payment_id,
+            "captureAmount": amount,
+            "captureType": "NON_FINAL",
+        })
+        .to_string()
+        .into_bytes()
     }
 }
 

@@ -39,7 +39,8 @@ fn hostile_bodies() -> Vec<Vec<u8>> {
     .map(|text| text.as_bytes().to_vec())
     .to_vec();
     bodies.push(vec![0xff; 100]);
-    bodies.push([b"\xef\xbb\xbf".as_slice(), &with(ID, PAYMENT, AMOUNT, "")].concat());
+    bodies.push([b"\xef\xbb\xbf\xef\xbb\xbf".as_slice(), &with(ID, PAYMENT, AMOUNT, "")].concat());
+    bodies.push([b"\xff\xfe".as_slice(), &with(ID, PAYMENT, AMOUNT, "")].concat());
     bodies.push([with(ID, PAYMENT, AMOUNT, "").as_slice(), b"{}"].concat());
     bodies.push([with(ID, PAYMENT, AMOUNT, "").as_slice(), b"\xc3"].concat());
     bodies.push(with(ID, PAYMENT, AMOUNT, &format!(",\"x\":\"{}\"", "x".repeat(64 * 1024))));
@@ -131,6 +132,11 @@ fn hostile_extras() -> Vec<Vec<u8>> {
         r#","metadata":"text""#,
         r#","metadata":{"n":1}"#,
         r#","metadata":{"n":{"m":"o"}}"#,
+        r#","metadata":{"n":null}"#,
+        r#","captureType":"final""#,
+        r#","captureType":true"#,
+        r#","captureType":"FINAL","captureType":"FINAL""#,
+        r#","goods":null,"goods":[]"#,
         &big,
     ];
     extras.map(|more| with(ID, PAYMENT, AMOUNT, more)).to_vec()

@@ -16,6 +16,7 @@ mod doubt;
 mod families;
 mod faults;
 mod forgets;
+mod forwarding;
 mod hostile;
 mod leases;
 mod letters;

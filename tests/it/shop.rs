@@ -77,6 +77,15 @@ impl Shop {
         latency: Duration,
     ) -> Self {
         let options = SandboxOptions { latency, ..SandboxOptions::default() };
+        Self::open_with(rabbit_url, redis_url, options).await
+    }
+
+    /// The same, with a gateway that behaves so.
+    pub(crate) async fn open_with(
+        rabbit_url: &str,
+        redis_url: &str,
+        options: SandboxOptions,
+    ) -> Self {
         let prefix = format!("t{:08x}", rand::random::<u32>());
         let broker = TestBroker::connect(rabbit_url).await.unwrap();
         let results = broker.subscribe_results(&prefix).await.unwrap();

@@ -124,9 +124,16 @@ fn job(n: usize, rng: &mut StdRng) -> Job {
 impl Job {
     pub(crate) fn body(&self) -> Vec<u8> {
         let amount = json!({"currency": self.currency, "value": self.value.to_string()});
-        json!({"captureRequestId": self.id, "paymentId": self.payment_id, "captureAmount": amount})
-            .to_string()
-            .into_bytes()
+        // The gateway compares every field of a repeated request: one that a retry drops is seen.
+        json!({
+            "captureRequestId": self.id,
+            "paymentId": self.payment_id,
+            "captureAmount": amount,
+            "captureType": "NON_FINAL",
+            "goods": [{"referenceGoodsId": self.id}],
+        })
+        .to_string()
+        .into_bytes()
     }
 
     /// What the gateway is told to do with this id.

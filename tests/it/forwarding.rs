@@ -1,0 +1,258 @@
+//! What goes to the gateway beside the contract's three fields, and what comes back from it.
+
+use capture_worker::{
+    domain::{class::Class, job::BODY_BYTES_MAX},
+    sandbox::SandboxOptions,
+};
+use lapin::{BasicProperties, types::AMQPValue};
+use serde_json::{Value, json};
+
+use crate::{
+    shop::{LIMIT, Shop, headers, job},
+    support::{
+        poll::eventually,
+        servers::{Persistence, PrivateRedis, shared_rabbit},
+    },
+};
+
+/// A job of HKD with these fields before the contract's.
+fn with(id: &str, payment: &str, fields: &str) -> Vec<u8> {
+    let job = String::from_utf8(job(id, payment, 100)).expect("text");
+    job.replacen('{', &format!("{{{fields},"), 1).into_bytes()
+}
+
+fn of_type(id: &str, payment: &str, capture_type: &str) -> Vec<u8> {
+    with(id, payment, &format!(r#""captureType":"{capture_type}""#))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_try_of_a_job_sends_the_same_forwarded_fields() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let fields = r#""captureType":"NON_FINAL","isLastCapture":false,"transit":null,"goods":[{"goodsName":"\u00e9","price":1.50}],"own":1"#;
+    let sent = json!({
+        "captureType": "NON_FINAL",
+        "isLastCapture": false,
+        "goods": [{"goodsName": "é", "price": 1.5}],
+    });
+    // The gateway compares: another field in the second try would be REPEAT_REQ_INCONSISTENT.
+    for (id, payment) in [("once", "p-once"), ("again", "sim-answer-lost-1")] {
+        shop.publish(&with(id, payment, fields)).await;
+        shop.ends_as(id, "CAPTURED", None).await;
+        assert_eq!(shop.request(payment, id)["fields"], sent);
+    }
+    assert_eq!(shop.posts("sim-answer-lost-1", "again"), 2);
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_setting_names_the_fields_that_are_forwarded() {
+    let shop = Shop::open().await.set("GATEWAY__FORWARD_FIELDS", "goods,customsCode");
+    let _worker = shop.worker().await;
+    let fields = r#""captureType":"whatever","customsCode":"7","goods":[]"#;
+    shop.publish(&with("c", "p", fields)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(shop.request("p", "c")["fields"], json!({"customsCode": "7", "goods": []}));
+    let own = shop.set("GATEWAY__FORWARD_FIELDS", "captureAmount");
+    let (code, _, errors) = own.told(&["run"]).await;
+    assert_eq!(code, Some(64), "{errors}");
+    assert!(errors.contains("gateway.forward_fields must not name `captureAmount`"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_as_large_as_a_job_may_be_is_forwarded_whole() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let empty = with("c", "p", r#""goods":"""#).len();
+    let goods = "x".repeat(BODY_BYTES_MAX - empty);
+    shop.publish(&with("c", "p", &format!(r#""goods":"{goods}""#))).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(shop.request("p", "c")["fields"]["goods"], goods);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_forwarded_fields_that_were_not_sent_are_malformed_at_once() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    for (id, fields, reason) in [
+        ("type", r#""captureType":"LAST""#, "`captureType` must be"),
+        ("boolean", r#""captureType":false"#, "found a boolean"),
+        ("twice", r#""goods":[],"goods":[]"#, "`goods` must stand only once"),
+    ] {
+        let payment = format!("p-{id}");
+        shop.publish(&with(id, &payment, fields)).await;
+        let result = shop.ends_as(id, "FAILED", Some("malformed")).await;
+        assert_eq!(
+            (&result["attempts"], &result["captureAmount"]["value"]),
+            (&json!(0), &json!("100"))
+        );
+        let message = result["resultMessage"].as_str().unwrap_or_default();
+        assert!(message.contains(reason), "{message}");
+        assert_eq!(shop.calls(&payment), []);
+    }
+    let letters = shop.dead(Class::Malformed, 3).await;
+    for letter in letters {
+        assert_eq!(letter.header("x-capture-sent"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_forwarded_fields_of_a_sent_id_are_malformed_only_after_an_inquiry() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let sent = || headers([("x-capture-sent", AMQPValue::Boolean(true))]);
+    shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
+    shop.publish_with(&with("c", "p", r#""captureType":"LAST""#), sent()).await;
+    let result = shop.ends_as("c", "FAILED", Some("malformed")).await;
+    assert_eq!((&result["attempts"], shop.inquiries("p")), (&json!(2), 2), "one told nothing");
+    assert_eq!(shop.posts("p", "c"), 0);
+    // Of an id in process nobody says that it failed.
+    shop.script("q", json!([{"call": "inquiry", "answer": {"http": 503}, "times": "forever"}]));
+    shop.publish_with(&with("d", "q", r#""goods":1,"goods":1"#), sent()).await;
+    shop.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
+}
+
+/// The rules may change between two tries: by the settings, or by another version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_made_by_other_rules_is_captured_by_the_new_ones_too() {
+    let shop = Shop::open().await.set("RETRY__SCHEDULE", "3s,3s,3s");
+    let mut older = shop.worker_with(&[("GATEWAY__FORWARD_FIELDS", "captureType")]).await;
+    shop.script("p", json!([{"answer": "no_answer", "executes": true}]));
+    shop.publish(&with("c", "p", r#""goods":1,"goods":2"#)).await;
+    eventually("it is captured", LIMIT, async || shop.captures_of("c") == 1).await;
+    assert_eq!(older.drain().await, Some(0));
+    let _newer = shop.worker().await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!((shop.posts("p", "c"), shop.inquiries("p")), (1, 1));
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_final_capture_waits_behind_others_of_its_payment_in_a_worker() {
+    let shop = Shop::open().await.set("GATEWAY__TIMEOUT", "8s");
+    let slow = json!([{"delay_ms": 1500, "captureRequestId": "first"}]);
+    shop.script("p", slow);
+    let _worker = shop.worker().await;
+    shop.publish(&of_type("first", "p", "NON_FINAL")).await;
+    eventually("it is under way", LIMIT, async || shop.sandbox.in_flight("p") == 1).await;
+    shop.publish(&of_type("last", "p", "FINAL")).await;
+    for id in ["second", "third"] {
+        shop.publish(&of_type(id, "p", "NON_FINAL")).await;
+    }
+    for id in ["first", "second", "third", "last"] {
+        shop.ends_as(id, "CAPTURED", None).await;
+    }
+    assert_eq!(shop.sandbox.payment("p").expect("a payment")["finalCapture"], "last");
+    shop.publish(&of_type("late", "p", "NON_FINAL")).await;
+    let result = shop.ends_as("late", "FAILED", Some("order")).await;
+    assert_eq!(result["resultCode"], "ORDER_STATUS_INVALID");
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_gateway_takes_an_absent_capture_type_as_final() {
+    let redis = PrivateRedis::start(Persistence::None).await.expect("a Redis");
+    let rabbit = shared_rabbit().await.expect("a broker");
+    let options = SandboxOptions { strict: true, ..SandboxOptions::default() };
+    let shop = Shop::open_with(&rabbit.url(), &redis.url(), options).await;
+    let _worker = shop.worker().await;
+    shop.sandbox_has_seen("p").await;
+    shop.publish(&of_type("a", "p", "NON_FINAL")).await;
+    shop.ends_as("a", "CAPTURED", None).await;
+    shop.publish(&job("b", "p", 100)).await;
+    shop.ends_as("b", "CAPTURED", None).await;
+    shop.publish(&of_type("c", "p", "NON_FINAL")).await;
+    shop.ends_as("c", "FAILED", Some("order")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_tell_of_the_acquirer_as_the_gateway_did() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let expected = |result: &Value| json!({"acquirerName": "SANDBOX", "acquirerTransactionId": result["captureId"]});
+    shop.publish(&job("c", "p", 100)).await;
+    let result = shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(result["acquirerInfo"], expected(&result));
+    // A copy is answered from the record.
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("the copy's result", LIMIT, async || shop.results_now("c").len() == 2).await;
+    assert_eq!(shop.results_now("c")[1]["acquirerInfo"], expected(&result));
+    assert_eq!(shop.posts("p", "c"), 1);
+    // An inquiry shows it too.
+    shop.publish(&job("asked", "sim-in-process-1", 100)).await;
+    let result = shop.ends_as("asked", "CAPTURED", None).await;
+    assert_eq!(result["acquirerInfo"], expected(&result));
+    assert_eq!(result["acquirerReferenceNo"], result["captureId"]);
+    for (id, length) in [("fits", 4094), ("large", 4095)] {
+        let info = "x".repeat(length);
+        let payment = format!("p-{id}");
+        shop.script(&payment, json!([{"fields": {"acquirerInfo": info}}]));
+        shop.publish(&job(id, &payment, 100)).await;
+        let result = shop.ends_as(id, "CAPTURED", None).await;
+        assert_eq!(result["acquirerInfo"].is_string(), id == "fits");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_other_frameworks_write_around_a_job_is_no_part_of_it() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    let marked = [b"\xef\xbb\xbf".as_slice(), &job("marked", "p-1", 100)].concat();
+    shop.publish(&marked).await;
+    shop.ends_as("marked", "CAPTURED", None).await;
+    let unset = r#""amount":null,"expiresAt":null,"metadata":null,"captureType":null,"goods":null"#;
+    shop.publish(&with("unset", "p-2", unset)).await;
+    shop.ends_as("unset", "CAPTURED", None).await;
+    assert_eq!(shop.request("p-2", "unset")["fields"], json!({}));
+    let properties = BasicProperties::default().with_delivery_mode(2);
+    let exchange = format!("{}.jobs", shop.prefix);
+    for (encoding, body) in [("gzip", b"\x1f\x8b\x08\x00".as_slice()), ("deflate", b"\x78\x9c\xcb")]
+    {
+        let compressed = properties.clone().with_content_encoding(encoding.into());
+        shop.broker.publish(&exchange, "shipped", body, compressed).await.expect("published");
+    }
+    for letter in shop.dead(Class::Malformed, 2).await {
+        let message = letter.header("x-capture-message").unwrap_or_default();
+        assert_eq!(message, "the body is compressed: publish it uncompressed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_with_a_lower_amount_says_what_is_given_up() {
+    let shop = Shop::open().await;
+    let _worker = shop.worker().await;
+    for (id, fields) in [
+        ("absent", r#""own":1"#),
+        ("final", r#""captureType":"FINAL""#),
+        ("partial", r#""captureType":"NON_FINAL""#),
+        ("goods", r#""captureType":"NON_FINAL","goods":[{}]"#),
+    ] {
+        let payment = format!("p-{id}");
+        shop.script(&payment, json!([{"answer": {"code": "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT"}}]));
+        shop.publish(&with(id, &payment, fields)).await;
+        shop.ends_as(id, "FAILED", Some("limit")).await;
+    }
+    eventually("their letters lie there", LIMIT, async || shop.lie(Class::Limit).await == 4).await;
+    let plan = async |id: &str| {
+        let command = ["dead", "replay", "--dry-run", "--class", "limit", "--capture-value", "60"];
+        let command = [command.as_slice(), &["--id", id]].concat();
+        (shop.told(&command).await, shop.told_json(&command).await)
+    };
+    for (id, is_given_up) in [("absent", true), ("final", true), ("partial", false)] {
+        let ((_, text, errors), (exit, document)) = plan(id).await;
+        assert_eq!(exit, Some(0), "{text}{errors}");
+        let given_up = "the rest of the authorization is given up";
+        assert_eq!(text.contains(given_up), is_given_up, "{id}: {text}");
+        assert_eq!(document["letters"][0]["sends"]["givesUpRest"], is_given_up);
+    }
+    let ((_, text, _), (exit, document)) = plan("goods").await;
+    assert_eq!((exit, &document["refused"]), (Some(1), &json!(1)), "{text}");
+    assert!(text.contains("its goods say what its amount pays for"), "{text}");
+    // Without --capture-value it goes, with its goods.
+    let replay = ["dead", "replay", "--class", "limit", "--id", "goods", "--yes"];
+    assert_eq!(shop.told(&replay).await.0, Some(0));
+    let child = capture_worker::domain::replay::fresh_id("goods");
+    shop.ends_as(&child, "CAPTURED", None).await;
+    let fields = &shop.request("p-goods", &child)["fields"];
+    assert_eq!(*fields, json!({"captureType": "NON_FINAL", "goods": [{}]}));
+}
