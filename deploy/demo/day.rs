@@ -1,6 +1,6 @@
 //! A day of shipments, made up, and what must become of each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -49,6 +49,17 @@ const DOUBTS: [Script; 6] = [
     Script::Unsigned,
 ];
 
+/// What a job says of the captures after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CaptureType {
+    /// Nothing: the only capture of its payment, which the gateway takes as final.
+    Absent,
+    /// More captures of its payment follow.
+    NonFinal,
+    /// The last of several. It is submitted when the others have their results.
+    Final,
+}
+
 /// What must become of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -63,6 +74,7 @@ pub(crate) struct Shipment {
     pub(crate) payment: String,
     pub(crate) money: Money,
     pub(crate) fate: Fate,
+    pub(crate) capture_type: CaptureType,
 }
 
 /// All that is submitted.
@@ -93,13 +105,23 @@ impl Day {
         }
         let mut shipments = day.shipments;
         shuffle(&mut shipments);
-        let copies = shipments.iter().step_by(33).cloned().collect();
+        let first = shipments.iter().filter(|shipment| shipment.is_first());
+        let copies = first.step_by(33).cloned().collect();
         Self { shipments, copies, malformed: format!("ship-{run}-malformed") }
     }
 
-    /// What `capture-worker submit` reads: one JSON document a line.
-    pub(crate) fn json_lines(&self) -> String {
-        self.shipments.iter().map(|shipment| format!("{}\n", shipment.job())).collect()
+    /// What is submitted first: all but the final captures of payments that are shipped in parts.
+    pub(crate) fn first(&self) -> Vec<&Shipment> {
+        self.shipments.iter().filter(|shipment| shipment.is_first()).collect()
+    }
+
+    /// The final captures whose payments' other parts have ended.
+    pub(crate) fn due(&self, has_ended: impl Fn(&str) -> bool) -> Vec<&Shipment> {
+        let is_open = |shipment: &&Shipment| shipment.is_first() && !has_ended(&shipment.id);
+        let open: BTreeSet<&str> =
+            self.shipments.iter().filter(is_open).map(|open| open.payment.as_str()).collect();
+        let last = self.shipments.iter().filter(|shipment| !shipment.is_first());
+        last.filter(|last| !open.contains(last.payment.as_str())).collect()
     }
 
     /// A number where a string belongs.
@@ -123,13 +145,27 @@ impl Day {
         shipments.chain([malformed]).collect()
     }
 
+    /// Payments that are captured in several parts.
+    pub(crate) fn final_captures(&self) -> usize {
+        self.shipments.iter().filter(|shipment| !shipment.is_first()).count()
+    }
+
     pub(crate) fn payments(&self) -> usize {
         let payments = self.shipments.iter().map(|shipment| &shipment.payment);
-        payments.collect::<std::collections::BTreeSet<_>>().len()
+        payments.collect::<BTreeSet<_>>().len()
     }
 }
 
+/// What `capture-worker submit` reads: one JSON document a line.
+pub(crate) fn json_lines(shipments: &[&Shipment]) -> String {
+    shipments.iter().map(|shipment| format!("{}\n", shipment.job())).collect()
+}
+
 impl Shipment {
+    fn is_first(&self) -> bool {
+        self.capture_type != CaptureType::Final
+    }
+
     /// Half of the jobs give the smallest unit, half major units, as publishers differ.
     pub(crate) fn job(&self) -> Value {
         let Money { currency, value } = self.money;
@@ -138,10 +174,17 @@ impl Shipment {
         } else {
             ("amount", major_units(currency, u128::from(value)))
         };
+        let capture_type = match self.capture_type {
+            CaptureType::Absent => None,
+            CaptureType::NonFinal => Some("NON_FINAL"),
+            CaptureType::Final => Some("FINAL"),
+        };
         json!({
             "captureRequestId": self.id,
             "paymentId": self.payment,
             field: {"currency": currency, "value": value},
+            // null counts as absent.
+            "captureType": capture_type,
             "metadata": {"warehouse": "HKG-2"},
         })
     }
@@ -169,7 +212,12 @@ impl Shipments {
         let payment = script.payment_id(&self.run, self.payments);
         let (currency, _) = CURRENCIES.get(self.payments % CURRENCIES.len()).unwrap_or(&("HKD", 2));
         self.payments += 1;
-        for _ in 0..parts {
+        for part in 1..=parts {
+            let capture_type = match (parts, part) {
+                (1, _) => CaptureType::Absent,
+                (_, last) if last == parts => CaptureType::Final,
+                _ => CaptureType::NonFinal,
+            };
             let number = self.shipments.len();
             let spread = u64::try_from(number * 7919 % 90_000).unwrap_or_default() + 101;
             // Rupiah have cents that nobody uses: the gateway takes whole ones only.
@@ -179,6 +227,7 @@ impl Shipments {
                 payment: payment.clone(),
                 money: Money { currency, value },
                 fate,
+                capture_type,
             });
         }
     }

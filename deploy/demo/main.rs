@@ -14,7 +14,7 @@ mod stage;
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
-    day::Day,
+    day::{Day, Shipment, json_lines},
     proof::{Evidence, Outcomes},
     stage::{Addresses, Stage},
     support::{
@@ -125,8 +125,9 @@ async fn play(
     declared.await.context("no worker has declared its queues")?;
     let results = broker.subscribe_results(PREFIX).await?;
     let begun = Instant::now();
-    submit(&day, addresses, &broker).await?;
-    let outcomes = watch(&day, &results, begun, &mut check).await?;
+    submit(&day.first(), addresses).await?;
+    publish_as_with_a_bug(&day, &broker).await?;
+    let outcomes = watch(&day, addresses, &results, begun, &mut check).await?;
     let dead = dead_letters(&broker, &run).await?;
     let ledger = sandbox::ledger(&addresses.sandbox_url).await?.of_run(&run);
     let left_over = left_over(&broker).await?;
@@ -148,11 +149,11 @@ async fn play(
     Ok(false)
 }
 
-/// Valid jobs as an operator submits them; the copies and the malformed one as publishers with a bug would.
-async fn submit(day: &Day, addresses: &Addresses, broker: &TestBroker) -> anyhow::Result<()> {
+/// Valid jobs, as an operator submits them.
+async fn submit(shipments: &[&Shipment], addresses: &Addresses) -> anyhow::Result<()> {
     let folder = support::guardian::folder()?;
     let jobs = folder.path().join("jobs.jsonl");
-    fs::write(&jobs, day.json_lines())?;
+    fs::write(&jobs, json_lines(shipments))?;
     let mut submit = command(&stage::worker_program()?, &["submit", "-"]);
     submit
         .env("CAPTURE__BROKER__URL", &addresses.broker_url)
@@ -161,26 +162,39 @@ async fn submit(day: &Day, addresses: &Addresses, broker: &TestBroker) -> anyhow
     let mut submit = Process::spawn(submit)?;
     let status = submit.wait(Duration::from_secs(60)).await?;
     ensure!(status.success(), "submit: {status}: {}", submit.describe());
+    Ok(())
+}
+
+/// Copies, and a job that is none, as publishers with a bug publish them.
+async fn publish_as_with_a_bug(day: &Day, broker: &TestBroker) -> anyhow::Result<()> {
     for copy in &day.copies {
         broker.publish_job(PREFIX, copy.job().to_string().as_bytes()).await?;
     }
     broker.publish_job(PREFIX, day.malformed_job().to_string().as_bytes()).await
 }
 
-/// Until every delivery has ended, or the day is over, with a line for people every second.
+/// Until every delivery has ended, or the day is over, with a line for people every second. A payment's
+/// final capture is submitted when its other parts have their results, as a publisher does.
 async fn watch(
     day: &Day,
+    addresses: &Addresses,
     results: &Results,
     begun: Instant,
     check: &mut impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcomes> {
     let jobs = day.shipments.len() + 1;
     let on_terminal = std::io::stdout().is_terminal();
+    let mut submitted = BTreeSet::new();
     loop {
         check()?;
         let bodies: Vec<Value> =
             results.all().iter().map(|letter| letter.json()).collect::<Result<_, _>>()?;
         let outcomes = Outcomes::read(&bodies);
+        let mut due = day.due(|id| outcomes.has_ended(id));
+        due.retain(|last| submitted.insert(last.id.clone()));
+        if !due.is_empty() {
+            submit(&due, addresses).await?;
+        }
         let (captured, failed) = (outcomes.count("CAPTURED"), outcomes.count("FAILED"));
         let line = format!(
             "{:>3} s   {jobs} jobs   {captured} captured   {failed} failed   {} open",

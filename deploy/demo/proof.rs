@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde_json::Value;
 
 use crate::{
-    day::{Day, Fate, major_units},
+    day::{CaptureType, Day, Fate, Shipment, major_units},
     sandbox::Ledger,
 };
 
@@ -62,6 +62,10 @@ impl Outcomes {
     /// Ids that ended, with whatever.
     pub(crate) fn ended(&self) -> usize {
         self.by_id.len()
+    }
+
+    pub(crate) fn has_ended(&self, id: &str) -> bool {
+        self.by_id.contains_key(id)
     }
 
     fn captured_money(&self) -> Sums {
@@ -136,6 +140,24 @@ impl Evidence<'_> {
             }
         }
         found.extend(times.keys().map(|id| format!("{id}: captured, but never submitted")));
+        found.extend(self.order_differences());
+        found
+    }
+
+    /// The gateway gives up the rest of an authorization after its final capture, which must be the last.
+    fn order_differences(&self) -> Vec<String> {
+        let at = |id: &str| {
+            self.ledger.captures.iter().position(|capture| capture.capture_request_id == id)
+        };
+        let shipments = &self.day.shipments;
+        let is_last = |shipment: &&Shipment| shipment.capture_type == CaptureType::Final;
+        let mut found = Vec::new();
+        for last in shipments.iter().filter(is_last) {
+            let others = shipments.iter().filter(|other| other.payment == last.payment);
+            if others.filter_map(|other| at(&other.id)).max() != at(&last.id) {
+                found.push(format!("{}: the final capture of {} was not its last", last.id, last.payment));
+            }
+        }
         found
     }
 
@@ -183,6 +205,7 @@ impl Evidence<'_> {
         line("jobs submitted", &(day.shipments.len() + 1).to_string());
         line("  and copies of them", &day.copies.len().to_string());
         line("payments", &day.payments().to_string());
+        line("  shipped in parts", &day.final_captures().to_string());
         line("results", &self.outcomes.results.to_string());
         for status in ["CAPTURED", "FAILED", "IN_DOUBT"] {
             line(&format!("  jobs {status}"), &self.outcomes.count(status).to_string());
