@@ -32,7 +32,6 @@ fn examples(message: &str) -> Vec<Value> {
 #[test]
 fn schema_and_program_take_and_refuse_the_same_jobs() {
     let schema = schema("job");
-    let good = examples("job");
     let mut bad = vec![json!([]), json!("job"), json!({})];
     let change = |field: &str, value: Value| {
         let mut body = json!({
@@ -59,19 +58,31 @@ fn schema_and_program_take_and_refuse_the_same_jobs() {
             ],
         ),
         ("amount", vec![json!({"currency": "HKD", "value": "1"})]),
-        ("expiresAt", vec![json!("tomorrow"), json!(1), json!(null)]),
+        ("captureType", vec![json!("final"), json!(""), json!(true), json!(["FINAL"])]),
+        ("expiresAt", vec![json!("tomorrow"), json!(1)]),
         ("metadata", vec![json!({"a": 1}), json!("text"), json!(["a"])]),
     ] {
         bad.extend(values.into_iter().map(|value| change(field, value)));
     }
-    let long = change("captureRequestId", json!("é".repeat(64)));
-    for body in good.iter().chain([&long]) {
+    bad.push(json!({"captureRequestId": "c", "paymentId": "p", "captureAmount": null}));
+    bad.push(json!({"captureRequestId": "c", "paymentId": "p", "captureAmount": null, "amount": null}));
+    let mut good = examples("job");
+    good.push(change("captureRequestId", json!("é".repeat(64))));
+    for field in ["amount", "expiresAt", "metadata", "captureType", "goods", "transit"] {
+        good.push(change(field, json!(null)));
+    }
+    for field in ["isLastCapture", "transit", "goods", "shippings"] {
+        good.extend([json!(1), json!("x"), json!([{}]), json!(false)].map(|any| change(field, any)));
+    }
+    good.extend(["FINAL", "NON_FINAL"].map(|text| change("captureType", json!(text))));
+    let taken = |body: &Value| Job::parse(body.to_string().as_bytes()).and_then(Job::complete);
+    for body in &good {
         assert!(schema.is_valid(body), "{body}");
-        assert!(Job::parse(body.to_string().as_bytes()).is_ok(), "{body}");
+        assert!(taken(body).is_ok(), "{body}");
     }
     for body in &bad {
         assert!(!schema.is_valid(body), "{body}");
-        assert!(Job::parse(body.to_string().as_bytes()).is_err(), "{body}");
+        assert!(taken(body).is_err(), "{body}");
     }
 }
 
