@@ -155,7 +155,10 @@ impl Evidence<'_> {
         for last in shipments.iter().filter(is_last) {
             let others = shipments.iter().filter(|other| other.payment == last.payment);
             if others.filter_map(|other| at(&other.id)).max() != at(&last.id) {
-                found.push(format!("{}: the final capture of {} was not its last", last.id, last.payment));
+                found.push(format!(
+                    "{}: the final capture of {} was not its last",
+                    last.id, last.payment
+                ));
             }
         }
         found

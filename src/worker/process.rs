@@ -203,7 +203,9 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
     };
     let (result, acquired) = match handed {
         Some(Acquired::Held { .. }) | None => {
-            (LeaseResult::Taken, acquire(ctx, delivery, &claim, turn.is_some()).await)
+            // What will not be posted waits for no other worker's lease.
+            let waits = turn.is_some() && job.forward_error.is_none();
+            (LeaseResult::Taken, acquire(ctx, delivery, &claim, waits).await)
         }
         Some(acquired) => (LeaseResult::HandedOver, Ok(acquired)),
     };
@@ -212,10 +214,10 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
         Ok(Acquired::Known(fate)) => (LeaseResult::Known, Ended::known(fate)),
         Ok(Acquired::Replaced) => (LeaseResult::Known, Ended::replaced()),
         Ok(Acquired::Held { marked, .. }) => {
-            (LeaseResult::Held, Ended::deferred(Deferral::LeaseHeld, sent(marked)))
+            (LeaseResult::Held, kept_out(job, history, Deferral::LeaseHeld, marked))
         }
         Ok(Acquired::OnHold { marked }) => {
-            (LeaseResult::OnHold, Ended::deferred(Deferral::HoldOfAnother, sent(marked)))
+            (LeaseResult::OnHold, kept_out(job, history, Deferral::HoldOfAnother, marked))
         }
         Err(ended) => {
             give_up(ctx, claim).await;
@@ -223,6 +225,19 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
         }
     };
     (over.0, Waited::Over(over.1))
+}
+
+/// Another has the payment: the job is deferred; but one that must not be posted, and was not sent, ends
+/// without a lease.
+fn kept_out(job: &Job, history: &History, why: Deferral, marked: bool) -> Ended {
+    let may_have_left = marked || history.sent || history.redelivered;
+    match &job.forward_error {
+        Some(error) if !may_have_left => {
+            let outcome = Outcome::Malformed { error: (**error).clone(), inquired: false };
+            Ended::of(outcome, sent(marked))
+        }
+        _ => Ended::deferred(why, sent(marked)),
+    }
 }
 
 const fn sent(marked: bool) -> Sent {

@@ -65,14 +65,18 @@ fn schema_and_program_take_and_refuse_the_same_jobs() {
         bad.extend(values.into_iter().map(|value| change(field, value)));
     }
     bad.push(json!({"captureRequestId": "c", "paymentId": "p", "captureAmount": null}));
-    bad.push(json!({"captureRequestId": "c", "paymentId": "p", "captureAmount": null, "amount": null}));
+    bad.push(
+        json!({"captureRequestId": "c", "paymentId": "p", "captureAmount": null, "amount": null}),
+    );
     let mut good = examples("job");
     good.push(change("captureRequestId", json!("é".repeat(64))));
     for field in ["amount", "expiresAt", "metadata", "captureType", "goods", "transit"] {
         good.push(change(field, json!(null)));
     }
     for field in ["isLastCapture", "transit", "goods", "shippings"] {
-        good.extend([json!(1), json!("x"), json!([{}]), json!(false)].map(|any| change(field, any)));
+        good.extend(
+            [json!(1), json!("x"), json!([{}]), json!(false)].map(|any| change(field, any)),
+        );
     }
     good.extend(["FINAL", "NON_FINAL"].map(|text| change("captureType", json!(text))));
     let taken = |body: &Value| Job::parse(body.to_string().as_bytes()).and_then(Job::complete);

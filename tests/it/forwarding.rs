@@ -97,6 +97,23 @@ async fn bad_forwarded_fields_that_were_not_sent_are_malformed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bad_forwarded_fields_wait_for_no_other_capture_of_the_payment() {
+    let shop = Shop::open().await.set("RETRY__SCHEDULE", "60s");
+    let _worker = shop.worker().await;
+    shop.script("p", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
+    shop.publish(&job("doubt", "p", 100)).await;
+    eventually("one of the payment is in doubt", LIMIT, async || shop.posts("p", "doubt") == 1)
+        .await;
+    shop.publish(&with("c", "p", r#""captureType":"LAST""#)).await;
+    shop.ends_as("c", "FAILED", Some("malformed")).await;
+    // A good one waits.
+    shop.publish(&job("good", "p", 100)).await;
+    shop.publish(&with("d", "p", r#""captureType":"LAST""#)).await;
+    shop.ends_as("d", "FAILED", Some("malformed")).await;
+    assert_eq!((shop.results_now("good"), shop.posts("p", "good")), (vec![], 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_forwarded_fields_of_a_sent_id_are_malformed_only_after_an_inquiry() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
