@@ -173,8 +173,8 @@ async fn publish_as_with_a_bug(day: &Day, broker: &TestBroker) -> anyhow::Result
     broker.publish_job(PREFIX, day.malformed_job().to_string().as_bytes()).await
 }
 
-/// Until every delivery has ended, or the day is over, with a line for people every second. A payment's
-/// final capture is submitted when its other parts have their results, as a publisher does.
+/// Until every delivery has ended, or the day is over, with a line for people every second. A
+/// payment's final capture is submitted when its other parts have their results, as a publisher does.
 async fn watch(
     day: &Day,
     addresses: &Addresses,

@@ -144,7 +144,8 @@ impl Evidence<'_> {
         found
     }
 
-    /// The gateway gives up the rest of an authorization after its final capture, which must be the last.
+    /// The gateway gives up the rest of an authorization after its final capture, which must be the
+    /// last one.
     fn order_differences(&self) -> Vec<String> {
         let at = |id: &str| {
             self.ledger.captures.iter().position(|capture| capture.capture_request_id == id)

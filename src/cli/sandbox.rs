@@ -34,8 +34,8 @@ pub(super) struct SandboxArgs {
     /// made if absent. Without it they are fresh at each start
     #[arg(long, value_name = "FOLDER")]
     keys: Option<PathBuf>,
-    /// Capture only payments that were authorized by `PUT /sandbox/payments/{paymentId}`, and take a
-    /// capture without captureType as FINAL, as the gateway does
+    /// Capture only payments that were authorized by `PUT /sandbox/payments/{paymentId}`, and take
+    /// a capture without captureType as FINAL, as the gateway does
     #[arg(long)]
     strict: bool,
     /// How long every call takes

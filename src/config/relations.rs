@@ -29,7 +29,8 @@ impl Settings {
         let refused = ForwardFields::new(&self.gateway.forward_fields).err().unwrap_or_default();
         let error = |name: &String| {
             format!(
-                "gateway.forward_fields must not name `{name}`: the worker reads or writes that field itself"
+                "gateway.forward_fields must not name `{name}`: the worker reads or writes that \
+                 field itself"
             )
         };
         refused.iter().map(error).collect()
@@ -176,8 +177,8 @@ impl Settings {
         }
         if !gateway.forward_fields.iter().any(|name| name == CAPTURE_TYPE) {
             warnings.push(format!(
-                "gateway.forward_fields does not name {CAPTURE_TYPE}: the gateway takes every capture as \
-                 the last one of its payment"
+                "gateway.forward_fields does not name {CAPTURE_TYPE}: the gateway takes every \
+                 capture as the last one of its payment"
             ));
         }
         if let Some(client_id) = &gateway.client_id {

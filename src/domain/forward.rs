@@ -85,7 +85,7 @@ pub struct Forwarded {
 }
 
 impl Forwarded {
-    /// The fields as members of a JSON object, each with a comma before it; empty if there are none.
+    /// The fields as members of a JSON object, each with a comma before it; empty if there is none.
     #[must_use]
     pub fn members(&self) -> &str {
         &self.members

@@ -207,8 +207,8 @@ impl Job {
 }
 
 impl Malformed {
-    /// The same, of a message whose `content_encoding` is this: compression explains why its body is
-    /// no text, or no JSON.
+    /// The same, of a message whose `content_encoding` is this: compression explains why its body
+    /// is no text, or no JSON.
     #[must_use]
     pub fn with_encoding(mut self: Box<Self>, content_encoding: Option<&str>) -> Box<Self> {
         let is_compressed = content_encoding.is_some_and(|encoding| {

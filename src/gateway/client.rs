@@ -134,7 +134,7 @@ impl Gateway {
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
-            // With HTTP/2, all calls share one connection: whoever loses it has every call in flight in
+            // With HTTP/2 all calls share one connection: if it is lost, every call in flight is in
             // doubt, and the peer's limit of streams makes calls wait inside the client, unsent.
             .http1_only()
             .connect_timeout(CONNECT_TIMEOUT_MAX.min(options.timeout / 2))

@@ -72,7 +72,8 @@ impl Keys {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SandboxOptions {
     /// Payments must be authorized (`PUT /sandbox/payments/{paymentId}`) before they are captured; otherwise any payment
-    /// is good for any sum. And a capture without `captureType` is the last one of its payment, as at the gateway.
+    /// is good for any sum. And a capture without `captureType` is the last one of its payment, as at
+    /// the gateway.
     pub strict: bool,
     /// How long every call takes.
     pub latency: Duration,

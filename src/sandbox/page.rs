@@ -86,8 +86,8 @@ fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
             .collect()
     });
     let head = row(&["paymentId", "captureRequestId", "amount", "state", "posts"]);
-    let note = "After a captured FINAL, a new id of the payment gets ORDER_STATUS_INVALID. That is inferred: \
-        what the gateway answers then is not documented.";
+    let note = "After a captured FINAL, a new id of the payment gets ORDER_STATUS_INVALID. That is \
+        inferred: what the gateway answers then is not documented.";
     write!(page, "<h2>Payments</h2><p>{note}</p><table>{head}{}</table>", rows.concat())
 }
 

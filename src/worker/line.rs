@@ -38,8 +38,8 @@ const SWEEP_MIN: usize = 1024;
 /// published shortly before it may still be on its way to this worker.
 const FINAL_LATER_MS: i64 = 60_000;
 
-/// When a job counts as first seen in its payment's line, in epoch milliseconds. No order is promised:
-/// a publisher sends the final capture when it has the results of the others.
+/// When a job counts as first seen in its payment's line, in epoch milliseconds. No order is
+/// promised: a publisher sends the final capture when it has the results of the others.
 pub(super) fn counts_as_first_seen_ms(first_seen_ms: i64, job: &Job) -> i64 {
     match job.forwarded.capture_type() {
         Some(CaptureType::Final) => first_seen_ms.saturating_add(FINAL_LATER_MS),

@@ -227,7 +227,7 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
     (over.0, Waited::Over(over.1))
 }
 
-/// Another has the payment: the job is deferred; but one that must not be posted, and was not sent, ends
+/// Another has the payment: the job is deferred. One that must not be posted and was not sent ends
 /// without a lease.
 fn kept_out(job: &Job, history: &History, why: Deferral, marked: bool) -> Ended {
     let may_have_left = marked || history.sent || history.redelivered;

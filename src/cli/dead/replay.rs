@@ -52,7 +52,7 @@ pub(in crate::cli) struct ReplayArgs {
     #[arg(long, value_name = "HKD=5000")]
     max_money: Vec<MaxMoney>,
     /// A lower amount, in the smallest unit; for one letter of class limit, named by --id, without
-    /// goods. Unless it says that it is not the final one, the rest of the authorization is given up
+    /// goods. Unless its capture is not the final one, the rest of the authorization is given up
     #[arg(long, value_name = "N")]
     capture_value: Option<u64>,
     /// A new expiresAt: RFC 3339
