@@ -6,6 +6,7 @@ mod support;
 
 mod shop;
 
+mod adversary;
 mod captures;
 mod commands;
 mod contention;

@@ -306,7 +306,8 @@ pub(crate) const TOLD: &str = "what has ended was told";
 /// At most one capture for each job that a publisher wrote, fresh ids included.
 pub(crate) const ONE_CAPTURE: &str = "nothing is captured twice";
 /// An id that was told to have failed by the gateway's verdict has not captured and can't by what is under way, until an
-/// operator sends the same id again.
+/// operator sends the same id again, as long as Redis keeps what it was told: where it has forgotten a failure for want of
+/// a capture, a copy may capture, and CAPTURED overrides FAILED.
 pub(crate) const FAILED_STANDS: &str = "failed stands";
 /// When an id is given up for want of time as `expired`, `unreachable` or unsigned `access`, nothing that may have
 /// captured it was sent. Another copy may be sent afterwards: such a FAILED is true of a copy.
@@ -355,7 +356,8 @@ fn one_capture(_: &Setup, state: &State) -> bool {
 }
 
 fn failed_stands(_: &Setup, state: &State) -> bool {
-    (0_u8..).zip(&state.told).all(|(id, told)| !told.failed || !state.may_have_captured(id))
+    state.forgot
+        || (0_u8..).zip(&state.told).all(|(id, told)| !told.failed || !state.may_have_captured(id))
 }
 
 fn captured_is_true(_: &Setup, state: &State) -> bool {

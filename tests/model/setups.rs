@@ -187,7 +187,7 @@ pub(crate) const SMALL: &[Setup] = &[
         name: "copies, an operator, a lease that runs out",
         jobs: COPIES,
         delays: 0,
-        budget: Budget { pauses: 1, acts: 2, ..CALM },
+        budget: Budget { pauses: 1, acts: 1, ..CALM },
         operators: 1,
         says: REFUSED,
         reaches: &["fresh id captured"],
@@ -292,6 +292,16 @@ pub(crate) const BIG: &[Setup] = &[
         budget: Budget { crashes: 2, acts: 2, ..CALM },
         operators: 2,
         says: &[Said::Captured, Said::Nothing, Said::Failed(RISK), Said::Failed(DENIED)],
+        reaches: &["fresh id captured"],
+        ..BASE
+    },
+    Setup {
+        name: "big: copies, two replays, a lease that runs out",
+        jobs: COPIES,
+        delays: 0,
+        budget: Budget { pauses: 1, acts: 2, ..CALM },
+        operators: 1,
+        says: REFUSED,
         reaches: &["fresh id captured"],
         ..BASE
     },

@@ -273,7 +273,8 @@ impl Setup {
             marker = marker.or(carried.sent.then(Tells::default));
             carried.replays = u8::from(is_first);
         }
-        if self.mutation == Some(Mutation::NoForebears) && !carried.sent {
+        let looks_not = [Mutation::NoForebears, Mutation::FreshWithoutInquiry];
+        if self.mutation.is_some_and(|is| looks_not.contains(&is)) && !carried.sent {
             carried.replays = 0;
         }
         if self.mutation == Some(Mutation::TrustHeaders) && carried.word == DENIED {
