@@ -23,6 +23,7 @@ mod metrics;
 mod operators;
 mod outages;
 mod owners;
+mod probes;
 mod records;
 mod replays;
 mod scripts;
