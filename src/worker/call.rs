@@ -150,7 +150,7 @@ impl UnderLease<'_> {
         match health {
             Health::Throttled(retry_after) => ctx.pace.throttled(retry_after),
             Health::Well => ctx.pace.went_well(),
-            Health::Ill(_) => {}
+            Health::Ill(..) => {}
         }
     }
 

@@ -197,7 +197,7 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
     };
     let (result, acquired) = match handed {
         Some(Acquired::Held { .. }) | None => {
-            (LeaseResult::Taken, acquire(ctx, delivery, &claim, turn.is_some()).await)
+            (LeaseResult::Taken, acquire(ctx, delivery, job, &claim, turn.is_some()).await)
         }
         Some(acquired) => (LeaseResult::HandedOver, Ok(acquired)),
     };
@@ -236,6 +236,7 @@ async fn acquire(
     claim: &Claim,
     in_turn: bool,
 ) -> Result<Acquired, Ended> {
+    job: &Job,
     let begun = Instant::now();
     let keep_until = begun + KEPT_IN_HAND;
     let mut outside = None;
@@ -246,7 +247,8 @@ async fn acquire(
             return Err(Ended::handed_back());
         }
         if ctx.breaker.is_open() {
-            keep(ctx, keep_until, ctx.breaker.closed()).await.map_err(|over| {
+            let closed = ctx.breaker.closed_for(&job.payment_id);
+            keep(ctx, keep_until, closed).await.map_err(|over| {
                 over.unwrap_or_else(|| Ended::deferred(Deferral::GatewayPaused, marked_before))
             })?;
             continue;

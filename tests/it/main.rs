@@ -28,6 +28,7 @@ mod records;
 mod replays;
 mod scripts;
 mod servers;
+mod sick;
 mod tidy;
 mod tls;
 mod traces;
