@@ -41,6 +41,9 @@ const ASK_EVERY_BEHIND: Duration = Duration::from_millis(100);
 /// Between two tries to reach Redis.
 pub(super) const REDIS_RETRY: Duration = Duration::from_millis(100);
 
+/// The client of a Cluster tries a call again and again: a job that is given up, as in a drain, does not wait for that.
+const FORGET_WAIT: Duration = Duration::from_secs(2);
+
 /// What every job needs.
 pub(super) struct Context {
     pub(super) gateway: Gateway,
@@ -233,10 +236,10 @@ fn is_old(ctx: &Context, history: &History) -> bool {
 async fn acquire(
     ctx: &Context,
     delivery: &Delivery,
+    job: &Job,
     claim: &Claim,
     in_turn: bool,
 ) -> Result<Acquired, Ended> {
-    job: &Job,
     let begun = Instant::now();
     let keep_until = begun + KEPT_IN_HAND;
     let mut outside = None;
@@ -253,7 +256,11 @@ async fn acquire(
             })?;
             continue;
         }
-        match ask(ctx, claim, in_turn).await {
+        let asked = tokio::select! {
+            asked = ask(ctx, claim, in_turn) => asked,
+            () = ctx.draining.cancelled() => return Err(Ended::handed_back()),
+        };
+        match asked {
             Ok(Acquired::Held { place: Some(place), marked }) => {
                 // A copy may be sent while this one waits: that it was not, is known only as long as it is asked.
                 if marked {
@@ -314,7 +321,8 @@ async fn redis_back(ctx: &Context) {
 /// An acquisition that is given up stands in line, or may have been granted and its answer lost: what it wrote is taken
 /// back, later if Redis is away.
 pub(super) async fn give_up(ctx: &Arc<Context>, claim: Claim) {
-    if ctx.leases.forget(&claim).await.is_ok() {
+    let forgotten = tokio::time::timeout(FORGET_WAIT, ctx.leases.forget(&claim)).await;
+    if matches!(forgotten, Ok(Ok(()))) {
         return;
     }
     let ctx = Arc::clone(ctx);

@@ -32,3 +32,4 @@ mod sick;
 mod tidy;
 mod tls;
 mod traces;
+mod waits;
