@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use capture_worker::domain::class::Class;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
@@ -178,4 +179,19 @@ async fn a_drain_ends_the_wait_for_a_redis_that_is_silent() {
         shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
     }
     shop.assert_clean_books();
+}
+
+/// As `timeout` and some init processes send it: to the process, and to its group.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_at_once_does_not_cut_the_drain_short() {
+    let shop = Shop::open_slow(Duration::from_secs(3)).await.set("GATEWAY__TIMEOUT", "8s");
+    let mut worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("it is posted", LIMIT, async || shop.posts("p", "c") == 1).await;
+    worker.process.signal(Signal::SIGTERM).unwrap();
+    let draining = |line: &str| line.contains("draining").then_some(());
+    worker.process.line(LIMIT, draining).await.unwrap();
+    assert_eq!(worker.drain().await, Some(0));
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(shop.posts("p", "c"), 1);
 }
