@@ -1,5 +1,7 @@
 //! Probes and metrics over HTTP.
 
+pub mod server;
+
 use std::sync::Arc;
 
 use axum::{
@@ -27,21 +29,14 @@ pub struct Probes {
     pub redis_up: watch::Receiver<bool>,
 }
 
-/// Serves until `stop` is cancelled.
-///
-/// # Errors
-/// The listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    probes: Probes,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
+/// Serves them until `stop` is cancelled.
+pub async fn serve(listener: TcpListener, probes: Probes, stop: CancellationToken) {
     let app = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(probes);
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+    server::serve(listener, app, stop).await;
 }
 
 async fn livez(State(probes): State<Probes>) -> impl IntoResponse {

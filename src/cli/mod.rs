@@ -57,8 +57,8 @@ struct Cli {
 enum Command {
     /// Consume jobs until SIGTERM or SIGINT; then finish those in flight and hand the rest back
     ///
-    /// Exit codes: 0 drained; 1 the drain overran, a second signal came, or the broker's topology is not as it must be; 64
-    /// bad settings.
+    /// Exit codes: 0 drained; 1 the drain overran, a second signal came a second or more after the first, or the broker's
+    /// topology is not as it must be; 64 bad settings.
     Run,
     /// Publish jobs, confirmed; nothing if one of them is invalid
     ///

@@ -1,10 +1,11 @@
 //! `capture-worker run`.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,9 @@ use crate::{
     telemetry::{Health, Metrics},
     worker::{Drained, Worker},
 };
+
+/// A second signal sooner than this after the first is the same wish to stop.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs a worker until it is told to stop.
 pub(super) async fn run(config: Option<&Path>) -> Exit {
@@ -123,19 +127,31 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
     exit
 }
 
-/// The first SIGTERM or SIGINT drains; the second is the token that is returned.
+/// The first SIGTERM or SIGINT drains; the second is the token that is returned. A second one counts
+/// only [`SECOND_SIGNAL_AFTER`] the first: some init processes and `timeout` send each signal twice, to
+/// the process and to its group, and nobody means that as "at once".
 pub(super) fn on_signals(stop: CancellationToken) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let second = CancellationToken::new();
     let cut_short = second.clone();
     tokio::spawn(async move {
-        for told in [stop, cut_short] {
+        let mut first: Option<Instant> = None;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            told.cancel();
+            match first {
+                None => stop.cancel(),
+                Some(first) if first.elapsed() >= SECOND_SIGNAL_AFTER => {
+                    return cut_short.cancel();
+                }
+                Some(_) => {
+                    tracing::info!("another signal came within a second of the first: ignored");
+                }
+            }
+            first.get_or_insert_with(Instant::now);
         }
     });
     Ok(second)

@@ -2,12 +2,13 @@
 //! here, and no redirect is followed.
 
 use std::{
+    marker::PhantomData,
     sync::atomic::{AtomicI64, Ordering},
     time::Duration,
 };
 
 use reqwest::{
-    Response, StatusCode, Url,
+    RequestBuilder, Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
@@ -24,7 +25,7 @@ use super::{
 use crate::domain::{
     job::Job,
     money::shorten,
-    reply::{CaptureReply, InquiryReply, NoAnswer, Reply, Signature},
+    reply::{CaptureBody, InquiryBody, InquiryReply, NoAnswer, Reply, Signature},
     settle::epoch_ms as epoch_ms_of,
     time::parse as parse_time,
 };
@@ -36,6 +37,9 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 const STALE_MS: i64 = 5 * 60 * 1000;
 /// No signed answer has told the time yet.
 const UNKNOWN: i64 = i64::MIN;
+
+/// Why a call was not sent that no thread could sign.
+pub(crate) const NOT_SIGNED: &str = "the call could not be signed";
 
 const CLIENT_ID: HeaderName = HeaderName::from_static("client-id");
 const REQUEST_TIME: HeaderName = HeaderName::from_static("request-time");
@@ -103,6 +107,17 @@ struct Endpoint {
     timeout: Duration,
 }
 
+/// A call that is signed and has not left yet: a caller can look once more, after all waits, whether it
+/// may leave.
+pub struct SignedCall<'g, B> {
+    gateway: &'g Gateway,
+    endpoint: &'g Endpoint,
+    /// Its `request-time`.
+    requested_ms: i64,
+    request: RequestBuilder,
+    reply: PhantomData<fn() -> B>,
+}
+
 impl Gateway {
     /// A client; connects when it is first used.
     ///
@@ -156,14 +171,27 @@ impl Gateway {
         })
     }
 
-    /// Posts a capture, once. What is urgent is signed before the rest.
-    pub async fn capture(&self, job: &Job, is_urgent: bool) -> CaptureReply {
-        self.call(&self.capture, wire::capture_body(job), is_urgent).await
+    /// Signs a capture, and sends nothing. Urgent calls are signed before the others. `None`: a signing
+    /// thread has ended, which is a bug.
+    pub async fn sign_capture(
+        &self,
+        job: &Job,
+        is_urgent: bool,
+    ) -> Option<SignedCall<'_, CaptureBody>> {
+        self.sign(&self.capture, wire::capture_body(job), is_urgent).await
+    }
+
+    /// Signs an inquiry about a payment's captures, and sends nothing. `None` as for captures.
+    pub async fn sign_inquiry(&self, payment_id: &str) -> Option<SignedCall<'_, InquiryBody>> {
+        self.sign(&self.inquiry, wire::inquiry_body(payment_id), false).await
     }
 
     /// Asks what became of a payment's captures.
     pub async fn inquire(&self, payment_id: &str) -> InquiryReply {
-        self.call(&self.inquiry, wire::inquiry_body(payment_id), false).await
+        match self.sign_inquiry(payment_id).await {
+            Some(call) => call.send().await,
+            None => Reply::NotSent(NOT_SIGNED.to_owned()),
+        }
     }
 
     /// How long a capture may take.
@@ -178,13 +206,16 @@ impl Gateway {
         self.inquiry.timeout
     }
 
-    async fn call<B: Body>(&self, endpoint: &Endpoint, body: Vec<u8>, is_urgent: bool) -> Reply<B> {
+    async fn sign<'g, B>(
+        &'g self,
+        endpoint: &'g Endpoint,
+        body: Vec<u8>,
+        is_urgent: bool,
+    ) -> Option<SignedCall<'g, B>> {
         let requested_ms = epoch_ms();
         let time = requested_ms.to_string();
         let text = signing_text(&endpoint.path, &self.client_id, &time, &body);
-        let Some(signature) = self.signer.sign(text, is_urgent).await else {
-            return Reply::NotSent("the call could not be signed".to_owned());
-        };
+        let signature = self.signer.sign(text, is_urgent).await?;
         let request = self
             .http
             .post(endpoint.url.clone())
@@ -192,14 +223,7 @@ impl Gateway {
             .header(REQUEST_TIME, time)
             .header(SIGNATURE, signature_header(self.key_version, &signature))
             .body(body);
-        let exchange = async {
-            let response = request.send().await.map_err(|error| of_send(&error))?;
-            self.read(endpoint, response, requested_ms).await
-        };
-        match tokio::time::timeout(endpoint.timeout, exchange).await {
-            Ok(Ok(reply) | Err(reply)) => reply,
-            Err(_) => Reply::NoAnswer(NoAnswer::TimedOut(endpoint.timeout)),
-        }
+        Some(SignedCall { gateway: self, endpoint, requested_ms, request, reply: PhantomData })
     }
 
     async fn read<B: Body>(
@@ -269,6 +293,22 @@ impl Gateway {
     #[must_use]
     pub fn clock_ahead_ms(&self) -> Option<i64> {
         Some(self.clock_ahead_ms.load(Ordering::Relaxed)).filter(|ms| *ms != UNKNOWN)
+    }
+}
+
+#[expect(private_bounds, reason = "only the two bodies of this module can be read")]
+impl<B: Body> SignedCall<'_, B> {
+    /// Sends it, once.
+    pub async fn send(self) -> Reply<B> {
+        let Self { gateway, endpoint, requested_ms, request, .. } = self;
+        let exchange = async {
+            let response = request.send().await.map_err(|error| of_send(&error))?;
+            gateway.read(endpoint, response, requested_ms).await
+        };
+        match tokio::time::timeout(endpoint.timeout, exchange).await {
+            Ok(Ok(reply) | Err(reply)) => reply,
+            Err(_) => Reply::NoAnswer(NoAnswer::TimedOut(endpoint.timeout)),
+        }
     }
 }
 

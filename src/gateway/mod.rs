@@ -6,4 +6,5 @@ mod signer;
 pub mod signing;
 mod wire;
 
-pub use self::client::{ClientError, Gateway, GatewayOptions};
+pub(crate) use self::client::NOT_SIGNED;
+pub use self::client::{ClientError, Gateway, GatewayOptions, SignedCall};

@@ -19,12 +19,15 @@ use crate::{
         outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
         reply::Reply,
     },
+    gateway::NOT_SIGNED,
     lease::{Acquired, Away, Lease, Released, Renewed},
     telemetry::traces,
 };
 
 /// A call is begun only if it ends so much before its lease.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// So often the lease is renewed before one call; once is enough unless Redis is slow.
+const RENEWALS_MAX: u32 = 3;
 /// The pace is waited for at least so long.
 const PACE_WAIT_MIN: Duration = Duration::from_millis(500);
 
@@ -57,8 +60,10 @@ pub(super) async fn hold(
         ctx,
         job,
         before,
+        announced: Announced::of(&lease),
         lease: &mut lease,
         is_awaited,
+        inquired: false,
         outage: false,
         evidence: Evidence::Reply,
     };
@@ -91,61 +96,101 @@ struct UnderLease<'a> {
     job: &'a Job,
     before: Before<'a>,
     lease: &'a mut Lease,
+    announced: Announced,
     /// Whether others of its payment wait for this call to end.
     is_awaited: bool,
+    /// Whether an inquiry has shown in this attempt that there is no such capture.
+    inquired: bool,
     /// Whether the breaker was open already when the last call was answered.
     outage: bool,
     /// What kind of call was answered last.
     evidence: Evidence,
 }
 
+/// What comes after a step of an attempt.
+enum Step {
+    /// The attempt is over.
+    Over(Outcome),
+    /// This call.
+    Next(Call),
+}
+
+impl From<Outcome> for Step {
+    fn from(outcome: Outcome) -> Self {
+        Self::Over(outcome)
+    }
+}
+
 impl UnderLease<'_> {
     async fn begin(&mut self) -> Outcome {
-        match (first_call(&self.before, &self.ctx.codes), self.before.forward_error) {
-            (Call::Malformed, Some(error)) => {
-                Outcome::Malformed { error: error.clone(), inquired: false }
-            }
-            // Only a job with such an error is malformed here.
-            (Call::Expired | Call::Malformed, _) => Outcome::Expired { inquired: false },
-            (Call::Post, _) => self.post(Announced::of(self.lease)).await,
-            (Call::Inquire, _) => self.inquire().await,
+        let mut next = first_call(&self.before, &self.ctx.codes);
+        loop {
+            let step = match (next, self.before.forward_error) {
+                (Call::Malformed, Some(error)) => {
+                    return Outcome::Malformed { error: error.clone(), inquired: false };
+                }
+                // Only a job with such an error is malformed here.
+                (Call::Expired | Call::Malformed, _) => {
+                    return Outcome::Expired { inquired: self.inquired };
+                }
+                (Call::Post, _) => self.post().await,
+                (Call::Inquire, _) => self.inquire().await,
+            };
+            next = match step {
+                Step::Over(outcome) => return outcome,
+                Step::Next(call) => call,
+            };
         }
     }
 
-    async fn inquire(&mut self) -> Outcome {
+    async fn inquire(&mut self) -> Step {
         let Self { ctx, job, .. } = *self;
-        if let Some(outcome) = self.secure(ctx.gateway.inquiry_timeout(), None).await {
-            return outcome;
+        let timeout = ctx.gateway.inquiry_timeout();
+        let signing = ctx.gateway.sign_inquiry(&job.payment_id);
+        let call = match self.prepare(timeout, signing).await {
+            Ok(call) => call,
+            Err(outcome) => return outcome.into(),
+        };
+        if let Err(step) = self.secure(timeout, false).await {
+            return step;
         }
         self.evidence = Evidence::Inquiry;
         let (asked, span) = (Instant::now(), traces::call("inquiry"));
-        let reply = ctx.gateway.inquire(&job.payment_id).instrument(span.clone()).await;
+        let reply = call.send().instrument(span.clone()).await;
         traces::replied(&span, &reply);
         ctx.metrics.called("inquiry", asked.elapsed());
         self.heard(breaker::Call::Inquiry, &reply);
         self.before.past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
         match judge_inquiry(reply, job, &self.before, &ctx.codes) {
-            Inquired::Over(outcome) => outcome,
+            Inquired::Over(outcome) => outcome.into(),
             Inquired::Post => {
+                // The hold is written anew: it lasts from the last send.
                 let denied_at_replay = Some(self.before.history.replays);
-                self.post(Announced::Not { denied_at_replay }).await
+                self.announced = Announced::Not { denied_at_replay };
+                self.inquired = true;
+                Step::Next(Call::Post)
             }
         }
     }
 
-    async fn post(&mut self, announced: Announced) -> Outcome {
+    async fn post(&mut self) -> Step {
         let Self { ctx, job, .. } = *self;
-        if let Some(outcome) = self.secure(ctx.gateway.capture_timeout(), Some(announced)).await {
-            return outcome;
+        let timeout = ctx.gateway.capture_timeout();
+        let signing = ctx.gateway.sign_capture(job, self.is_awaited);
+        let call = match self.prepare(timeout, signing).await {
+            Ok(call) => call,
+            Err(outcome) => return outcome.into(),
+        };
+        if let Err(step) = self.secure(timeout, true).await {
+            return step;
         }
         self.evidence = Evidence::Reply;
         let (asked, span) = (Instant::now(), traces::call("capture"));
-        let capture = ctx.gateway.capture(job, self.is_awaited);
-        let reply = capture.instrument(span.clone()).await;
+        let reply = call.send().instrument(span.clone()).await;
         traces::replied(&span, &reply);
         ctx.metrics.called("capture", asked.elapsed());
         self.heard(breaker::Call::Capture, &reply);
-        judge_capture(reply, job, &self.before, &ctx.codes)
+        judge_capture(reply, job, &self.before, &ctx.codes).into()
     }
 
     /// What a reply says of the gateway concerns all jobs.
@@ -157,37 +202,88 @@ impl UnderLease<'_> {
         match health {
             Health::Throttled(retry_after) => ctx.pace.throttled(retry_after),
             Health::Well => ctx.pace.went_well(),
-            Health::Ill(_) => {}
+            Health::Ill(..) => {}
         }
     }
 
-    /// Makes sure that a call keeps to the pace, that it ends within the lease, and that a capture is announced (hold and
-    /// mark are written) before it leaves. An outcome if the call may not begin.
-    async fn secure(&mut self, timeout: Duration, announced: Option<Announced>) -> Option<Outcome> {
-        // A lease that is no longer than the call is renewed below, after a short wait at most.
+    /// Waits for the rate limit and for the signature, unless the worker drains meanwhile. Both may take
+    /// seconds.
+    async fn prepare<C>(
+        &self,
+        timeout: Duration,
+        signing: impl Future<Output = Option<C>>,
+    ) -> Result<C, Outcome> {
+        let ctx = self.ctx;
+        // A lease that is no longer than the call is renewed later, after a short wait at most.
         let spare = self.lease.left().saturating_sub(timeout + LEASE_MARGIN).max(PACE_WAIT_MIN);
-        if !self.ctx.pace.slot(spare).await {
-            return Some(Outcome::Deferred(Deferral::RateLimit));
-        }
-        if self.ctx.breaker.is_open() {
-            return Some(Outcome::Deferred(Deferral::GatewayPaused));
-        }
-        let is_good =
-            self.lease.left() >= timeout + LEASE_MARGIN && self.ctx.leases.is_current(self.lease);
-        let denied_at_replay = match announced {
-            None | Some(Announced::Yes) if is_good => return None,
-            None | Some(Announced::Yes) => None,
-            Some(Announced::Not { denied_at_replay }) => denied_at_replay,
+        let prepared = async {
+            if !ctx.pace.slot(spare).await {
+                return Err(Outcome::Deferred(Deferral::RateLimit));
+            }
+            if ctx.breaker.is_open() {
+                return Err(Outcome::Deferred(Deferral::GatewayPaused));
+            }
+            signing.await.ok_or_else(|| Outcome::NotSent(NOT_SIGNED.to_owned()))
         };
-        match self.ctx.leases.renew(self.lease, announced.is_some(), denied_at_replay).await {
-            Ok(Renewed::Kept) => None,
-            // What is on record settles the job when the lease is given back.
-            Ok(Renewed::Lost | Renewed::Recorded) => Some(Outcome::Deferred(Deferral::LeaseHeld)),
-            Err(away) => {
-                tracing::debug!(%away, "the lease can't be renewed");
-                Some(Outcome::Deferred(Deferral::LeaseUnavailable))
+        tokio::select! {
+            biased;
+            () = ctx.draining.cancelled() => Err(Outcome::HandBack),
+            prepared = prepared => prepared,
+        }
+    }
+
+    /// The last look before a call leaves, after all other waits: it must still be due, and end within
+    /// the lease; and a capture must be announced (hold and mark are written). Renewing the lease is a
+    /// wait too: then it looks once more. An error: nothing was sent, and this comes instead.
+    async fn secure(&mut self, timeout: Duration, posts: bool) -> Result<(), Step> {
+        let ctx = self.ctx;
+        let mut needed = timeout + LEASE_MARGIN;
+        for _ in 0..RENEWALS_MAX {
+            self.look_again(posts)?;
+            let is_good = self.lease.left() >= needed && ctx.leases.is_current(self.lease);
+            let denied_at_replay = match self.announced {
+                Announced::Not { denied_at_replay } if posts => denied_at_replay,
+                _ if is_good => return Ok(()),
+                _ => None,
+            };
+            // A renewed lease may be no longer than call and margin, and Redis took a part of it to answer.
+            needed = timeout;
+            match ctx.leases.renew(self.lease, posts, denied_at_replay).await {
+                Ok(Renewed::Kept) if posts => self.announced = Announced::Yes,
+                Ok(Renewed::Kept) => {}
+                // What is on record settles the job when the lease is given back.
+                Ok(Renewed::Lost | Renewed::Recorded) => {
+                    return Err(Outcome::Deferred(Deferral::LeaseHeld).into());
+                }
+                Err(away) => {
+                    tracing::debug!(%away, "the lease can't be renewed");
+                    break;
+                }
             }
         }
+        Err(Outcome::Deferred(Deferral::LeaseUnavailable).into())
+    }
+
+    /// Whether the call is still due: the worker does not drain, the breaker is closed, and a capture is
+    /// what this job needs by now. A job that was never sent expires; one that may have been sent is
+    /// pursued.
+    fn look_again(&mut self, posts: bool) -> Result<(), Step> {
+        if self.ctx.draining.is_cancelled() {
+            return Err(Outcome::HandBack.into());
+        }
+        if self.ctx.breaker.is_open() {
+            return Err(Outcome::Deferred(Deferral::GatewayPaused).into());
+        }
+        if !posts {
+            return Ok(());
+        }
+        self.before.past_expiry = self.job.is_past_expiry(OffsetDateTime::now_utc());
+        let due = match (self.inquired, self.before.past_expiry) {
+            (true, true) => Call::Expired,
+            (true, false) => Call::Post,
+            (false, _) => first_call(&self.before, &self.ctx.codes),
+        };
+        if due == Call::Post { Ok(()) } else { Err(Step::Next(due)) }
     }
 }
 
@@ -203,6 +299,7 @@ async fn release(
     let called = !matches!(
         outcome,
         Outcome::Deferred(_)
+            | Outcome::HandBack
             | Outcome::Expired { inquired: false }
             | Outcome::Malformed { inquired: false, .. }
     );

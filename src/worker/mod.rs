@@ -190,7 +190,10 @@ impl Crew {
             } else {
                 Duration::ZERO
             };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
             watching.await.unwrap_or_default();
             // A broker that is gone may let the closing wait: the next session does not.
             tokio::spawn(async move { session.close().await });
@@ -270,17 +273,24 @@ impl Crew {
         }
     }
 
-    /// Ceases to consume, and gives back what was handed out and has not begun.
+    /// Ceases to consume, and gives back what was handed out and has not begun. A broker that does not answer may keep
+    /// that from ending: the drain's time is its limit too.
     async fn hand_back(&mut self, intake: &mut Intake) {
-        self.drain_until = Some(Instant::now() + self.drain_timeout);
+        let until = Instant::now() + self.drain_timeout;
+        self.drain_until = Some(until);
         self.health.draining();
         self.ctx.draining.cancel();
-        intake.stop().await;
-        while !intake.is_stopped() {
-            match intake.next().await {
-                Taken::Delivery(delivery) => give_back(*delivery).await,
-                Taken::Stopped | Taken::Lost => return,
+        let handed_back = async {
+            intake.stop().await;
+            while !intake.is_stopped() {
+                match intake.next().await {
+                    Taken::Delivery(delivery) => give_back(*delivery).await,
+                    Taken::Stopped | Taken::Lost => return,
+                }
             }
+        };
+        if tokio::time::timeout_at(until, handed_back).await.is_err() {
+            tracing::warn!("not everything was handed back in time");
         }
     }
 

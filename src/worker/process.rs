@@ -42,6 +42,9 @@ const ASK_EVERY_BEHIND: Duration = Duration::from_millis(100);
 /// Between two tries to reach Redis.
 pub(super) const REDIS_RETRY: Duration = Duration::from_millis(100);
 
+/// The client of a Cluster tries a call again and again: a job that is given up, as in a drain, does not wait for that.
+const FORGET_WAIT: Duration = Duration::from_secs(2);
+
 /// What every job needs.
 pub(super) struct Context {
     pub(super) gateway: Gateway,
@@ -205,7 +208,7 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
         Some(Acquired::Held { .. }) | None => {
             // What will not be posted waits for no other worker's lease.
             let waits = turn.is_some() && job.forward_error.is_none();
-            (LeaseResult::Taken, acquire(ctx, delivery, &claim, waits).await)
+            (LeaseResult::Taken, acquire(ctx, delivery, job, &claim, waits).await)
         }
         Some(acquired) => (LeaseResult::HandedOver, Ok(acquired)),
     };
@@ -254,6 +257,7 @@ fn is_old(ctx: &Context, history: &History) -> bool {
 async fn acquire(
     ctx: &Context,
     delivery: &Delivery,
+    job: &Job,
     claim: &Claim,
     in_turn: bool,
 ) -> Result<Acquired, Ended> {
@@ -267,12 +271,17 @@ async fn acquire(
             return Err(Ended::handed_back());
         }
         if ctx.breaker.is_open() {
-            keep(ctx, keep_until, ctx.breaker.closed()).await.map_err(|over| {
+            let closed = ctx.breaker.closed_for(&job.payment_id);
+            keep(ctx, keep_until, closed).await.map_err(|over| {
                 over.unwrap_or_else(|| Ended::deferred(Deferral::GatewayPaused, marked_before))
             })?;
             continue;
         }
-        match ask(ctx, claim, in_turn).await {
+        let asked = tokio::select! {
+            asked = ask(ctx, claim, in_turn) => asked,
+            () = ctx.draining.cancelled() => return Err(Ended::handed_back()),
+        };
+        match asked {
             Ok(Acquired::Held { place: Some(place), marked }) => {
                 // A copy may be sent while this one waits: that it was not, is known only as long as it is asked.
                 if marked {
@@ -333,7 +342,8 @@ async fn redis_back(ctx: &Context) {
 /// An acquisition that is given up stands in line, or may have been granted and its answer lost: what it wrote is taken
 /// back, later if Redis is away.
 pub(super) async fn give_up(ctx: &Arc<Context>, claim: Claim) {
-    if ctx.leases.forget(&claim).await.is_ok() {
+    let forgotten = tokio::time::timeout(FORGET_WAIT, ctx.leases.forget(&claim)).await;
+    if matches!(forgotten, Ok(Ok(()))) {
         return;
     }
     let ctx = Arc::clone(ctx);

@@ -8,7 +8,7 @@ use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
 use crate::{
-    shop::{LIMIT, Shop, headers, job},
+    shop::{LIMIT, Shop, headers, job, job_until},
     support::{poll::eventually, servers::free_port},
 };
 
@@ -37,18 +37,6 @@ const RECOVERED: [&str; 22] = [
     "denied",
     "lost-then-denied",
 ];
-
-/// A job with the time after which it must not be begun.
-fn job_until(id: &str, payment: &str, until: SystemTime) -> Vec<u8> {
-    json!({
-        "captureRequestId": id,
-        "paymentId": payment,
-        "captureAmount": {"currency": "HKD", "value": "100"},
-        "expiresAt": humantime::format_rfc3339_millis(until).to_string(),
-    })
-    .to_string()
-    .into_bytes()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_ambiguous_reply_ends_captured_exactly_once_or_in_doubt() {

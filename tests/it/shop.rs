@@ -2,7 +2,12 @@
 //! processes. Nothing is deleted at the broker: 3.10 fails when queues with at-least-once dead-lettering are deleted.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use capture_worker::{
     domain::class::Class,
@@ -347,6 +352,18 @@ pub(crate) fn job(id: &str, payment: &str, value: u64) -> Vec<u8> {
         "captureRequestId": id,
         "paymentId": payment,
         "captureAmount": {"currency": "HKD", "value": value.to_string()},
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// A job with the time after which it must not be begun.
+pub(crate) fn job_until(id: &str, payment: &str, until: SystemTime) -> Vec<u8> {
+    json!({
+        "captureRequestId": id,
+        "paymentId": payment,
+        "captureAmount": {"currency": "HKD", "value": "100"},
+        "expiresAt": humantime::format_rfc3339_millis(until).to_string(),
     })
     .to_string()
     .into_bytes()

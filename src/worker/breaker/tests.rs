@@ -1,0 +1,171 @@
+use super::*;
+
+const OPTIONS: BreakerOptions = BreakerOptions {
+    failures: 3,
+    pause: Duration::from_secs(1),
+    max_pause: Duration::from_secs(5),
+};
+
+fn breaker() -> Breaker {
+    Breaker::new(OPTIONS, Arc::default())
+}
+
+fn ill(illness: Illness) -> Health {
+    Health::Ill(illness, "no normal answer".into())
+}
+
+/// So many captures fail, each of another payment.
+fn fails(breaker: &Breaker, times: u32) {
+    for n in 0..times {
+        breaker.heard(Call::Capture, &format!("p-{n}"), &ill(Illness::NoAnswer));
+    }
+}
+
+fn fails_for(breaker: &Breaker, payment_id: &str, illness: Illness, times: u32) {
+    for _ in 0..times {
+        breaker.heard(Call::Capture, payment_id, &ill(illness));
+    }
+}
+
+#[test]
+fn it_opens_after_failures_in_a_row() {
+    let breaker = breaker();
+    fails(&breaker, 2);
+    breaker.heard(Call::Capture, "p", &Health::Well);
+    fails(&breaker, 2);
+    assert!(!breaker.is_open());
+    // An inquiry that is answered says nothing of captures.
+    breaker.heard(Call::Inquiry, "p", &Health::Well);
+    fails(&breaker, 3);
+    assert!(breaker.is_open());
+    breaker.heard(Call::Capture, "p", &Health::Throttled(None));
+    assert!(!breaker.is_open());
+    fails(&breaker, 2);
+    assert!(!breaker.is_open());
+}
+
+#[test]
+fn closed_by_an_inquiry_it_is_on_trial_until_a_capture_is_answered() {
+    let breaker = breaker();
+    fails(&breaker, 3);
+    for pause in [2, 4, 5, 5] {
+        breaker.probed(Some(&Health::Well), "good", None);
+        assert!(!breaker.is_open());
+        fails(&breaker, 1);
+        assert!(breaker.is_open());
+        assert_eq!(breaker.lock().pause, Duration::from_secs(pause));
+    }
+    breaker.probed(Some(&Health::Well), "good", None);
+    breaker.heard(Call::Capture, "p", &Health::Well);
+    fails(&breaker, 2);
+    assert!(!breaker.is_open());
+    assert_eq!(breaker.lock().pause, OPTIONS.pause);
+}
+
+#[test]
+fn failures_of_too_few_payments_never_open_it() {
+    let breaker = breaker();
+    for payment_id in ["a", "b"] {
+        fails_for(&breaker, payment_id, Illness::NoAnswer, 50);
+        fails_for(&breaker, payment_id, Illness::Refused, 50);
+    }
+    assert!(!breaker.is_open());
+    fails_for(&breaker, "c", Illness::Refused, 1);
+    assert!(breaker.is_open());
+}
+
+#[test]
+fn what_was_not_sent_counts_whatever_its_payment() {
+    let breaker = breaker();
+    fails_for(&breaker, "a", Illness::NotSent, 2);
+    assert!(!breaker.is_open());
+    fails_for(&breaker, "a", Illness::NotSent, 1);
+    assert!(breaker.is_open());
+}
+
+#[test]
+fn a_threshold_below_three_needs_no_more_payments_than_that() {
+    let options = BreakerOptions { failures: 1, ..OPTIONS };
+    let breaker = Breaker::new(options, Arc::default());
+    fails_for(&breaker, "a", Illness::NoAnswer, 1);
+    assert!(breaker.is_open());
+}
+
+#[test]
+fn a_refused_request_does_not_open_it_on_trial() {
+    let breaker = breaker();
+    fails(&breaker, 3);
+    breaker.probed(Some(&Health::Well), "good", None);
+    fails_for(&breaker, "a", Illness::Refused, 5);
+    assert!(!breaker.is_open());
+    fails_for(&breaker, "b", Illness::NoAnswer, 1);
+    assert!(breaker.is_open());
+}
+
+#[test]
+fn an_answer_about_another_payment_closes_it_without_a_trial() {
+    let breaker = breaker();
+    fails(&breaker, 3);
+    breaker.probed(Some(&ill(Illness::Refused)), "good", Some(&Health::Well));
+    assert!(!breaker.is_open());
+    // These are ill by themselves now.
+    fails(&breaker, 3);
+    fails(&breaker, 3);
+    assert!(!breaker.is_open());
+    for payment_id in ["a", "b", "c"] {
+        fails_for(&breaker, payment_id, Illness::NoAnswer, 1);
+    }
+    assert!(breaker.is_open());
+}
+
+#[test]
+fn a_payment_that_fails_while_others_are_answered_counts_no_more() {
+    let breaker = breaker();
+    for _ in 0..2 {
+        fails(&breaker, 2);
+        breaker.heard(Call::Capture, "good", &Health::Well);
+    }
+    fails(&breaker, 2);
+    fails_for(&breaker, "c", Illness::NoAnswer, 2);
+    assert!(!breaker.is_open());
+    // Once it was captured, it counts again.
+    for payment_id in ["p-0", "p-1", "c"] {
+        breaker.heard(Call::Capture, payment_id, &Health::Well);
+    }
+    fails(&breaker, 3);
+    assert!(breaker.is_open());
+}
+
+#[test]
+fn failed_probes_double_the_pause_and_ask_about_payments_in_turn() {
+    let breaker = breaker();
+    breaker.heard(Call::Capture, "good", &Health::Well);
+    fails(&breaker, 3);
+    for _ in 0..3 {
+        let ill = ill(Illness::NoAnswer);
+        breaker.probed(Some(&ill), "good", Some(&ill));
+    }
+    assert!(breaker.is_open());
+    let mut state = breaker.lock();
+    assert_eq!(state.pause, OPTIONS.max_pause);
+    let asked: Vec<_> = (0..4).map(|_| state.targets()).collect();
+    let failed = ["p-0", "p-1", "p-2", "p-0"];
+    assert_eq!(asked, failed.map(|failed| (Some(failed.to_owned()), "good".to_owned())));
+}
+
+/// All that a worker has seen since its start may be ill, while jobs behind them are not.
+#[tokio::test]
+async fn where_none_was_answered_a_probe_asks_about_no_payment_too() {
+    let breaker = breaker();
+    fails(&breaker, 3);
+    let waits = breaker.closed_for("waits");
+    let asks = async {
+        let others: Vec<_> = (0..3).map(|_| breaker.lock().targets().1).collect();
+        assert_eq!(others, [NO_PAYMENT, "waits", NO_PAYMENT]);
+        breaker.probed(Some(&ill(Illness::NoAnswer)), NO_PAYMENT, Some(&Health::Well));
+    };
+    tokio::join!(waits, asks);
+    // It proves too little of payments: on trial.
+    fails_for(&breaker, "a", Illness::NoAnswer, 1);
+    assert!(breaker.is_open());
+}

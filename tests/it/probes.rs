@@ -1,0 +1,104 @@
+//! The listener of probes and metrics: whoever else connects to it neither takes the process's descriptors nor keeps
+//! probes out.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::{
+    shop::{LIMIT, Shop, Worker},
+    support::{http, poll::eventually},
+};
+
+/// The limit of connections.
+const CONNECTIONS_MAX: usize = 64;
+
+async fn connect(worker: &Worker, text: &str) -> TcpStream {
+    let address = worker.url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // One that was closed meanwhile is what some of these tests are about.
+    stream.write_all(text.as_bytes()).await.unwrap_or_default();
+    stream
+}
+
+/// How many sockets the process has.
+fn sockets(worker: &Worker) -> usize {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", worker.process.pid())).unwrap();
+    let is_socket = |descriptor: std::io::Result<std::fs::DirEntry>| {
+        let target = std::fs::read_link(descriptor.unwrap().path()).unwrap_or_default();
+        target.to_string_lossy().starts_with("socket:")
+    };
+    descriptors.map(is_socket).filter(|is_socket| *is_socket).count()
+}
+
+/// Reads until the connection is closed; what it said before.
+async fn rest_of(mut stream: TcpStream) -> String {
+    let mut said = Vec::new();
+    let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut said)).await;
+    // A reset ends it too.
+    drop(read.expect("the connection is closed"));
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_open_requests_take_few_descriptors_and_no_probe_away() {
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    let before = sockets(&worker);
+    let mut half_open = Vec::new();
+    for _ in 0..300 {
+        half_open.push(connect(&worker, "GET /livez HTTP/1.1\r\nHost: w\r\n").await);
+        assert!(sockets(&worker) <= before + CONNECTIONS_MAX + 2, "{}", sockets(&worker));
+    }
+    for path in ["/livez", "/readyz", "/metrics"] {
+        http::get(&worker.url, path).await.unwrap();
+    }
+    for stream in half_open {
+        rest_of(stream).await;
+    }
+    let closed = async || sockets(&worker) <= before + 1;
+    eventually("all of them are closed", LIMIT, closed).await;
+}
+
+/// As Prometheus keeps its connections between two scrapes.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_make_room_for_probes() {
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    let request = "GET /livez HTTP/1.1\r\nHost: w\r\n\r\n";
+    let mut idle = Vec::new();
+    for _ in 0..2 * CONNECTIONS_MAX {
+        let mut stream = connect(&worker, request).await;
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        idle.push(stream);
+    }
+    http::get(&worker.url, "/metrics").await.unwrap();
+    // The one that was used last is good for another request.
+    let mut last = idle.pop().unwrap();
+    last.write_all(request.as_bytes()).await.unwrap();
+    let said = rest_of(last).await;
+    assert!(said.contains("HTTP/1.1 200 OK"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listener_speaks_no_http_2() {
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    let stream = connect(&worker, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let said = rest_of(stream).await;
+    assert!(!said.contains("200"), "{said}");
+    // A client that sends nothing more after its headers is answered all the same.
+    let post = "GET /livez HTTP/1.1\r\nHost: w\r\nContent-Length: 100000\r\n\r\n";
+    let mut stream = connect(&worker, post).await;
+    let mut answer = [0; 15];
+    let read = tokio::time::timeout(Duration::from_secs(30), stream.read_exact(&mut answer));
+    read.await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+}
