@@ -8,7 +8,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, settings};
+use super::{
+    Exit, complain,
+    settings::{self, Service},
+};
 use crate::{
     config::Settings,
     http::{self, Probes},
@@ -19,7 +22,7 @@ use crate::{
 
 /// Runs a worker until it is told to stop.
 pub(super) async fn run(config: Option<&Path>) -> Exit {
-    let settings = match settings::load(config) {
+    let settings = match settings::load(config, Service::ALL) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };

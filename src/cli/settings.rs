@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use super::{Exit, complain};
 use crate::{
     broker::{BrokerOptions, Session},
-    config::{Breaker, Settings, Tls},
+    config::{Breaker, Settings, SettingsErrors, Tls},
     domain::settle::Policy,
     gateway::{
         Gateway, GatewayOptions,
@@ -22,14 +22,39 @@ use crate::{
     worker::BreakerOptions,
 };
 
-/// Loads the settings, or says everything that is wrong with them.
-pub(super) fn load(config: Option<&Path>) -> Result<Settings, Exit> {
+/// A service that a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Broker,
+    Redis,
+    Gateway,
+}
+
+impl Service {
+    pub(super) const ALL: &[Self] = &[Self::Broker, Self::Redis, Self::Gateway];
+}
+
+/// Loads the settings, or says everything that is wrong with them. What is missing or wrong for one of these services
+/// is said with the rest.
+pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settings, Exit> {
     // A variable of another program may hold anything; one of ours that is no text fails as a bad value.
     let ours = std::env::vars_os().filter_map(|(name, value)| {
         Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
     });
     Settings::load(config, ours).map_err(|errors| {
-        complain(&format!("error: the settings can't be used:\n{errors}"));
+        let mut more = Vec::new();
+        for service in services {
+            let Some(rest) = errors.rest() else { break };
+            more.extend(match service {
+                Service::Broker => broker_options(rest).err().unwrap_or_default(),
+                Service::Redis => leases(rest).err().unwrap_or_default(),
+                Service::Gateway => gateway(rest).err().unwrap_or_default(),
+            });
+        }
+        let mut told = errors.into_texts();
+        more.retain(|error| !told.contains(error));
+        told.append(&mut more);
+        complain(&format!("error: the settings can't be used:\n  {}", told.join("\n  ")));
         Exit::Usage
     })
 }
@@ -86,15 +111,24 @@ pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<Stri
 
 /// The gateway of these settings, or every key that is missing or bad.
 pub(super) fn gateway(settings: &Settings) -> Result<Gateway, Vec<String>> {
-    let access = settings.require_gateway().map_err(|errors| vec![errors.to_string()])?;
-    let signing_key = SigningKey::parse(access.private_key.expose_secret())
-        .map_err(|error| format!("gateway.private_key: {error}"));
-    let verifying_keys = VerifyingKeys::parse(&access.public_key)
-        .map_err(|error| format!("gateway.public_key: {error}"));
-    let (signing_key, verifying_keys) = match (signing_key, verifying_keys) {
-        (Ok(signing_key), Ok(verifying_keys)) => (signing_key, verifying_keys),
-        (signing, verifying) => {
-            return Err([signing.err(), verifying.err()].into_iter().flatten().collect());
+    let access = settings.require_gateway();
+    let private_key = settings.gateway.private_key.as_ref();
+    let signing_key = private_key.map(|key| SigningKey::parse(key.expose_secret()));
+    let public_key = Some(settings.gateway.public_key.join("\n")).filter(|key| !key.is_empty());
+    let verifying_keys = public_key.map(|keys| VerifyingKeys::parse(&keys));
+    let (access, signing_key, verifying_keys) = match (access, signing_key, verifying_keys) {
+        (Ok(access), Some(Ok(signing_key)), Some(Ok(verifying_keys))) => {
+            (access, signing_key, verifying_keys)
+        }
+        (access, signing_key, verifying_keys) => {
+            let mut errors = access.err().map(SettingsErrors::into_texts).unwrap_or_default();
+            for (key, error) in [
+                ("private_key", signing_key.and_then(Result::err)),
+                ("public_key", verifying_keys.and_then(Result::err)),
+            ] {
+                errors.extend(error.map(|error| format!("gateway.{key}: {error}")));
+            }
+            return Err(errors);
         }
     };
     let gateway = &settings.gateway;

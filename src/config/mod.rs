@@ -2,17 +2,31 @@
 //! overrides both. What can't be safe together is refused at the start, all at once.
 
 mod load;
+mod needs;
 mod relations;
+mod sources;
 mod values;
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-pub use self::values::RateLimit;
-use self::values::{duration, durations, optional, secret, texts};
-use crate::{broker::Topology, domain::class::Codes};
+use self::values::{address, duration, durations, keys, number, optional, secret};
+pub use self::{
+    needs::{GatewayAccess, SettingsErrors},
+    values::RateLimit,
+};
+use crate::{
+    broker::Topology,
+    domain::{class::Codes, duration::show as time},
+};
 
 /// The defaults, with the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -46,6 +60,9 @@ pub struct Settings {
     /// Traces.
     #[serde(default)]
     pub traces: Traces,
+    /// Keys whose values can't be used: the defaults stand in for them until the errors are told.
+    #[serde(skip)]
+    unusable: BTreeSet<String>,
 }
 
 /// `[broker]`.
@@ -59,6 +76,7 @@ pub struct Broker {
     /// The prefix of all names.
     pub prefix: String,
     /// Jobs in flight.
+    #[serde(deserialize_with = "number")]
     pub prefetch: u16,
     /// What is done about exchanges and queues at the start.
     #[serde(deserialize_with = "values::topology")]
@@ -109,6 +127,7 @@ pub struct GatewaySettings {
     #[serde(default, deserialize_with = "optional")]
     pub client_id: Option<String>,
     /// Which of the merchant's keys signs.
+    #[serde(deserialize_with = "number")]
     pub key_version: u32,
     /// The merchant's private key.
     #[serde(default, deserialize_with = "values::optional_secret")]
@@ -116,7 +135,7 @@ pub struct GatewaySettings {
     #[serde(default, deserialize_with = "optional")]
     private_key_file: Option<PathBuf>,
     /// The gateway's public keys.
-    #[serde(default, deserialize_with = "texts")]
+    #[serde(default, deserialize_with = "keys")]
     pub public_key: Vec<String>,
     #[serde(default, deserialize_with = "optional")]
     public_key_file: Option<PathBuf>,
@@ -166,6 +185,7 @@ pub struct Retry {
 #[derive(Debug, Deserialize)]
 pub struct Breaker {
     /// Consecutive failures that open it.
+    #[serde(deserialize_with = "number")]
     pub failures: u32,
     /// The first pause.
     #[serde(deserialize_with = "duration")]
@@ -179,6 +199,7 @@ pub struct Breaker {
 #[derive(Debug, Deserialize)]
 pub struct Http {
     /// Where probes and metrics are served.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
 }
 
@@ -217,64 +238,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// What a caller of the gateway must have.
-#[derive(Debug)]
-pub struct GatewayAccess {
-    /// Its address.
-    pub base_url: String,
-    /// The merchant's client id.
-    pub client_id: String,
-    /// The merchant's private key.
-    pub private_key: SecretString,
-    /// The gateway's public keys, one a line.
-    pub public_key: String,
-}
-
-/// Everything that is wrong with the settings, one a line.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SettingsErrors(pub(crate) Vec<String>);
-
-impl std::error::Error for SettingsErrors {}
-
-impl fmt::Display for SettingsErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  {}", self.0.join("\n  "))
-    }
-}
-
 impl Settings {
-    /// What a call to the gateway needs.
-    ///
-    /// # Errors
-    /// Every key that is missing.
-    pub fn require_gateway(&self) -> Result<GatewayAccess, SettingsErrors> {
-        let gateway = &self.gateway;
-        let missing: Vec<_> = [
-            ("base_url", gateway.base_url.is_none(), ""),
-            ("client_id", gateway.client_id.is_none(), ""),
-            ("private_key", gateway.private_key.is_none(), " or gateway.private_key_file"),
-            ("public_key", gateway.public_key.is_empty(), " or gateway.public_key_file"),
-        ]
-        .into_iter()
-        .filter(|(_, missing, _)| *missing)
-        .map(|(key, _, or)| {
-            let variable = format!("CAPTURE__GATEWAY__{}", key.to_uppercase());
-            format!("gateway.{key} is missing: set it{or} in the settings file, or {variable}")
-        })
-        .collect();
-        match (&gateway.base_url, &gateway.client_id, &gateway.private_key) {
-            (Some(base_url), Some(client_id), Some(private_key)) if missing.is_empty() => {
-                Ok(GatewayAccess {
-                    base_url: base_url.clone(),
-                    client_id: client_id.clone(),
-                    private_key: private_key.clone(),
-                    public_key: gateway.public_key.join("\n"),
-                })
-            }
-            _ => Err(SettingsErrors(missing)),
-        }
-    }
-
     /// Every key with its value, in the order of the defaults' file; of secrets, only that they are set.
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
@@ -300,7 +264,7 @@ impl Settings {
         line("gateway.client_id", or_none(gateway.client_id.as_ref()));
         line("gateway.key_version", gateway.key_version.to_string());
         line("gateway.private_key", is_set(gateway.private_key.is_some()));
-        line("gateway.public_key", format!("{} of them", gateway.public_key.len()));
+        line("gateway.public_key", format!("{} keys", gateway.public_key.len()));
         line("gateway.agent_token", is_set(gateway.agent_token.is_some()));
         line("gateway.timeout", time(gateway.timeout));
         line("gateway.inquiry_timeout", time(gateway.inquiry_timeout));
@@ -329,8 +293,9 @@ impl Settings {
 
 impl Tls {
     fn describe(&self) -> [(&'static str, String); 3] {
-        let file =
-            |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| file.display()).as_ref());
+        let file = |file: &Option<PathBuf>| {
+            or_none(file.as_ref().map(|file| load::shown_path(file)).as_ref())
+        };
         [
             ("ca_file", file(&self.ca_file)),
             ("client_cert_file", file(&self.client_cert_file)),
@@ -355,12 +320,8 @@ fn is_set(set: bool) -> String {
     if set { "set".into() } else { "none".into() }
 }
 
-fn time(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
-}
-
 fn times(durations: &[Duration]) -> String {
-    durations.iter().map(|duration| time(*duration)).collect::<Vec<_>>().join(", ")
+    durations.iter().copied().map(time).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use capture_worker::domain::class::Class;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     shop::{LIMIT, Shop, headers, job},
@@ -44,7 +45,7 @@ fn job_until(id: &str, payment: &str, until: SystemTime) -> Vec<u8> {
         "captureRequestId": id,
         "paymentId": payment,
         "captureAmount": {"currency": "HKD", "value": "100"},
-        "expiresAt": humantime::format_rfc3339_millis(until).to_string(),
+        "expiresAt": OffsetDateTime::from(until).format(&Rfc3339).expect("a time"),
     })
     .to_string()
     .into_bytes()

@@ -27,6 +27,7 @@ mod records;
 mod replays;
 mod scripts;
 mod servers;
+mod settings;
 mod tidy;
 mod tls;
 mod traces;

@@ -45,7 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ .Values.config.http.listen | splitList ":" | last }}
 {{- end }}
 
-{{/* A duration such as "1h 30m", in milliseconds. */}}
+{{/* A duration such as "15m", in milliseconds. */}}
 {{- define "capture-worker.ms" -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
 {{- $ms := 0 -}}
