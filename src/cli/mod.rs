@@ -12,6 +12,7 @@ mod sandbox;
 mod settings;
 mod status;
 mod submit;
+mod tls;
 mod watch;
 
 use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode};

@@ -1,23 +1,19 @@
 //! From settings to the parts of a worker.
 
-use std::{
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{num::NonZeroU32, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 
-use super::{Exit, complain};
+use super::{Exit, complain, tls};
 use crate::{
     broker::{BrokerOptions, Session},
-    config::{Breaker, Settings, SettingsErrors, Tls},
+    config::{BROKER_URL, Breaker, Settings, SettingsErrors},
     domain::settle::Policy,
     gateway::{
         Gateway, GatewayOptions,
         signing::{SigningKey, VerifyingKeys},
     },
-    lease::{LeaseTimes, Leases, Owner, RedisOptions, Role},
+    lease::{LeaseTimes, Leases, Owner, RedisOptions, Role, SentinelLogin},
     telemetry::{self, Traces},
     worker::BreakerOptions,
 };
@@ -47,7 +43,7 @@ pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settin
             let Some(rest) = errors.rest() else { break };
             more.extend(match service {
                 Service::Broker => broker_options(rest).err().unwrap_or_default(),
-                Service::Redis => leases(rest).err().unwrap_or_default(),
+                Service::Redis => leases(rest, Role::Command).err().unwrap_or_default(),
                 Service::Gateway => gateway(rest).err().unwrap_or_default(),
             });
         }
@@ -67,15 +63,13 @@ pub(super) fn start_telemetry(settings: &Settings) -> Result<Traces, String> {
 /// The broker's options, with every delay that needs a queue.
 pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<String>> {
     let broker = &settings.broker;
-    let (ca, client) = tls("broker", &broker.tls)?;
+    let (ca, client) = tls::read("broker", &broker.tls)?;
     let ca = ca
         .map(String::from_utf8)
         .transpose()
         .map_err(|_| vec!["broker.ca_file is no PEM text".to_owned()])?;
     if !Session::takes(broker.url.expose_secret()) {
-        return Err(vec![
-            "broker.url is no AMQP URL (amqp://user:password@host:port/vhost)".to_owned(),
-        ]);
+        return Err(vec![BROKER_URL.to_owned()]);
     }
     let mut delays = settings.retry.schedule.clone();
     delays.extend(&settings.retry.defer_schedule);
@@ -98,8 +92,14 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
 pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<String>> {
     let client_id = settings.gateway.client_id.as_deref().unwrap_or_default();
     let owner = Owner::new(&settings.broker.prefix, client_id);
-    let (ca, client) = tls("redis", &settings.redis.tls)?;
-    let options = RedisOptions { url: settings.redis.url.expose_secret().to_owned(), ca, client };
+    let (ca, client) = tls::read("redis", &settings.redis.tls)?;
+    let redis = &settings.redis;
+    let sentinel = redis.sentinel_password.as_ref().map(|password| SentinelLogin {
+        username: redis.sentinel_username.clone(),
+        password: password.expose_secret().to_owned(),
+    });
+    let url = redis.url.expose_secret().to_owned();
+    let options = RedisOptions { url, sentinel, ca, client };
     let times = LeaseTimes {
         ttl: settings.lease.ttl,
         hold_in_doubt: settings.lease.hold_in_doubt,
@@ -162,22 +162,4 @@ pub(super) fn breaker(settings: &Settings) -> BreakerOptions {
 
 pub(super) fn rate_limit(settings: &Settings) -> Option<(NonZeroU32, Duration)> {
     settings.gateway.rate_limit.map(|limit| (limit.calls, limit.period))
-}
-
-type Pem = Vec<u8>;
-type TlsFiles = (Option<Pem>, Option<(Pem, Pem)>);
-
-/// The private authority, and our certificate with its key.
-fn tls(section: &str, tls: &Tls) -> Result<TlsFiles, Vec<String>> {
-    let mut errors = Vec::new();
-    let mut read = |key: &str, file: &Option<PathBuf>| {
-        let file = file.as_ref()?;
-        std::fs::read(file)
-            .map_err(|error| errors.push(format!("{section}.{key} {}: {error}", file.display())))
-            .ok()
-    };
-    let ca = read("ca_file", &tls.ca_file);
-    let certificate = read("client_cert_file", &tls.client_cert_file);
-    let key = read("client_key_file", &tls.client_key_file);
-    if errors.is_empty() { Ok((ca, certificate.zip(key))) } else { Err(errors) }
 }

@@ -80,6 +80,9 @@ impl Settings {
         if let Some(url) = read("redis.url", &redis.url_file) {
             redis.url = SecretString::from(url);
         }
+        if let Some(password) = read("redis.sentinel_password", &redis.sentinel_password_file) {
+            redis.sentinel_password = Some(SecretString::from(password));
+        }
         if let Some(key) = read("gateway.private_key", &gateway.private_key_file) {
             gateway.private_key = Some(SecretString::from(key));
         }
@@ -167,7 +170,7 @@ fn describe(error: &ConfigError, value: &Value) -> String {
 }
 
 /// A path, unless it may be the secret itself in place of the name of its file.
-pub(super) fn shown_path(path: &Path) -> String {
+pub(crate) fn shown_path(path: &Path) -> String {
     let text = path.display().to_string();
     let is_path = text.starts_with(['/', '.'])
         && text.len() <= PATH_BYTES_MAX

@@ -18,14 +18,17 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+pub(crate) use self::load::shown_path;
 use self::values::{address, duration, durations, keys, number, optional, secret};
 pub use self::{
     needs::{GatewayAccess, SettingsErrors},
+    relations::BROKER_URL,
     values::RateLimit,
 };
 use crate::{
-    broker::Topology,
+    broker::{self, Topology},
     domain::{class::Codes, duration::show as time},
+    lease,
 };
 
 /// The defaults, with the documentation of every key.
@@ -94,6 +97,14 @@ pub struct Redis {
     pub url: SecretString,
     #[serde(default, deserialize_with = "optional")]
     url_file: Option<PathBuf>,
+    /// Who we are for the Sentinels.
+    #[serde(default, deserialize_with = "optional")]
+    pub sentinel_username: Option<String>,
+    /// The password for it.
+    #[serde(default, deserialize_with = "values::optional_secret")]
+    pub sentinel_password: Option<SecretString>,
+    #[serde(default, deserialize_with = "optional")]
+    sentinel_password_file: Option<PathBuf>,
     /// Private certificates.
     #[serde(flatten)]
     pub tls: Tls,
@@ -247,14 +258,18 @@ impl Settings {
         } = self;
         let mut lines = Vec::new();
         let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
-        line("broker.url", without_credentials(broker.url.expose_secret()));
+        let broker_url = broker::without_credentials(broker.url.expose_secret());
+        line("broker.url", broker_url.unwrap_or_else(|| "set".into()));
         line("broker.prefix", broker.prefix.clone());
         line("broker.prefetch", broker.prefetch.to_string());
         line("broker.topology", format!("{:?}", broker.topology).to_lowercase());
         for (key, value) in broker.tls.describe() {
             line(&format!("broker.{key}"), value);
         }
-        line("redis.url", without_credentials(redis.url.expose_secret()));
+        let redis_url = lease::without_credentials(redis.url.expose_secret());
+        line("redis.url", redis_url.unwrap_or_else(|| "set".into()));
+        line("redis.sentinel_username", or_none(redis.sentinel_username.as_ref()));
+        line("redis.sentinel_password", is_set(redis.sentinel_password.is_some()));
         for (key, value) in redis.tls.describe() {
             line(&format!("redis.{key}"), value);
         }
@@ -293,22 +308,13 @@ impl Settings {
 
 impl Tls {
     fn describe(&self) -> [(&'static str, String); 3] {
-        let file = |file: &Option<PathBuf>| {
-            or_none(file.as_ref().map(|file| load::shown_path(file)).as_ref())
-        };
+        let file =
+            |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| shown_path(file)).as_ref());
         [
             ("ca_file", file(&self.ca_file)),
             ("client_cert_file", file(&self.client_cert_file)),
             ("client_key_file", file(&self.client_key_file)),
         ]
-    }
-}
-
-/// A URL, or several, without who calls.
-fn without_credentials(urls: &str) -> String {
-    match (urls.split_once("://"), urls.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
-        _ => urls.to_owned(),
     }
 }
 

@@ -6,12 +6,19 @@ use secrecy::ExposeSecret;
 use url::{Host, Url};
 
 use super::{Settings, time, values::shown};
-use crate::broker::DELAY_MS_MAX;
+use crate::{
+    broker::{DELAY_MS_MAX, Session},
+    lease,
+};
 
 /// What a call may take beyond its time-out: scheduling, and clocks that do not agree.
 const MARGIN: Duration = Duration::from_secs(1);
 const PREFIX_CHARS_MAX: usize = 100;
 const AGENT_TOKEN_CHARS_MAX: usize = 128;
+
+/// What `broker.url` is not. In a URL that can't be parsed, any part may be the password.
+pub const BROKER_URL: &str = "broker.url must be amqp://user:password@host:port/vhost or amqps://... (its value is not \
+    shown): percent-encode what is no letter or digit in user, password and virtual host (`/` is %2F, `#` %23, `@` %40)";
 
 /// Something that can't be safe, and the keys that it is about.
 pub(super) struct Wrong {
@@ -162,20 +169,16 @@ impl Settings {
     fn addresses(&self) -> Vec<Wrong> {
         let Self { broker, redis, gateway, traces, .. } = self;
         let mut wrong = Vec::new();
-        let url = broker.url.expose_secret();
-        if !(url.starts_with("amqp://") || url.starts_with("amqps://")) {
-            wrong.push(Wrong::new(
-                &["broker.url"],
-                "broker.url must begin with amqp:// or amqps:// (its value is not shown)",
-            ));
+        if !Session::takes(broker.url.expose_secret()) {
+            wrong.push(Wrong::new(&["broker.url"], BROKER_URL));
         }
-        let is_redis = ["redis://", "rediss://", "redis-sentinel://", "rediss-sentinel://"]
-            .iter()
-            .any(|scheme| redis.url.expose_secret().starts_with(scheme));
-        if !is_redis {
+        if let Err(error) = lease::check_url(redis.url.expose_secret()) {
+            wrong.push(Wrong::new(&["redis.url"], error.to_string()));
+        }
+        if redis.sentinel_username.is_some() && redis.sentinel_password.is_none() {
             wrong.push(Wrong::new(
-                &["redis.url"],
-                "redis.url must begin with redis://, rediss:// or redis-sentinel:// (its value is not shown)",
+                &["redis.sentinel_username", "redis.sentinel_password"],
+                "redis.sentinel_username needs redis.sentinel_password",
             ));
         }
         for (key, url) in
@@ -197,9 +200,15 @@ impl Settings {
         let gateway = &self.gateway;
         let mut warnings = Vec::new();
         let url = gateway.base_url.as_ref().and_then(|url| Url::parse(url).ok());
-        if url.is_some_and(|url| url.scheme() == "http" && !is_loopback(&url)) {
+        if url.as_ref().is_some_and(|url| url.scheme() == "http" && !is_loopback(url)) {
             warnings.push(
                 "gateway.base_url is http://: payments travel in clear text; use https://".into(),
+            );
+        }
+        let asks_sentinels = self.redis.url.expose_secret().contains("-sentinel://");
+        if self.redis.sentinel_password.is_some() && !asks_sentinels {
+            warnings.push(
+                "redis.sentinel_password is not used: redis.url is not redis-sentinel://".into(),
             );
         }
         if let Some(client_id) = &gateway.client_id {

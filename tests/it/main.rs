@@ -6,6 +6,7 @@ mod support;
 
 mod shop;
 
+mod addresses;
 mod captures;
 mod commands;
 mod contention;

@@ -273,7 +273,8 @@ fn every_setting_is_documented_where_its_default_is() {
     let settings = capture_worker::config::Settings::load(None, []).expect("the defaults");
     let shown: Vec<String> = settings.describe().into_iter().map(|(key, _)| key).collect();
     // Twins of secrets: the key itself stands beside them.
-    let twins = ["url_file", "private_key_file", "public_key_file"];
+    let twins =
+        ["url_file", "sentinel_password_file", "private_key_file", "public_key_file", "proxy_file"];
     documented.retain(|key| !twins.iter().any(|twin| key.ends_with(twin)));
     assert_eq!(documented, shown);
 }
