@@ -143,6 +143,7 @@ pub(super) fn gateway(settings: &Settings) -> Result<Gateway, Vec<String>> {
         agent_token: gateway.agent_token.as_ref().map(|token| token.expose_secret().to_owned()),
         timeout: gateway.timeout,
         inquiry_timeout: gateway.inquiry_timeout,
+        proxy: gateway.proxy.as_ref().map(|proxy| proxy.expose_secret().to_owned()),
     })
     .map_err(|error| vec![error.to_string()])
 }

@@ -42,6 +42,7 @@ impl Settings {
                 return Err(SettingsErrors::new(errors, None));
             }
         };
+        settings.proxy_variables = proxy_variables(&env);
         settings.read_secrets(&mut errors);
         settings.read_classes(&mut errors);
         if is_partial {
@@ -85,6 +86,9 @@ impl Settings {
         }
         if let Some(key) = read("gateway.private_key", &gateway.private_key_file) {
             gateway.private_key = Some(SecretString::from(key));
+        }
+        if let Some(proxy) = read("gateway.proxy", &gateway.proxy_file) {
+            gateway.proxy = Some(SecretString::from(proxy));
         }
         if let Some(keys) = read("gateway.public_key", &gateway.public_key_file) {
             gateway.public_key = vec![keys];
@@ -135,6 +139,15 @@ fn read_values(
     let mut settings = settings(all).map_err(|error| error.to_string())?;
     settings.unusable = unusable;
     Ok(settings)
+}
+
+/// The variables by which other programs are told of a proxy.
+fn proxy_variables(env: &[(String, String)]) -> Vec<String> {
+    let names = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
+    let set = env.iter().filter(|(name, value)| {
+        !value.is_empty() && names.iter().any(|known| name.eq_ignore_ascii_case(known))
+    });
+    set.map(|(name, _)| name.clone()).collect()
 }
 
 fn settings(table: Table) -> Result<Settings, ConfigError> {

@@ -66,6 +66,9 @@ pub struct Settings {
     /// Keys whose values can't be used: the defaults stand in for them until the errors are told.
     #[serde(skip)]
     unusable: BTreeSet<String>,
+    /// Variables that name a proxy for other programs.
+    #[serde(skip)]
+    proxy_variables: Vec<String>,
 }
 
 /// `[broker]`.
@@ -159,6 +162,11 @@ pub struct GatewaySettings {
     /// The time of an inquiry.
     #[serde(deserialize_with = "duration")]
     pub inquiry_timeout: Duration,
+    /// The HTTP proxy that tunnels to it.
+    #[serde(default, deserialize_with = "values::optional_secret")]
+    pub proxy: Option<SecretString>,
+    #[serde(default, deserialize_with = "optional")]
+    proxy_file: Option<PathBuf>,
     /// The most jobs that begin.
     #[serde(default, deserialize_with = "optional")]
     pub rate_limit: Option<RateLimit>,
@@ -283,6 +291,7 @@ impl Settings {
         line("gateway.agent_token", is_set(gateway.agent_token.is_some()));
         line("gateway.timeout", time(gateway.timeout));
         line("gateway.inquiry_timeout", time(gateway.inquiry_timeout));
+        line("gateway.proxy", is_set(gateway.proxy.is_some()));
         line("gateway.rate_limit", or_none(gateway.rate_limit.as_ref()));
         line("lease.ttl", time(lease.ttl));
         line("lease.hold_in_doubt", time(lease.hold_in_doubt));

@@ -20,6 +20,10 @@ const AGENT_TOKEN_CHARS_MAX: usize = 128;
 pub const BROKER_URL: &str = "broker.url must be amqp://user:password@host:port/vhost or amqps://... (its value is not \
     shown): percent-encode what is no letter or digit in user, password and virtual host (`/` is %2F, `#` %23, `@` %40)";
 
+/// What `gateway.proxy` is not.
+const PROXY: &str = "gateway.proxy must be http:// or https://, a host, and at most a port, user and password (its value \
+    is not shown): percent-encode what is no letter or digit in user and password";
+
 /// Something that can't be safe, and the keys that it is about.
 pub(super) struct Wrong {
     pub(super) keys: Vec<String>,
@@ -181,6 +185,18 @@ impl Settings {
                 "redis.sentinel_username needs redis.sentinel_password",
             ));
         }
+        if let Some(proxy) = &gateway.proxy {
+            if !is_proxy(proxy.expose_secret()) {
+                wrong.push(Wrong::new(&["gateway.proxy"], PROXY));
+            }
+            let is_plain = |url: &String| url.starts_with("http://");
+            if gateway.base_url.as_ref().is_some_and(is_plain) {
+                wrong.push(Wrong::new(
+                    &["gateway.proxy", "gateway.base_url"],
+                    "gateway.proxy needs an https:// gateway.base_url: it is asked to tunnel (CONNECT), and for nothing else",
+                ));
+            }
+        }
         for (key, url) in
             [("gateway.base_url", &gateway.base_url), ("traces.endpoint", &traces.endpoint)]
         {
@@ -204,6 +220,13 @@ impl Settings {
             warnings.push(
                 "gateway.base_url is http://: payments travel in clear text; use https://".into(),
             );
+        }
+        let is_local = url.as_ref().is_some_and(is_loopback);
+        if !self.proxy_variables.is_empty() && gateway.proxy.is_none() && !is_local {
+            warnings.push(format!(
+                "{} is set and not used: set gateway.proxy if the gateway is reached by a proxy",
+                self.proxy_variables.join(", ")
+            ));
         }
         let asks_sentinels = self.redis.url.expose_secret().contains("-sentinel://");
         if self.redis.sentinel_password.is_some() && !asks_sentinels {
@@ -239,6 +262,19 @@ fn is_base_url(text: &str) -> bool {
     let starts = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
     let url = Url::parse(text).ok();
     is_plain && starts && url.is_some_and(|url| url.has_host())
+}
+
+fn is_proxy(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| {
+        // A backslash, which the parser reads as a slash, would cut a password too.
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && (url.username().is_empty() || url.password().is_some())
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && !text.contains('\\')
+    })
 }
 
 /// Whether a URL leads to this machine and nowhere else. A name that only begins like one doesn't.

@@ -53,6 +53,7 @@ fn the_defaults_are_the_contracts() {
     gateway.agent_token = none
     gateway.timeout = 8s
     gateway.inquiry_timeout = 5s
+    gateway.proxy = none
     gateway.rate_limit = none
     lease.ttl = 30s
     lease.hold_in_doubt = 10m

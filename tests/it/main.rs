@@ -32,3 +32,4 @@ mod settings;
 mod tidy;
 mod tls;
 mod traces;
+mod tunnel;
