@@ -3,7 +3,8 @@
 use lapin::uri::AMQPUri;
 use url::{Host, Url};
 
-/// Reads `amqp://` and `amqps://`; `None` if the URL can't be used. Nothing of such a URL may be shown.
+/// Reads `amqp://` and `amqps://`; `None` if the URL can't be used. Nothing of such a URL may be
+/// shown.
 pub(super) fn parse(text: &str) -> Option<AMQPUri> {
     let url = parts(text)?;
     let mut uri: AMQPUri = text.trim().parse().ok()?;
@@ -25,7 +26,8 @@ pub fn without_credentials(text: &str) -> Option<String> {
 
 fn parts(text: &str) -> Option<Url> {
     let url = Url::parse(text.trim()).ok()?;
-    // The `/`, `?` or `#` of a password ends it: what stands before it would be taken for host and port.
+    // The `/`, `?` or `#` of a password ends it: what stands before it would be taken for host and
+    // port.
     let is_cut = [Some(url.path()), url.query(), url.fragment()]
         .into_iter()
         .flatten()

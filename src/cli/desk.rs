@@ -52,8 +52,8 @@ pub(super) async fn confirm(question: &str, stop: &CancellationToken) -> bool {
     matches!(answer, Ok(Ok(answer)) if matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// An age in one unit, as `--older-than` reads it: `3d`, `47h`, `119m`, `5s`. Below two of a unit the next smaller one
-/// tells more.
+/// An age in one unit, as `--older-than` reads it: `3d`, `47h`, `119m`, `5s`. Below two of a unit
+/// the next smaller one tells more.
 pub(super) fn age(ms: i64) -> String {
     let seconds = ms.max(0) / 1000;
     match seconds {

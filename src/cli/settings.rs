@@ -30,8 +30,8 @@ impl Service {
     pub(super) const ALL: &[Self] = &[Self::Broker, Self::Redis, Self::Gateway];
 }
 
-/// Loads the settings, or says everything that is wrong with them. What is missing or wrong for one of these services
-/// is said with the rest.
+/// Loads the settings, or says everything that is wrong with them. What is missing or wrong for one
+/// of these services is said with the rest.
 pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settings, Exit> {
     // A variable of another program may hold anything; one of ours that is no text fails as a bad value.
     let ours = std::env::vars_os().filter_map(|(name, value)| {

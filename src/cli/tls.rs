@@ -1,4 +1,5 @@
-//! Private certificates of broker and Redis, read and tried at start: no later try would end otherwise.
+//! Private certificates of broker and Redis, read and tried at start: no later try would end
+//! otherwise.
 
 use std::path::{Path, PathBuf};
 
@@ -76,7 +77,8 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
         );
     }
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
-        "it holds no private key (PEM with the label PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY)"
+        "it holds no private key (PEM with the label PRIVATE KEY, RSA PRIVATE KEY or \
+         EC PRIVATE KEY)"
             .into()
     })
 }

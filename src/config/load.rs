@@ -1,4 +1,5 @@
-//! From what is given to the settings: every value is read by itself, so that all errors are told at once.
+//! From what is given to the settings: every value is read by itself, so that all errors are told
+//! at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -17,12 +17,14 @@ const PREFIX_CHARS_MAX: usize = 100;
 const AGENT_TOKEN_CHARS_MAX: usize = 128;
 
 /// What `broker.url` is not. In a URL that can't be parsed, any part may be the password.
-pub const BROKER_URL: &str = "broker.url must be amqp://user:password@host:port/vhost or amqps://... (its value is not \
-    shown): percent-encode what is no letter or digit in user, password and virtual host (`/` is %2F, `#` %23, `@` %40)";
+pub const BROKER_URL: &str = "broker.url must be amqp://user:password@host:port/vhost or \
+    amqps://... (its value is not shown): percent-encode what is no letter or digit in user, \
+    password and virtual host (`/` is %2F, `#` %23, `@` %40)";
 
 /// What `gateway.proxy` is not.
-const PROXY: &str = "gateway.proxy must be http:// or https://, a host, and at most a port, user and password (its value \
-    is not shown): percent-encode what is no letter or digit in user and password";
+const PROXY: &str = "gateway.proxy must be http:// or https://, a host, and at most a port, \
+    user and password (its value is not shown): percent-encode what is no letter or digit in user \
+    and password";
 
 /// Something that can't be safe, and the keys that it is about.
 pub(super) struct Wrong {
@@ -110,7 +112,8 @@ impl Settings {
                 must(
                     (1..=DELAY_MS_MAX).contains(&delay.as_millis()),
                     format!(
-                        ": a delay must be whole milliseconds, 1 to {DELAY_MS_MAX}, found {delay_text}"
+                        ": a delay must be whole milliseconds, 1 to {DELAY_MS_MAX}, \
+                         found {delay_text}"
                     ),
                 );
             }
@@ -193,7 +196,8 @@ impl Settings {
             if gateway.base_url.as_ref().is_some_and(is_plain) {
                 wrong.push(Wrong::new(
                     &["gateway.proxy", "gateway.base_url"],
-                    "gateway.proxy needs an https:// gateway.base_url: it is asked to tunnel (CONNECT), and for nothing else",
+                    "gateway.proxy needs an https:// gateway.base_url: it is asked to tunnel \
+                     (CONNECT), and for nothing else",
                 ));
             }
         }
@@ -202,7 +206,8 @@ impl Settings {
         {
             if url.as_ref().is_some_and(|url| !is_base_url(url)) {
                 let text = format!(
-                    "{key} must be http:// or https://, a host, and at most a path: no user, `?` or `#` (its value is not shown)"
+                    "{key} must be http:// or https://, a host, and at most a path: \
+                     no user, `?` or `#` (its value is not shown)"
                 );
                 wrong.push(Wrong::new(&[key], text));
             }

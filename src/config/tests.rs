@@ -98,10 +98,7 @@ fn lists_in_the_environment_are_split_at_commas() {
     assert_eq!(settings.gateway.public_key, ["a", "b"]);
 }
 
-/// Durations that older versions took, or that overflow.
-
 /// As the README's table prints the default, and as `check` prints it.
-
 #[test]
 fn lists_of_durations_are_split_at_commas_or_blanks() {
     let schedule = |text| load(&[("CAPTURE__RETRY__SCHEDULE", text)]).unwrap().retry.schedule;
@@ -124,12 +121,6 @@ fn lists_of_durations_are_split_at_commas_or_blanks() {
     let keys = load(&[("CAPTURE__GATEWAY__PUBLIC_KEY", "MII A\nB,MIIC")]).unwrap();
     assert_eq!(keys.gateway.public_key, ["MII A\nB", "MIIC"]);
 }
-
-/// Values that can't be read, unknown keys, relations, files, codes, a missing half of a pair: one start tells all.
-
-/// A relation is not judged by the default that stands in for a value that can't be read.
-
-/// The broken line may be the private key's, and the value of a setting may be one that was meant for another.
 
 #[test]
 fn only_loopback_is_spared_the_warning_about_clear_text() {

@@ -94,7 +94,7 @@ impl Limits for u16 {
 }
 
 impl Limits for u32 {
-    const MAX: u32 = Self::MAX;
+    const MAX: Self = Self::MAX;
 }
 
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {

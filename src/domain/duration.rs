@@ -1,10 +1,13 @@
-//! Durations as text: one number and one unit, in settings, on the command line and in what is printed.
+//! Durations as text: one number and one unit, in settings, on the command line and in what is
+//! printed.
 //!
-//! Everything else is refused. A list that lost its commas ("5s 15s") must not be added up, and `M` must not be months.
+//! Everything else is refused. A list that lost its commas ("5s 15s") must not be added up, and `M`
+//! must not be months.
 
 use std::time::Duration;
 
-/// The longest duration that is read: a hundred years. Times and sums of durations can't overflow below it.
+/// The longest duration that is read: a hundred years. Times and sums of durations can't overflow
+/// below it.
 pub const DURATION_MAX: Duration = Duration::from_secs(36_500 * 24 * 3600);
 
 /// Units in milliseconds, the largest first.
@@ -43,11 +46,12 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
         .ok_or(BadDuration::TooLong)
 }
 
-/// A duration in the largest unit that leaves no fraction, as [`parse`] reads it. Below a millisecond nothing is shown.
+/// A duration in the largest unit that leaves no fraction, as [`parse`] reads it. Below a
+/// millisecond nothing is shown.
 #[must_use]
 pub fn show(duration: Duration) -> String {
     let ms = duration.as_millis();
-    let whole = UNITS.iter().find(|(_, unit)| ms > 0 && ms % u128::from(*unit) == 0);
+    let whole = UNITS.iter().find(|(_, unit)| ms > 0 && ms.is_multiple_of(u128::from(*unit)));
     whole
         .map_or_else(|| "0s".to_owned(), |(name, unit)| format!("{}{name}", ms / u128::from(*unit)))
 }

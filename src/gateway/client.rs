@@ -144,8 +144,8 @@ impl Gateway {
             .pool_idle_timeout(Duration::from_secs(20))
             .user_agent(concat!("capture-worker/", env!("CARGO_PKG_VERSION")));
         if let Some(proxy) = &options.proxy {
-            // For `https://` only, so by CONNECT only. Whatever fails before the tunnel is open and its TLS is up is an
-            // error of connecting: nothing was sent.
+            // For `https://` only, so by CONNECT only. Whatever fails before the tunnel is open and
+            // its TLS is up is an error of connecting: nothing was sent.
             http = http.proxy(reqwest::Proxy::https(proxy).map_err(|_| ClientError::Proxy)?);
         }
         let http = http.build().map_err(|error| ClientError::Http(error.to_string()))?;

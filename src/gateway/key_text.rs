@@ -1,5 +1,5 @@
-//! Keys as people have them: PEM or base64, wrapped or on one line, with line feeds written out as `\n`, in quotes, behind a
-//! byte order mark. Pure.
+//! Keys as people have them: PEM or base64, wrapped or on one line, with line feeds written out as
+//! `\n`, in quotes, behind a byte order mark. Pure.
 
 use base64::{
     Engine,
@@ -55,7 +55,8 @@ pub(super) fn der_blocks(text: &str, kind: Kind) -> Result<Vec<Vec<u8>>, KeyErro
     }
 }
 
-/// Without what base64 and PEM never hold: byte order marks, quotes; and with line feeds in the place of `\n`.
+/// Without what base64 and PEM never hold: byte order marks, quotes; and with line feeds in the
+/// place of `\n`.
 fn clean(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -116,8 +117,8 @@ fn known(label: &str) -> &'static str {
     LABELS.into_iter().find(|known| *known == label).unwrap_or("another")
 }
 
-/// Keys separated by commas or white space, each of which may be wrapped itself. DER begins with its own length, so the end
-/// of a key is known.
+/// Keys separated by commas or white space, each of which may be wrapped itself. DER begins with
+/// its own length, so the end of a key is known.
 fn base64(text: &str) -> Result<Vec<Vec<u8>>, KeyError> {
     let mut keys = Vec::new();
     for part in text.split(',') {

@@ -36,7 +36,8 @@ pub enum KeyError {
     },
     /// Nobody asks for its password.
     #[error(
-        "it is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` and use key.pem"
+        "it is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` \
+         and use key.pem"
     )]
     Encrypted,
     /// Not RSA of a usable size, or damaged.
@@ -55,8 +56,8 @@ pub struct VerifyingKey(ParsedPublicKey);
 pub struct VerifyingKeys(Vec<VerifyingKey>);
 
 impl SigningKey {
-    /// Reads a private key: PKCS#8 DER as base64, or PEM (`PRIVATE KEY`, `RSA PRIVATE KEY`). Line feeds may be written out
-    /// as `\n`.
+    /// Reads a private key: PKCS#8 DER as base64, or PEM (`PRIVATE KEY`, `RSA PRIVATE KEY`). Line
+    /// feeds may be written out as `\n`.
     ///
     /// # Errors
     /// What it is not.
@@ -123,8 +124,8 @@ impl fmt::Debug for VerifyingKey {
 }
 
 impl VerifyingKeys {
-    /// Reads one or several public keys: SubjectPublicKeyInfo DER as base64, separated by commas or white space; or PEM
-    /// blocks (`PUBLIC KEY`).
+    /// Reads one or several public keys: SubjectPublicKeyInfo DER as base64, separated by commas or
+    /// white space; or PEM blocks (`PUBLIC KEY`).
     ///
     /// # Errors
     /// What the first bad one is not.
@@ -316,7 +317,8 @@ mod tests {
         }
     }
 
-    /// Made by `openssl pkcs8 -topk8`, `openssl rsa -traditional -aes256` and `openssl pkcs8 -topk8 -v1 PBE-SHA1-3DES`.
+    /// Made by `openssl pkcs8 -topk8`, `openssl rsa -traditional -aes256` and `openssl pkcs8 -topk8
+    /// -v1 PBE-SHA1-3DES`.
     #[test]
     fn an_encrypted_key_is_named_as_such() {
         let vectors: Value =

@@ -1,5 +1,6 @@
-//! Where Redis is, as `redis.url` says it: `redis://`, `rediss://`, several of them separated by commas, or
-//! `redis-sentinel://[user:password@]host:port,host:port[/db]#service`. Every part is read by a URL parser.
+//! Where Redis is, as `redis.url` says it: `redis://`, `rediss://`, several of them separated by
+//! commas, or `redis-sentinel://[user:password@]host:port,host:port[/db]#service`. Every part is
+//! read by a URL parser.
 
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
@@ -13,7 +14,8 @@ pub struct RedisOptions {
     /// `redis://`, `rediss://`, several of them separated by commas (a Cluster), or
     /// `redis-sentinel://[user:password@]host:port,host:port[/db]#service`.
     pub url: String,
-    /// Who we are for the Sentinels. `None`: nobody, and whoever we are for Redis if they ask for a password.
+    /// Who we are for the Sentinels. `None`: nobody, and whoever we are for Redis if they ask for a
+    /// password.
     pub sentinel: Option<SentinelLogin>,
     /// The PEM file of a private certificate authority.
     pub ca: Option<Vec<u8>>,
@@ -30,7 +32,8 @@ pub struct SentinelLogin {
     pub password: String,
 }
 
-/// Why a URL can't be used. Nothing of it is quoted: in one that can't be parsed, any part may be the password.
+/// Why a URL can't be used. Nothing of it is quoted: in one that can't be parsed, any part may be
+/// the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("redis.url {}", self.text())]
 pub enum BadUrl {
@@ -171,7 +174,8 @@ fn node(text: &str) -> Result<(Url, ConnectionInfo), BadUrl> {
     if !matches!(url.scheme(), "redis" | "rediss") {
         return Err(BadUrl::Form);
     }
-    // The parser takes the `/`, `?` or `#` of a password for its own, and what stands before it for host and port.
+    // The parser takes the `/`, `?` or `#` of a password for its own, and what stands before it for
+    // host and port.
     if [Some(url.path()), url.query(), url.fragment()]
         .into_iter()
         .flatten()
@@ -193,7 +197,8 @@ fn node(text: &str) -> Result<(Url, ConnectionInfo), BadUrl> {
     Ok((url, info))
 }
 
-/// Reads the URL of Sentinels: what stands before their hosts and behind them is that of one server's URL.
+/// Reads the URL of Sentinels: what stands before their hosts and behind them is that of one
+/// server's URL.
 fn sentinel(text: &str, scheme: &str) -> Result<SentinelAddress, BadUrl> {
     let (_, rest) = text.split_once("://").ok_or(BadUrl::Form)?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());

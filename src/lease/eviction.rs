@@ -1,5 +1,5 @@
-//! Whether Redis may evict keys: under a policy other than `noeviction` a full memory takes leases, blocks and outcomes
-//! away while their payments need them.
+//! Whether Redis may evict keys: under a policy other than `noeviction` a full memory takes leases,
+//! blocks and outcomes away while their payments need them.
 
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ use redis::{
 
 use super::link::Wire;
 
-/// The first policy of a primary that is not `noeviction`; `None` also if nobody tells, such as without permission for
-/// `INFO`.
+/// The first policy of a primary that is not `noeviction`; `None` also if nobody tells, such as
+/// without permission for `INFO`.
 pub(super) async fn policy(wire: &mut Wire) -> Option<String> {
     let infos = memory(wire).await.unwrap_or_default();
     let policies = infos

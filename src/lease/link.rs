@@ -123,7 +123,8 @@ impl Link {
         if let Some(policy) = policy.as_ref().filter(|_| *known != policy) {
             tracing::warn!(
                 maxmemory_policy = policy,
-                "Redis may evict keys when its memory is full: leases and recorded outcomes may be lost; set maxmemory-policy noeviction"
+                "Redis may evict keys when its memory is full: leases and recorded outcomes may be \
+                 lost; set maxmemory-policy noeviction"
             );
         }
         *known = policy;

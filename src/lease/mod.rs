@@ -192,8 +192,8 @@ impl Leases {
         self.link.withholds().await
     }
 
-    /// The policy by which Redis may evict keys when its memory is full, once it is connected to; `None` if it is
-    /// `noeviction`, or if nobody tells.
+    /// The policy by which Redis may evict keys when its memory is full, once it is connected to;
+    /// `None` if it is `noeviction`, or if nobody tells.
     #[must_use]
     pub fn eviction_policy(&self) -> Option<String> {
         self.link.eviction_policy()

@@ -1,4 +1,5 @@
-//! How a connection to Redis is made: what answers at one address may be a Cluster, and Sentinels may ask for a password.
+//! How a connection to Redis is made: what answers at one address may be a Cluster, and Sentinels
+//! may ask for a password.
 
 use std::time::Duration;
 
@@ -82,8 +83,8 @@ impl Target {
 }
 
 impl Node {
-    /// Connects to the server, or to the whole Cluster that it is a node of: as a single server it would serve some
-    /// payments and refuse the others.
+    /// Connects to the server, or to the whole Cluster that it is a node of: as a single server it
+    /// would serve some payments and refuse the others.
     async fn connect(&self) -> RedisResult<Wire> {
         let mut connection =
             self.client.get_multiplexed_async_connection_with_config(&config()).await?;

@@ -1,4 +1,6 @@
-//! Redis as people have it: behind Sentinels that ask for a password, a Cluster behind one address, and one that evicts.
+//! Redis as people have it: behind Sentinels that ask for a password, a Cluster behind one address,
+//! and one that evicts.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
 use std::time::Duration;
 

@@ -23,6 +23,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk", &["src/telemetry"]),
     ("opentelemetry_otlp", &["src/telemetry"]),
     ("aws_lc_rs", &["src/gateway/signing.rs"]),
+    ("toml", &["src/config/sources.rs"]),
+    ("url", &["src/broker/address.rs", "src/lease/address.rs", "src/config/relations.rs"]),
     ("rust_decimal", &["src/domain/money.rs"]),
     ("iso_currency", &["src/domain/money.rs"]),
     ("anyhow", &["src/main.rs", "src/cli"]),

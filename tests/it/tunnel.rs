@@ -1,4 +1,5 @@
 //! A gateway behind TLS that is reached by a proxy only.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
 use std::{
     fs,
@@ -158,7 +159,8 @@ async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
     let (certificate, port) = behind_tls(shop.sandbox_port()).await;
     let folder = folder().unwrap();
     let roots = folder.path().join("roots.pem");
-    fs::write(&roots, certificate).unwrap();
+    let (of_proxy, proxy_port) = behind_tls(proxy.port).await;
+    fs::write(&roots, certificate + &of_proxy).unwrap();
     let shop = shop
         .set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"))
         .set("GATEWAY__PROXY", &format!("http://user:p%40ss%2Fw0rd@127.0.0.1:{}", proxy.port))
@@ -181,9 +183,22 @@ async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
     assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "it went past the proxy");
-    assert_eq!(proxy.strangers.load(Ordering::SeqCst), 0, "without its credentials");
     assert_eq!(worker.drain().await, Some(0));
-    let said = worker.process.stderr();
+
+    // A proxy behind TLS.
+    let shop =
+        shop.set("GATEWAY__PROXY", &format!("https://user:p%40ss%2Fw0rd@localhost:{proxy_port}"));
+    let mut program = shop.program(&["run"]);
+    program.env("SSL_CERT_FILE", &roots);
+    let mut second = Shop::worker_from(program).await;
+    let before = proxy.tunnels.load(Ordering::SeqCst);
+    shop.publish(&job("d", "p", 100)).await;
+    shop.ends_as("d", "CAPTURED", None).await;
+    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "it went past the proxy");
+    assert_eq!(second.drain().await, Some(0));
+
+    assert_eq!(proxy.strangers.load(Ordering::SeqCst), 0, "without its credentials");
+    let said = worker.process.stderr() + &second.process.stderr();
     for secret in ["p%40ss", "p@ss", "dXNlcjpwQHNz"] {
         assert!(!said.contains(secret), "{secret} in {said}");
     }

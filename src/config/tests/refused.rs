@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// Durations that older versions took, or that overflow.
 #[test]
 fn a_duration_is_one_number_and_one_unit() {
     for text in [
@@ -52,6 +53,8 @@ fn numbers_are_digits_and_in_their_range() {
     }
 }
 
+/// Values that can't be read, unknown keys, relations, files, codes, half of a pair: one start
+/// tells all.
 #[test]
 fn errors_of_all_kinds_are_told_at_once() {
     check_errors(
@@ -70,8 +73,8 @@ fn errors_of_all_kinds_are_told_at_once() {
             ("CAPTURE__REDIS__CLIENT_KEY_FILE", "/k"),
         ],
         &[
-            "lease.ttl: must be a duration such as \"5s\" (one number and one unit of ms, s, m, h, d), \
-             found `soon` (CAPTURE__LEASE__TTL)",
+            "lease.ttl: must be a duration such as \"5s\" (one number and one unit of \
+             ms, s, m, h, d), found `soon` (CAPTURE__LEASE__TTL)",
             "breaker.pause: must be a duration",
             "broker.prefetch: must be a whole number",
             "broker.topology: must be \"declare\", \"check\" or \"none\", found `guess`",
@@ -85,13 +88,15 @@ fn errors_of_all_kinds_are_told_at_once() {
             "redis.client_cert_file and redis.client_key_file go together",
         ],
     );
-    let file = "gateway = \"x\"\n[lease]\nttl = [\"5s\"]\n[classes]\nNEW = \"sometimes\"\n[retry]\nmax_age = \"1s\"\n";
+    let file = "gateway = \"x\"\n[lease]\nttl = [\"5s\"]\n[classes]\nNEW = \"sometimes\"\n\
+                [retry]\nmax_age = \"1s\"\n";
     let errors = load_file(file).unwrap_err().to_string();
     for text in ["gateway: ", "lease.ttl: ", "classes.NEW: ", "retry.max_age must be at least 5s"] {
         assert!(errors.contains(text), "no `{text}` in:\n{errors}");
     }
 }
 
+/// A relation is not judged by the default that stands in for a value that can't be read.
 #[test]
 fn a_value_that_cannot_be_read_is_told_once() {
     let env = [
@@ -104,6 +109,7 @@ fn a_value_that_cannot_be_read_is_told_once() {
     assert_eq!(errors.lines().count(), 1, "{errors}");
 }
 
+/// The broken line may be the private key's, and a value may be one that was meant for another key.
 #[test]
 fn no_error_prints_what_may_be_a_secret() {
     let key = format!("MIIhush{}", "x".repeat(80));
