@@ -27,7 +27,8 @@ TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Permission", "Queue
 DIFFERENT = {"http.listen": "probes and scrapes come from outside the pod"}
 SECRETS = {
     "broker.url", "broker.url_file", "redis.url", "redis.url_file", "gateway.private_key", "gateway.private_key_file",
-    "gateway.public_key", "gateway.public_key_file", "gateway.agent_token",
+    "gateway.public_key", "gateway.public_key_file", "gateway.agent_token", "gateway.proxy", "gateway.proxy_file",
+    "redis.sentinel_password", "redis.sentinel_password_file",
 } | {f"{s}.{k}" for s in ("broker", "redis") for k in ("ca_file", "client_cert_file", "client_key_file")}
 
 

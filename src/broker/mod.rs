@@ -6,6 +6,7 @@
 //! broker does not trip; consuming and publishing have a connection each.
 
 mod acks;
+mod address;
 mod delivery;
 mod depths;
 mod headers;
@@ -18,6 +19,7 @@ mod submit;
 mod topology;
 
 pub use self::{
+    address::without_credentials,
     delivery::{Delivery, SessionLost},
     depths::{Depth, DepthsError},
     intake::{Intake, Taken},

@@ -14,13 +14,13 @@ use lapin::{
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
     tcp::{OwnedIdentity, OwnedTLSConfig},
     types::FieldTable,
-    uri::AMQPUri,
 };
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     acks::Acks,
+    address,
     publisher::{OnPublish, Publisher},
     topology::{self, Names, Topology, TopologyError},
 };
@@ -171,7 +171,7 @@ impl Session {
     /// Whether this is a URL that can be connected to.
     #[must_use]
     pub fn takes(url: &str) -> bool {
-        url.parse::<AMQPUri>().is_ok()
+        address::parse(url).is_some()
     }
 
     /// Watches the connections until the session is lost.
@@ -293,7 +293,7 @@ impl Session {
 }
 
 async fn connect(options: &BrokerOptions, purpose: &str) -> Result<Connection, OpenError> {
-    let mut uri: AMQPUri = options.url.parse().map_err(|_| OpenError::Url)?;
+    let mut uri = address::parse(&options.url).ok_or(OpenError::Url)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
     let name = format!("capture-worker {} {purpose}", env!("CARGO_PKG_VERSION"));
     let properties = ConnectionProperties::default().with_connection_name(name.into());

@@ -1,16 +1,24 @@
 //! `capture-worker audit`.
 
-use std::{collections::VecDeque, path::Path, time::Duration};
+use std::{collections::VecDeque, path::Path, str::FromStr, time::Duration};
 
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, desk::plain, json::Array, say, settings, watch::Watch};
+use super::{
+    Exit, complain,
+    desk::plain,
+    json::Array,
+    name_list::{NameList, all},
+    say,
+    settings::{self, Service},
+    watch::Watch,
+};
 use crate::{
     broker::{BrokerOptions, Look, LookError, Session, Topology},
     dead_letters::{Action, Record},
-    domain::class::Class,
+    domain::{class::Class, duration},
 };
 
 /// Records that are printed if nothing else is said.
@@ -20,11 +28,11 @@ const LIMIT: usize = 100;
 #[derive(clap::Args)]
 pub(super) struct Audit {
     /// Only records about letters of these classes
-    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
-    class: Vec<Class>,
+    #[arg(long, value_name = "CLASS")]
+    class: Vec<NameList<Class>>,
     /// Only records of these actions: replay, settle, discard, refuse, fail
-    #[arg(long, value_name = "ACTION", value_delimiter = ',', value_parser = read_action)]
-    action: Vec<Action>,
+    #[arg(long, value_name = "ACTION")]
+    action: Vec<NameList<Action>>,
     /// Only records about this captureRequestId, before or after a replay; may be repeated
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
@@ -35,11 +43,11 @@ pub(super) struct Audit {
     #[arg(long, value_name = "TEXT")]
     who: Option<String>,
     /// Only records older than this: 90s, 15m, 2h, 3d
-    #[arg(long, value_name = "AGE")]
-    older_than: Option<humantime::Duration>,
+    #[arg(long, value_name = "AGE", value_parser = duration::parse)]
+    older_than: Option<Duration>,
     /// Only records newer than this
-    #[arg(long, value_name = "AGE")]
-    newer_than: Option<humantime::Duration>,
+    #[arg(long, value_name = "AGE", value_parser = duration::parse)]
+    newer_than: Option<Duration>,
     /// The newest so many; 100 if nothing else is said
     #[arg(long, value_name = "N", conflicts_with = "all")]
     limit: Option<usize>,
@@ -51,14 +59,18 @@ pub(super) struct Audit {
     json: bool,
 }
 
-fn read_action(text: &str) -> Result<Action, String> {
-    serde_json::from_value(Value::String(text.to_owned()))
-        .map_err(|_| "must be one of replay, settle, discard, refuse, fail".to_owned())
+impl FromStr for Action {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_value(Value::String(text.to_owned()))
+            .map_err(|_| "must be one of replay, settle, discard, refuse, fail".to_owned())
+    }
 }
 
 impl Audit {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
-        let broker = settings::load(config).and_then(|settings| {
+        let broker = settings::load(config, &[Service::Broker]).and_then(|settings| {
             settings::broker_options(&settings).map_err(|errors| {
                 errors.iter().for_each(|error| complain(&format!("error: {error}")));
                 Exit::Usage
@@ -141,11 +153,11 @@ impl Audit {
             record.to.as_ref().and_then(|to| to.capture_request_id.as_ref()),
         ];
         let age = OffsetDateTime::parse(&record.at, &Rfc3339).ok().map(|at| now - at);
-        let is_older =
-            |limit: humantime::Duration| age.is_some_and(|age| age > Duration::from(limit));
+        let is_older = |limit: Duration| age.is_some_and(|age| age > limit);
         let names = [Some(record.who.as_str()), record.as_.as_deref()];
-        (self.class.is_empty() || self.class.contains(&letter.class))
-            && (self.action.is_empty() || self.action.contains(&record.action))
+        let (classes, actions) = (all(&self.class), all(&self.action));
+        (classes.is_empty() || classes.contains(&letter.class))
+            && (actions.is_empty() || actions.contains(&record.action))
             && (self.id.is_empty() || ids.into_iter().flatten().any(|id| self.id.contains(id)))
             && (self.payment.is_empty()
                 || letter.payment_id.as_ref().is_some_and(|id| self.payment.contains(id)))

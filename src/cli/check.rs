@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, say, settings};
+use super::{
+    Exit, complain, say,
+    settings::{self, Service},
+};
 use crate::{
     broker::{BrokerOptions, Session},
     config::Settings,
@@ -36,7 +39,7 @@ struct Finding {
 
 impl Check {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
-        let settings = match settings::load(config) {
+        let settings = match settings::load(config, Service::ALL) {
             Ok(settings) => settings,
             Err(exit) => return exit,
         };

@@ -52,17 +52,15 @@ pub(super) async fn confirm(question: &str, stop: &CancellationToken) -> bool {
     matches!(answer, Ok(Ok(answer)) if matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// An age in its two largest units: `3d 4h`, `12m`, `5s`.
+/// An age in one unit, as `--older-than` reads it: `3d`, `47h`, `119m`, `5s`. Below two of a unit
+/// the next smaller one tells more.
 pub(super) fn age(ms: i64) -> String {
     let seconds = ms.max(0) / 1000;
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m"),
-        (0, hours, 0) => format!("{hours}h"),
-        (0, hours, minutes) => format!("{hours}h {minutes}m"),
-        (days, 0, _) => format!("{days}d"),
-        (days, hours, _) => format!("{days}d {hours}h"),
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }
 
@@ -125,20 +123,22 @@ pub(super) fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::duration;
 
     #[test]
-    fn ages_have_two_units_at_most() {
+    fn ages_are_durations_that_the_command_line_reads() {
         for (seconds, text) in [
+            (-1, "0s"),
             (0, "0s"),
-            (59, "59s"),
-            (60, "1m"),
-            (3599, "59m"),
-            (3600, "1h"),
-            (7260, "2h 1m"),
-            (86_400, "1d"),
-            (90_000, "1d 1h"),
+            (119, "119s"),
+            (120, "2m"),
+            (7199, "119m"),
+            (7260, "2h"),
+            (172_799, "47h"),
+            (262_800, "3d"),
         ] {
             assert_eq!(age(seconds * 1000), text);
+            assert!(duration::parse(text).is_ok(), "{text}");
         }
     }
 

@@ -6,16 +6,21 @@ mod check;
 mod dead;
 mod desk;
 mod json;
+mod name_list;
 mod run;
 mod sandbox;
 mod settings;
 mod status;
 mod submit;
+mod tls;
 mod watch;
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::OsStringValueParser,
+    parser::ValueSource,
+};
 
 /// Header tables nest as deep as their sender likes, and what walks them goes down with them. Only what is used of a stack
 /// takes memory.
@@ -47,8 +52,14 @@ impl From<Exit> for ExitCode {
 #[command(name = "capture-worker", version, max_term_width = 100)]
 struct Cli {
     /// Settings file (TOML). Its keys override the built-in defaults; variables `CAPTURE__SECTION__KEY` override both.
-    #[arg(long, global = true, value_name = "FILE", env = "CAPTURE_CONFIG")]
-    config: Option<PathBuf>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CAPTURE_CONFIG",
+        value_parser = OsStringValueParser::new()
+    )]
+    config: Option<OsString>,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,7 +91,15 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     crate::install_crypto();
-    let cli = match Cli::try_parse() {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        // A variable that is empty counts as absent, as all others do: `CAPTURE_CONFIG=${NOT_SET}`.
+        if matches.value_source("config") == Some(ValueSource::EnvVariable) {
+            cli.config.take_if(|file| file.is_empty());
+        }
+        Ok(cli)
+    });
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
@@ -108,7 +127,7 @@ fn run(cli: Cli) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime can't start: {error}"), Exit::Failed),
     };
-    let config = cli.config.as_deref();
+    let config = cli.config.as_deref().map(Path::new);
     let exit = runtime.block_on(async {
         match cli.command {
             Command::Run => run::run(config).await,

@@ -9,7 +9,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, settings};
+use super::{
+    Exit, complain,
+    settings::{self, Service},
+};
 use crate::{
     config::Settings,
     http::{self, Probes},
@@ -23,7 +26,7 @@ const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs a worker until it is told to stop.
 pub(super) async fn run(config: Option<&Path>) -> Exit {
-    let settings = match settings::load(config) {
+    let settings = match settings::load(config, Service::ALL) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, complain, say};
 use crate::{
+    domain::duration,
     sandbox::{self, CLIENT_ID, Keys, Sandbox, SandboxOptions},
     telemetry,
 };
@@ -39,7 +40,7 @@ pub(super) struct SandboxArgs {
     #[arg(long)]
     strict: bool,
     /// How long every call takes
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration::parse)]
     latency: Duration,
     /// Print where it listens and its keys as one line of JSON
     #[arg(long)]

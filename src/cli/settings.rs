@@ -1,35 +1,56 @@
 //! From settings to the parts of a worker.
 
-use std::{
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{num::NonZeroU32, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 
-use super::{Exit, complain};
+use super::{Exit, complain, tls};
 use crate::{
     broker::{BrokerOptions, Session},
-    config::{Breaker, Settings, Tls},
+    config::{BROKER_URL, Breaker, Settings, SettingsErrors},
     domain::settle::Policy,
     gateway::{
         Gateway, GatewayOptions,
         signing::{SigningKey, VerifyingKeys},
     },
-    lease::{LeaseTimes, Leases, Owner, RedisOptions, Role},
+    lease::{LeaseTimes, Leases, Owner, RedisOptions, Role, SentinelLogin},
     telemetry::{self, Traces},
     worker::BreakerOptions,
 };
 
-/// Loads the settings, or says everything that is wrong with them.
-pub(super) fn load(config: Option<&Path>) -> Result<Settings, Exit> {
+/// A service that a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Broker,
+    Redis,
+    Gateway,
+}
+
+impl Service {
+    pub(super) const ALL: &[Self] = &[Self::Broker, Self::Redis, Self::Gateway];
+}
+
+/// Loads the settings, or says everything that is wrong with them. What is missing or wrong for one
+/// of these services is said with the rest.
+pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settings, Exit> {
     // A variable of another program may hold anything; one of ours that is no text fails as a bad value.
     let ours = std::env::vars_os().filter_map(|(name, value)| {
         Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
     });
     Settings::load(config, ours).map_err(|errors| {
-        complain(&format!("error: the settings can't be used:\n{errors}"));
+        let mut more = Vec::new();
+        for service in services {
+            let Some(rest) = errors.rest() else { break };
+            more.extend(match service {
+                Service::Broker => broker_options(rest).err().unwrap_or_default(),
+                Service::Redis => leases(rest, Role::Command).err().unwrap_or_default(),
+                Service::Gateway => gateway(rest).err().unwrap_or_default(),
+            });
+        }
+        let mut told = errors.into_texts();
+        more.retain(|error| !told.contains(error));
+        told.append(&mut more);
+        complain(&format!("error: the settings can't be used:\n  {}", told.join("\n  ")));
         Exit::Usage
     })
 }
@@ -42,15 +63,13 @@ pub(super) fn start_telemetry(settings: &Settings) -> Result<Traces, String> {
 /// The broker's options, with every delay that needs a queue.
 pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<String>> {
     let broker = &settings.broker;
-    let (ca, client) = tls("broker", &broker.tls)?;
+    let (ca, client) = tls::read("broker", &broker.tls)?;
     let ca = ca
         .map(String::from_utf8)
         .transpose()
         .map_err(|_| vec!["broker.ca_file is no PEM text".to_owned()])?;
     if !Session::takes(broker.url.expose_secret()) {
-        return Err(vec![
-            "broker.url is no AMQP URL (amqp://user:password@host:port/vhost)".to_owned(),
-        ]);
+        return Err(vec![BROKER_URL.to_owned()]);
     }
     let mut delays = settings.retry.schedule.clone();
     delays.extend(&settings.retry.defer_schedule);
@@ -73,8 +92,14 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
 pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<String>> {
     let client_id = settings.gateway.client_id.as_deref().unwrap_or_default();
     let owner = Owner::new(&settings.broker.prefix, client_id);
-    let (ca, client) = tls("redis", &settings.redis.tls)?;
-    let options = RedisOptions { url: settings.redis.url.expose_secret().to_owned(), ca, client };
+    let (ca, client) = tls::read("redis", &settings.redis.tls)?;
+    let redis = &settings.redis;
+    let sentinel = redis.sentinel_password.as_ref().map(|password| SentinelLogin {
+        username: redis.sentinel_username.clone(),
+        password: password.expose_secret().to_owned(),
+    });
+    let url = redis.url.expose_secret().to_owned();
+    let options = RedisOptions { url, sentinel, ca, client };
     let times = LeaseTimes {
         ttl: settings.lease.ttl,
         hold_in_doubt: settings.lease.hold_in_doubt,
@@ -86,15 +111,24 @@ pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<Stri
 
 /// The gateway of these settings, or every key that is missing or bad.
 pub(super) fn gateway(settings: &Settings) -> Result<Gateway, Vec<String>> {
-    let access = settings.require_gateway().map_err(|errors| vec![errors.to_string()])?;
-    let signing_key = SigningKey::parse(access.private_key.expose_secret())
-        .map_err(|error| format!("gateway.private_key: {error}"));
-    let verifying_keys = VerifyingKeys::parse(&access.public_key)
-        .map_err(|error| format!("gateway.public_key: {error}"));
-    let (signing_key, verifying_keys) = match (signing_key, verifying_keys) {
-        (Ok(signing_key), Ok(verifying_keys)) => (signing_key, verifying_keys),
-        (signing, verifying) => {
-            return Err([signing.err(), verifying.err()].into_iter().flatten().collect());
+    let access = settings.require_gateway();
+    let private_key = settings.gateway.private_key.as_ref();
+    let signing_key = private_key.map(|key| SigningKey::parse(key.expose_secret()));
+    let public_key = Some(settings.gateway.public_key.join("\n")).filter(|key| !key.is_empty());
+    let verifying_keys = public_key.map(|keys| VerifyingKeys::parse(&keys));
+    let (access, signing_key, verifying_keys) = match (access, signing_key, verifying_keys) {
+        (Ok(access), Some(Ok(signing_key)), Some(Ok(verifying_keys))) => {
+            (access, signing_key, verifying_keys)
+        }
+        (access, signing_key, verifying_keys) => {
+            let mut errors = access.err().map(SettingsErrors::into_texts).unwrap_or_default();
+            for (key, error) in [
+                ("private_key", signing_key.and_then(Result::err)),
+                ("public_key", verifying_keys.and_then(Result::err)),
+            ] {
+                errors.extend(error.map(|error| format!("gateway.{key}: {error}")));
+            }
+            return Err(errors);
         }
     };
     let gateway = &settings.gateway;
@@ -109,6 +143,7 @@ pub(super) fn gateway(settings: &Settings) -> Result<Gateway, Vec<String>> {
         agent_token: gateway.agent_token.as_ref().map(|token| token.expose_secret().to_owned()),
         timeout: gateway.timeout,
         inquiry_timeout: gateway.inquiry_timeout,
+        proxy: gateway.proxy.as_ref().map(|proxy| proxy.expose_secret().to_owned()),
     })
     .map_err(|error| vec![error.to_string()])
 }
@@ -128,22 +163,4 @@ pub(super) fn breaker(settings: &Settings) -> BreakerOptions {
 
 pub(super) fn rate_limit(settings: &Settings) -> Option<(NonZeroU32, Duration)> {
     settings.gateway.rate_limit.map(|limit| (limit.calls, limit.period))
-}
-
-type Pem = Vec<u8>;
-type TlsFiles = (Option<Pem>, Option<(Pem, Pem)>);
-
-/// The private authority, and our certificate with its key.
-fn tls(section: &str, tls: &Tls) -> Result<TlsFiles, Vec<String>> {
-    let mut errors = Vec::new();
-    let mut read = |key: &str, file: &Option<PathBuf>| {
-        let file = file.as_ref()?;
-        std::fs::read(file)
-            .map_err(|error| errors.push(format!("{section}.{key} {}: {error}", file.display())))
-            .ok()
-    };
-    let ca = read("ca_file", &tls.ca_file);
-    let certificate = read("client_cert_file", &tls.client_cert_file);
-    let key = read("client_key_file", &tls.client_key_file);
-    if errors.is_empty() { Ok((ca, certificate.zip(key))) } else { Err(errors) }
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::{
     Exit, complain,
     desk::{age, connect_redis, plain},
-    say, settings,
+    say,
+    settings::{self, Service},
 };
 use crate::{
     dead_letters::{Shown, StatusOf},
@@ -33,7 +34,7 @@ pub(super) struct StatusArgs {
 
 impl StatusArgs {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
-        let settings = match settings::load(config) {
+        let settings = match settings::load(config, &[Service::Redis, Service::Gateway]) {
             Ok(settings) => settings,
             Err(exit) => return exit,
         };

@@ -9,7 +9,10 @@ use std::{
 use futures_util::{StreamExt, stream};
 use serde_json::value::RawValue;
 
-use super::{Exit, complain, say, settings};
+use super::{
+    Exit, complain, say,
+    settings::{self, Service},
+};
 use crate::{
     broker::{BrokerOptions, Session},
     domain::{
@@ -35,7 +38,7 @@ pub(super) struct Submit {
 
 impl Submit {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
-        let settings = match settings::load(config) {
+        let settings = match settings::load(config, &[Service::Broker]) {
             Ok(settings) => settings,
             Err(exit) => return exit,
         };

@@ -1,4 +1,5 @@
-//! Where settings come from: the compiled defaults, a file, the environment, and the files that secrets stand in.
+//! From what is given to the settings: every value is read by itself, so that all errors are told
+//! at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,16 +7,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use config::{Config, Environment, File, FileFormat, Value};
+use config::{ConfigError, Value, ValueKind};
 use secrecy::SecretString;
+use serde::Deserialize as _;
 
-use super::{DEFAULTS, Settings, SettingsErrors};
+use super::{
+    DEFAULTS, Settings, SettingsErrors,
+    sources::{Given, Sources, Table, defaults, unknown},
+};
 use crate::domain::class::{Class, Codes};
 
 /// The most that is read of a file with a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
-const PREFIX: &str = "CAPTURE__";
-const CLASSES: &str = "CAPTURE__CLASSES";
+/// The longest path that errors show, in bytes.
+const PATH_BYTES_MAX: usize = 255;
 
 impl Settings {
     /// Reads the settings: the compiled defaults, then the file, then these variables of the environment.
@@ -26,63 +31,67 @@ impl Settings {
         file: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SettingsErrors> {
-        let ours: BTreeMap<String, String> = env
-            .into_iter()
-            .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
-            .collect();
-        let mut errors: Vec<String> = ours
-            .keys()
-            .filter(|name| name.starts_with(CLASSES))
-            .map(|name| format!("{name}: [classes] comes from a settings file only"))
-            .collect();
-        let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
-        if let Some(file) = file {
-            let text = std::fs::read_to_string(file)
-                .map_err(|error| SettingsErrors(vec![format!("{}: {error}", file.display())]))?;
-            builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
-        }
-        let variables = ours
-            .iter()
-            .filter(|(name, _)| !name.starts_with(CLASSES))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
-        let environment = Environment::with_prefix("CAPTURE")
-            .prefix_separator("__")
-            .separator("__")
-            .source(Some(variables));
-        let origin = file.map_or_else(|| "the settings".into(), |file| file.display().to_string());
-        let config = builder
-            .add_source(environment)
-            .build()
-            .map_err(|error| SettingsErrors(vec![format!("{origin}: {error}")]))?;
-        errors.extend(unknown_keys(&config, &ours));
-        let settings =
-            config.try_deserialize::<Self>().map_err(|error| errors.push(error.to_string())).ok();
-        let Some(mut settings) = settings else { return Err(SettingsErrors(errors)) };
+        let env: Vec<_> = env.into_iter().collect();
+        let sources = Sources::read(file, &env);
+        let (mut errors, is_partial) = (sources.errors, sources.is_partial);
+        let read =
+            defaults().and_then(|defaults| read_values(defaults, sources.given, &mut errors));
+        let mut settings = match read {
+            Ok(settings) => settings,
+            Err(error) => {
+                errors.push(format!("the built-in defaults can't be read: {error}"));
+                return Err(SettingsErrors::new(errors, None));
+            }
+        };
+        settings.proxy_variables = proxy_variables(&env);
         settings.read_secrets(&mut errors);
         settings.read_classes(&mut errors);
-        errors.extend(settings.relations());
-        if errors.is_empty() { Ok(settings) } else { Err(SettingsErrors(errors)) }
+        if is_partial {
+            return Err(SettingsErrors::new(errors, None));
+        }
+        let unusable = std::mem::take(&mut settings.unusable);
+        for wrong in settings.relations() {
+            // A default that stands in for a value that can't be read proves nothing.
+            if !wrong.keys.iter().any(|key| unusable.contains(key)) {
+                errors.push(wrong.text);
+            }
+        }
+        settings.unusable = unusable;
+        if errors.is_empty() {
+            Ok(settings)
+        } else {
+            Err(SettingsErrors::new(errors, Some(settings)))
+        }
     }
 
     fn read_secrets(&mut self, errors: &mut Vec<String>) {
-        let Self { broker, redis, gateway, .. } = self;
+        let Self { broker, redis, gateway, unusable, .. } = self;
         let mut read = |key: &str, file: &Option<PathBuf>| {
             let file = file.as_ref()?;
+            let path = shown_path(file);
             read_secret(file)
-                .map_err(|error| errors.push(format!("{key} {}: {error}", file.display())))
+                .map_err(|error| {
+                    errors.push(format!("{key}_file {path}: {error}"));
+                    unusable.insert(key.to_owned());
+                })
                 .ok()
         };
-        if let Some(url) = read("broker.url_file", &broker.url_file) {
+        if let Some(url) = read("broker.url", &broker.url_file) {
             broker.url = SecretString::from(url);
         }
-        if let Some(url) = read("redis.url_file", &redis.url_file) {
+        if let Some(url) = read("redis.url", &redis.url_file) {
             redis.url = SecretString::from(url);
         }
-        if let Some(key) = read("gateway.private_key_file", &gateway.private_key_file) {
+        if let Some(password) = read("redis.sentinel_password", &redis.sentinel_password_file) {
+            redis.sentinel_password = Some(SecretString::from(password));
+        }
+        if let Some(key) = read("gateway.private_key", &gateway.private_key_file) {
             gateway.private_key = Some(SecretString::from(key));
         }
-        if let Some(keys) = read("gateway.public_key_file", &gateway.public_key_file) {
+        if let Some(proxy) = read("gateway.proxy", &gateway.proxy_file) {
+            gateway.proxy = Some(SecretString::from(proxy));
+        }
+        if let Some(keys) = read("gateway.public_key", &gateway.public_key_file) {
             gateway.public_key = vec![keys];
         }
     }
@@ -104,6 +113,85 @@ impl Settings {
     }
 }
 
+/// Reads each value in the place of its default. One that can't be read leaves the default there.
+fn read_values(
+    defaults: Table,
+    given: BTreeMap<String, Given>,
+    errors: &mut Vec<String>,
+) -> Result<Settings, String> {
+    let known = known_keys();
+    let mut unusable = BTreeSet::new();
+    let mut all = defaults.clone();
+    for (key, Given { value, origin }) in given {
+        if !known.contains(&key) && !key.starts_with("classes.") {
+            errors.push(unknown(&key, &origin));
+            continue;
+        }
+        let mut one = defaults.clone();
+        put(&mut one, &key, value.clone());
+        match settings(one) {
+            Ok(_) => put(&mut all, &key, value),
+            Err(error) => {
+                errors.push(format!("{key}: {} ({origin})", describe(&error, &value)));
+                unusable.insert(key);
+            }
+        }
+    }
+    let mut settings = settings(all).map_err(|error| error.to_string())?;
+    settings.unusable = unusable;
+    Ok(settings)
+}
+
+/// The variables by which other programs are told of a proxy.
+fn proxy_variables(env: &[(String, String)]) -> Vec<String> {
+    let names = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
+    let set = env.iter().filter(|(name, value)| {
+        !value.is_empty() && names.iter().any(|known| name.eq_ignore_ascii_case(known))
+    });
+    set.map(|(name, _)| name.clone()).collect()
+}
+
+fn settings(table: Table) -> Result<Settings, ConfigError> {
+    Settings::deserialize(Value::from(table))
+}
+
+fn put(table: &mut Table, key: &str, value: Value) {
+    let (section, name) = key.split_once('.').unwrap_or((key, ""));
+    let section = table.entry(section.to_owned()).or_insert_with(|| Value::from(Table::new()));
+    if let ValueKind::Table(keys) = &mut section.kind {
+        keys.insert(name.to_owned(), value);
+    }
+}
+
+/// Why a value can't be read. Errors of the `config` crate quote the value, which may be a secret.
+fn describe(error: &ConfigError, value: &Value) -> String {
+    match error {
+        ConfigError::At { error, .. } => describe(error, value),
+        ConfigError::Message(text) => text.clone(),
+        ConfigError::Type { expected, .. } => {
+            let found = match value.kind {
+                ValueKind::Nil => "nothing",
+                ValueKind::Boolean(_) => "true or false",
+                ValueKind::String(_) => "a text",
+                ValueKind::Table(_) => "a table",
+                ValueKind::Array(_) => "a list",
+                _ => "a number",
+            };
+            format!("must be {expected}, found {found}")
+        }
+        _ => "it can't be read".to_owned(),
+    }
+}
+
+/// A path, unless it may be the secret itself in place of the name of its file.
+pub(crate) fn shown_path(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_path = text.starts_with(['/', '.'])
+        && text.len() <= PATH_BYTES_MAX
+        && !["://", "@", "-----"].iter().any(|part| text.contains(part));
+    if is_path { text } else { "(the path is not shown)".into() }
+}
+
 fn read_secret(file: &Path) -> Result<String, String> {
     let mut text = String::new();
     let opened = std::fs::File::open(file).map_err(|error| error.to_string())?;
@@ -112,39 +200,9 @@ fn read_secret(file: &Path) -> Result<String, String> {
     if u64::try_from(bytes).unwrap_or(u64::MAX) > SECRET_BYTES_MAX {
         return Err(format!("it is longer than {SECRET_BYTES_MAX} bytes"));
     }
-    match text.trim_end_matches(['\r', '\n']) {
+    match text.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']) {
         "" => Err("it is empty".into()),
         text => Ok(text.to_owned()),
-    }
-}
-
-/// Every key that no setting has, and where it came from.
-fn unknown_keys(config: &Config, env: &BTreeMap<String, String>) -> Vec<String> {
-    let known = known_keys();
-    let mut given = BTreeSet::new();
-    for (section, value) in config.cache.clone().into_table().unwrap_or_default() {
-        walk(&section, value, &mut given);
-    }
-    given
-        .iter()
-        .filter(|key| !known.contains(*key) && !key.starts_with("classes."))
-        .map(|key| {
-            let variable = format!("{PREFIX}{}", key.replace('.', "__").to_uppercase());
-            let origin =
-                if env.contains_key(&variable) { variable } else { "settings file".into() };
-            format!("{key}: there is no such key ({origin})")
-        })
-        .collect()
-}
-
-fn walk(path: &str, value: Value, keys: &mut BTreeSet<String>) {
-    match value.clone().into_table() {
-        Ok(table) => {
-            for (name, value) in table {
-                walk(&format!("{path}.{name}"), value, keys);
-            }
-        }
-        Err(_) => drop(keys.insert(path.to_owned())),
     }
 }
 

@@ -2,19 +2,33 @@
 //! overrides both. What can't be safe together is refused at the start, all at once.
 
 mod load;
+mod needs;
 mod relations;
+mod sources;
 mod values;
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-pub use self::values::RateLimit;
-use self::values::{duration, durations, optional, secret, texts};
+pub(crate) use self::load::shown_path;
+use self::values::{address, duration, durations, keys, number, optional, secret, texts};
+pub use self::{
+    needs::{GatewayAccess, SettingsErrors},
+    relations::BROKER_URL,
+    values::RateLimit,
+};
 use crate::{
-    broker::Topology,
-    domain::{class::Codes, forward::ForwardFields},
+    broker::{self, Topology},
+    domain::{class::Codes, duration::show as time, forward::ForwardFields},
+    lease,
 };
 
 /// The defaults, with the documentation of every key.
@@ -49,6 +63,12 @@ pub struct Settings {
     /// Traces.
     #[serde(default)]
     pub traces: Traces,
+    /// Keys whose values can't be used: the defaults stand in for them until the errors are told.
+    #[serde(skip)]
+    unusable: BTreeSet<String>,
+    /// Variables that name a proxy for other programs.
+    #[serde(skip)]
+    proxy_variables: Vec<String>,
 }
 
 /// `[broker]`.
@@ -62,6 +82,7 @@ pub struct Broker {
     /// The prefix of all names.
     pub prefix: String,
     /// Jobs in flight.
+    #[serde(deserialize_with = "number")]
     pub prefetch: u16,
     /// What is done about exchanges and queues at the start.
     #[serde(deserialize_with = "values::topology")]
@@ -79,6 +100,14 @@ pub struct Redis {
     pub url: SecretString,
     #[serde(default, deserialize_with = "optional")]
     url_file: Option<PathBuf>,
+    /// Who we are for the Sentinels.
+    #[serde(default, deserialize_with = "optional")]
+    pub sentinel_username: Option<String>,
+    /// The password for it.
+    #[serde(default, deserialize_with = "values::optional_secret")]
+    pub sentinel_password: Option<SecretString>,
+    #[serde(default, deserialize_with = "optional")]
+    sentinel_password_file: Option<PathBuf>,
     /// Private certificates.
     #[serde(flatten)]
     pub tls: Tls,
@@ -112,6 +141,7 @@ pub struct GatewaySettings {
     #[serde(default, deserialize_with = "optional")]
     pub client_id: Option<String>,
     /// Which of the merchant's keys signs.
+    #[serde(deserialize_with = "number")]
     pub key_version: u32,
     /// The merchant's private key.
     #[serde(default, deserialize_with = "values::optional_secret")]
@@ -119,7 +149,7 @@ pub struct GatewaySettings {
     #[serde(default, deserialize_with = "optional")]
     private_key_file: Option<PathBuf>,
     /// The gateway's public keys.
-    #[serde(default, deserialize_with = "texts")]
+    #[serde(default, deserialize_with = "keys")]
     pub public_key: Vec<String>,
     #[serde(default, deserialize_with = "optional")]
     public_key_file: Option<PathBuf>,
@@ -134,6 +164,11 @@ pub struct GatewaySettings {
     /// The time of an inquiry.
     #[serde(deserialize_with = "duration")]
     pub inquiry_timeout: Duration,
+    /// The HTTP proxy that tunnels to it.
+    #[serde(default, deserialize_with = "values::optional_secret")]
+    pub proxy: Option<SecretString>,
+    #[serde(default, deserialize_with = "optional")]
+    proxy_file: Option<PathBuf>,
     /// The most jobs that begin.
     #[serde(default, deserialize_with = "optional")]
     pub rate_limit: Option<RateLimit>,
@@ -171,6 +206,7 @@ pub struct Retry {
 #[derive(Debug, Deserialize)]
 pub struct Breaker {
     /// Consecutive failures that open it.
+    #[serde(deserialize_with = "number")]
     pub failures: u32,
     /// The first pause.
     #[serde(deserialize_with = "duration")]
@@ -184,6 +220,7 @@ pub struct Breaker {
 #[derive(Debug, Deserialize)]
 pub struct Http {
     /// Where probes and metrics are served.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
 }
 
@@ -222,64 +259,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// What a caller of the gateway must have.
-#[derive(Debug)]
-pub struct GatewayAccess {
-    /// Its address.
-    pub base_url: String,
-    /// The merchant's client id.
-    pub client_id: String,
-    /// The merchant's private key.
-    pub private_key: SecretString,
-    /// The gateway's public keys, one a line.
-    pub public_key: String,
-}
-
-/// Everything that is wrong with the settings, one a line.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SettingsErrors(pub(crate) Vec<String>);
-
-impl std::error::Error for SettingsErrors {}
-
-impl fmt::Display for SettingsErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  {}", self.0.join("\n  "))
-    }
-}
-
 impl Settings {
-    /// What a call to the gateway needs.
-    ///
-    /// # Errors
-    /// Every key that is missing.
-    pub fn require_gateway(&self) -> Result<GatewayAccess, SettingsErrors> {
-        let gateway = &self.gateway;
-        let missing: Vec<_> = [
-            ("base_url", gateway.base_url.is_none(), ""),
-            ("client_id", gateway.client_id.is_none(), ""),
-            ("private_key", gateway.private_key.is_none(), " or gateway.private_key_file"),
-            ("public_key", gateway.public_key.is_empty(), " or gateway.public_key_file"),
-        ]
-        .into_iter()
-        .filter(|(_, missing, _)| *missing)
-        .map(|(key, _, or)| {
-            let variable = format!("CAPTURE__GATEWAY__{}", key.to_uppercase());
-            format!("gateway.{key} is missing: set it{or} in the settings file, or {variable}")
-        })
-        .collect();
-        match (&gateway.base_url, &gateway.client_id, &gateway.private_key) {
-            (Some(base_url), Some(client_id), Some(private_key)) if missing.is_empty() => {
-                Ok(GatewayAccess {
-                    base_url: base_url.clone(),
-                    client_id: client_id.clone(),
-                    private_key: private_key.clone(),
-                    public_key: gateway.public_key.join("\n"),
-                })
-            }
-            _ => Err(SettingsErrors(missing)),
-        }
-    }
-
     /// Every key with its value, in the order of the defaults' file; of secrets, only that they are set.
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
@@ -288,14 +268,18 @@ impl Settings {
         } = self;
         let mut lines = Vec::new();
         let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
-        line("broker.url", without_credentials(broker.url.expose_secret()));
+        let broker_url = broker::without_credentials(broker.url.expose_secret());
+        line("broker.url", broker_url.unwrap_or_else(|| "set".into()));
         line("broker.prefix", broker.prefix.clone());
         line("broker.prefetch", broker.prefetch.to_string());
         line("broker.topology", format!("{:?}", broker.topology).to_lowercase());
         for (key, value) in broker.tls.describe() {
             line(&format!("broker.{key}"), value);
         }
-        line("redis.url", without_credentials(redis.url.expose_secret()));
+        let redis_url = lease::without_credentials(redis.url.expose_secret());
+        line("redis.url", redis_url.unwrap_or_else(|| "set".into()));
+        line("redis.sentinel_username", or_none(redis.sentinel_username.as_ref()));
+        line("redis.sentinel_password", is_set(redis.sentinel_password.is_some()));
         for (key, value) in redis.tls.describe() {
             line(&format!("redis.{key}"), value);
         }
@@ -305,11 +289,12 @@ impl Settings {
         line("gateway.client_id", or_none(gateway.client_id.as_ref()));
         line("gateway.key_version", gateway.key_version.to_string());
         line("gateway.private_key", is_set(gateway.private_key.is_some()));
-        line("gateway.public_key", format!("{} of them", gateway.public_key.len()));
+        line("gateway.public_key", format!("{} keys", gateway.public_key.len()));
         line("gateway.forward_fields", gateway.forward_fields.join(", "));
         line("gateway.agent_token", is_set(gateway.agent_token.is_some()));
         line("gateway.timeout", time(gateway.timeout));
         line("gateway.inquiry_timeout", time(gateway.inquiry_timeout));
+        line("gateway.proxy", is_set(gateway.proxy.is_some()));
         line("gateway.rate_limit", or_none(gateway.rate_limit.as_ref()));
         line("lease.ttl", time(lease.ttl));
         line("lease.hold_in_doubt", time(lease.hold_in_doubt));
@@ -345,20 +330,12 @@ impl GatewaySettings {
 impl Tls {
     fn describe(&self) -> [(&'static str, String); 3] {
         let file =
-            |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| file.display()).as_ref());
+            |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| shown_path(file)).as_ref());
         [
             ("ca_file", file(&self.ca_file)),
             ("client_cert_file", file(&self.client_cert_file)),
             ("client_key_file", file(&self.client_key_file)),
         ]
-    }
-}
-
-/// A URL, or several, without who calls.
-fn without_credentials(urls: &str) -> String {
-    match (urls.split_once("://"), urls.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
-        _ => urls.to_owned(),
     }
 }
 
@@ -370,12 +347,8 @@ fn is_set(set: bool) -> String {
     if set { "set".into() } else { "none".into() }
 }
 
-fn time(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
-}
-
 fn times(durations: &[Duration]) -> String {
-    durations.iter().map(|duration| time(*duration)).collect::<Vec<_>>().join(", ")
+    durations.iter().copied().map(time).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

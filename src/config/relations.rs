@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
+use url::{Host, Url};
 
-use super::{Settings, time};
+use super::{Settings, time, values::shown};
 use crate::{
-    broker::DELAY_MS_MAX,
+    broker::{DELAY_MS_MAX, Session},
     domain::forward::{CAPTURE_TYPE, ForwardFields},
+    lease,
 };
 
 /// What a call may take beyond its time-out: scheduling, and clocks that do not agree.
@@ -15,28 +17,52 @@ const MARGIN: Duration = Duration::from_secs(1);
 const PREFIX_CHARS_MAX: usize = 100;
 const AGENT_TOKEN_CHARS_MAX: usize = 128;
 
+/// What `broker.url` is not. In a URL that can't be parsed, any part may be the password.
+pub const BROKER_URL: &str = "broker.url must be amqp://user:password@host:port/vhost or \
+    amqps://... (its value is not shown): percent-encode what is no letter or digit in user, \
+    password and virtual host (`/` is %2F, `#` %23, `@` %40)";
+
+/// What `gateway.proxy` is not.
+const PROXY: &str = "gateway.proxy must be http:// or https://, a host, and at most a port, \
+    user and password (its value is not shown): percent-encode what is no letter or digit in user \
+    and password";
+
+/// Something that can't be safe, and the keys that it is about.
+pub(super) struct Wrong {
+    pub(super) keys: Vec<String>,
+    pub(super) text: String,
+}
+
+impl Wrong {
+    fn new(keys: &[&str], text: impl Into<String>) -> Self {
+        Self { keys: keys.iter().map(|key| (*key).to_owned()).collect(), text: text.into() }
+    }
+}
+
 impl Settings {
     /// Every relation that can't be safe.
-    pub(super) fn relations(&self) -> Vec<String> {
+    pub(super) fn relations(&self) -> Vec<Wrong> {
         let mut wrong = self.times();
         wrong.extend(self.schedules());
         wrong.extend(self.names());
         wrong.extend(self.forwarded_names());
+        wrong.extend(self.addresses());
         wrong
     }
 
-    fn forwarded_names(&self) -> Vec<String> {
+    fn forwarded_names(&self) -> Vec<Wrong> {
+        const KEY: &str = "gateway.forward_fields";
         let refused = ForwardFields::new(&self.gateway.forward_fields).err().unwrap_or_default();
         let error = |name: &String| {
-            format!(
-                "gateway.forward_fields must not name `{name}`: the worker reads or writes that \
-                 field itself"
-            )
+            let text = format!(
+                "{KEY} must not name `{name}`: the worker reads or writes that field itself"
+            );
+            Wrong::new(&[KEY], text)
         };
         refused.iter().map(error).collect()
     }
 
-    fn times(&self) -> Vec<String> {
+    fn times(&self) -> Vec<Wrong> {
         let Self { gateway, lease, drain, breaker, retry, .. } = self;
         let mut wrong = Vec::new();
         for (key, duration) in [
@@ -47,117 +73,159 @@ impl Settings {
             ("retry.max_age", retry.max_age),
         ] {
             if duration < Duration::from_millis(1) {
-                wrong.push(format!("{key} must be at least 1ms, found {}", time(duration)));
+                let text = format!("{key} must be at least 1ms, found {}", time(duration));
+                wrong.push(Wrong::new(&[key], text));
             }
         }
-        let mut at_least = |key: &str, value: Duration, least: Duration, why: &str| {
+        // `why` names the key that `least` comes from, and nothing or a sum behind it.
+        let mut at_least = |key: &str, value: Duration, least: Duration, other: &str, why: &str| {
             if value < least {
                 let (value, least) = (time(value), time(least));
-                wrong.push(format!("{key} must be at least {least} ({why}), found {value}"));
+                let text = format!("{key} must be at least {least} ({why}), found {value}");
+                wrong.push(Wrong::new(&[key, other], text));
             }
         };
         let capture = gateway.timeout.saturating_add(MARGIN);
         let inquiry = gateway.inquiry_timeout.saturating_add(MARGIN);
-        at_least("lease.ttl", lease.ttl, capture, "gateway.timeout + 1s");
-        at_least("lease.ttl", lease.ttl, inquiry, "gateway.inquiry_timeout + 1s");
-        at_least("drain.timeout", drain.timeout, capture, "gateway.timeout + 1s");
-        at_least("lease.hold_in_doubt", lease.hold_in_doubt, gateway.timeout, "gateway.timeout");
-        at_least("lease.remember", lease.remember, retry.max_age, "retry.max_age");
-        at_least("breaker.max_pause", breaker.max_pause, breaker.pause, "breaker.pause");
+        let (of_capture, of_inquiry) = ("gateway.timeout", "gateway.inquiry_timeout");
+        at_least("lease.ttl", lease.ttl, capture, of_capture, "gateway.timeout + 1s");
+        at_least("lease.ttl", lease.ttl, inquiry, of_inquiry, "gateway.inquiry_timeout + 1s");
+        at_least("drain.timeout", drain.timeout, capture, of_capture, "gateway.timeout + 1s");
+        for (key, value, least, other) in [
+            ("lease.hold_in_doubt", lease.hold_in_doubt, gateway.timeout, of_capture),
+            ("lease.remember", lease.remember, retry.max_age, "retry.max_age"),
+            ("breaker.max_pause", breaker.max_pause, breaker.pause, "breaker.pause"),
+        ] {
+            at_least(key, value, least, other, other);
+        }
         if let Some(first) = retry.schedule.first() {
-            at_least("retry.max_age", retry.max_age, *first, "the first delay of retry.schedule");
+            let why = "the first delay of retry.schedule";
+            at_least("retry.max_age", retry.max_age, *first, "retry.schedule", why);
         }
         wrong
     }
 
-    fn schedules(&self) -> Vec<String> {
+    fn schedules(&self) -> Vec<Wrong> {
         let mut wrong = Vec::new();
         for (key, delays) in [
             ("retry.schedule", &self.retry.schedule),
             ("retry.defer_schedule", &self.retry.defer_schedule),
         ] {
-            if delays.is_empty() {
-                wrong.push(format!("{key} must hold at least one delay, found none"));
-            }
-            if !delays.is_sorted() {
-                wrong.push(format!("{key} must not grow shorter, found {}", super::times(delays)));
-            }
-            for delay in delays {
-                let whole = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(0));
-                if whole != *delay || delay.is_zero() || delay.as_millis() > DELAY_MS_MAX {
-                    let delay = time(*delay);
-                    wrong.push(format!(
-                        "{key}: a delay must be whole milliseconds, 1 to {DELAY_MS_MAX}, found {delay}"
-                    ));
+            let mut must = |holds: bool, text: String| {
+                if !holds {
+                    wrong.push(Wrong::new(&[key], format!("{key}{text}")));
                 }
+            };
+            must(!delays.is_empty(), " must hold at least one delay, found none".into());
+            must(
+                delays.is_sorted(),
+                format!(" must not grow shorter, found {}", super::times(delays)),
+            );
+            for delay in delays {
+                let delay_text = time(*delay);
+                must(
+                    (1..=DELAY_MS_MAX).contains(&delay.as_millis()),
+                    format!(
+                        ": a delay must be whole milliseconds, 1 to {DELAY_MS_MAX}, \
+                         found {delay_text}"
+                    ),
+                );
             }
         }
         wrong
     }
 
-    fn names(&self) -> Vec<String> {
-        let Self { broker, redis, gateway, breaker, traces, .. } = self;
+    fn names(&self) -> Vec<Wrong> {
+        let Self { broker, redis, gateway, breaker, .. } = self;
         let mut wrong = Vec::new();
-        let mut must = |holds: bool, text: &str| {
+        let mut must = |holds: bool, keys: &[&str], text: &str| {
             if !holds {
-                wrong.push(text.to_owned());
+                wrong.push(Wrong::new(keys, text));
             }
         };
-        must(broker.prefetch > 0, "broker.prefetch must be at least 1, found 0");
-        must(breaker.failures > 0, "breaker.failures must be at least 1, found 0");
-        must(gateway.key_version > 0, "gateway.key_version must be at least 1, found 0");
+        for (key, is_zero) in [
+            ("broker.prefetch", broker.prefetch == 0),
+            ("breaker.failures", breaker.failures == 0),
+            ("gateway.key_version", gateway.key_version == 0),
+        ] {
+            must(!is_zero, &[key], &format!("{key} must be at least 1, found 0"));
+        }
         let is_name = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         must(
             (1..=PREFIX_CHARS_MAX).contains(&broker.prefix.len())
                 && broker.prefix.chars().all(is_name)
                 && !broker.prefix.starts_with("amq."),
+            &["broker.prefix"],
             "broker.prefix must be 1 to 100 letters, digits, `.`, `_` or `-`, and not begin with `amq.`",
         );
-        let url = broker.url.expose_secret();
-        must(
-            url.starts_with("amqp://") || url.starts_with("amqps://"),
-            "broker.url must begin with amqp:// or amqps:// (its value is not shown)",
-        );
-        let is_redis = ["redis://", "rediss://", "redis-sentinel://", "rediss-sentinel://"]
-            .iter()
-            .any(|scheme| redis.url.expose_secret().starts_with(scheme));
-        must(
-            is_redis,
-            "redis.url must begin with redis://, rediss:// or redis-sentinel:// (its value is not shown)",
-        );
         for (section, tls) in [("broker", &broker.tls), ("redis", &redis.tls)] {
+            let (cert, key) =
+                (format!("{section}.client_cert_file"), format!("{section}.client_key_file"));
             must(
                 tls.client_cert_file.is_some() == tls.client_key_file.is_some(),
-                &format!("{section}.client_cert_file and {section}.client_key_file go together"),
+                &[&cert, &key],
+                &format!("{cert} and {key} go together"),
             );
         }
-        for (key, path) in
+        for (name, path) in
             [("capture_path", &gateway.capture_path), ("inquiry_path", &gateway.inquiry_path)]
         {
+            let (key, found) = (format!("gateway.{name}"), shown(path));
             must(
                 is_path(path),
-                &format!(
-                    "gateway.{key} must begin with `/` and have no `?`, `#` or space, found {path}"
-                ),
-            );
-        }
-        if let Some(base_url) = &gateway.base_url {
-            must(
-                is_base_url(base_url),
-                "gateway.base_url must be http:// or https://, a host, and at most a path: no user, `?` or `#`",
-            );
-        }
-        if let Some(endpoint) = &traces.endpoint {
-            must(
-                is_base_url(endpoint),
-                "traces.endpoint must be http:// or https://, a host, and at most a path: no user, `?` or `#`",
+                &[&key],
+                &format!("{key} must begin with `/` and have no `?`, `#` or space, found {found}"),
             );
         }
         let token = gateway.agent_token.as_ref().map(|token| token.expose_secret().chars().count());
         must(
             token.is_none_or(|chars| chars <= AGENT_TOKEN_CHARS_MAX),
+            &["gateway.agent_token"],
             "gateway.agent_token must be at most 128 characters (its value is not shown)",
         );
+        wrong
+    }
+
+    /// No URL is shown: one that can't be parsed may hold a password anywhere.
+    fn addresses(&self) -> Vec<Wrong> {
+        let Self { broker, redis, gateway, traces, .. } = self;
+        let mut wrong = Vec::new();
+        if !Session::takes(broker.url.expose_secret()) {
+            wrong.push(Wrong::new(&["broker.url"], BROKER_URL));
+        }
+        if let Err(error) = lease::check_url(redis.url.expose_secret()) {
+            wrong.push(Wrong::new(&["redis.url"], error.to_string()));
+        }
+        if redis.sentinel_username.is_some() && redis.sentinel_password.is_none() {
+            wrong.push(Wrong::new(
+                &["redis.sentinel_username", "redis.sentinel_password"],
+                "redis.sentinel_username needs redis.sentinel_password",
+            ));
+        }
+        if let Some(proxy) = &gateway.proxy {
+            if !is_proxy(proxy.expose_secret()) {
+                wrong.push(Wrong::new(&["gateway.proxy"], PROXY));
+            }
+            let is_plain = |url: &String| url.starts_with("http://");
+            if gateway.base_url.as_ref().is_some_and(is_plain) {
+                wrong.push(Wrong::new(
+                    &["gateway.proxy", "gateway.base_url"],
+                    "gateway.proxy needs an https:// gateway.base_url: it is asked to tunnel \
+                     (CONNECT), and for nothing else",
+                ));
+            }
+        }
+        for (key, url) in
+            [("gateway.base_url", &gateway.base_url), ("traces.endpoint", &traces.endpoint)]
+        {
+            if url.as_ref().is_some_and(|url| !is_base_url(url)) {
+                let text = format!(
+                    "{key} must be http:// or https://, a host, and at most a path: \
+                     no user, `?` or `#` (its value is not shown)"
+                );
+                wrong.push(Wrong::new(&[key], text));
+            }
+        }
         wrong
     }
 
@@ -166,14 +234,24 @@ impl Settings {
     pub fn warnings(&self) -> Vec<String> {
         let gateway = &self.gateway;
         let mut warnings = Vec::new();
-        if let Some(rest) = gateway.base_url.as_ref().and_then(|url| url.strip_prefix("http://")) {
-            let loopback = ["127.", "localhost", "[::1]"];
-            if !loopback.iter().any(|host| rest.starts_with(host)) {
-                warnings.push(
-                    "gateway.base_url is http://: payments travel in clear text; use https://"
-                        .into(),
-                );
-            }
+        let url = gateway.base_url.as_ref().and_then(|url| Url::parse(url).ok());
+        if url.as_ref().is_some_and(|url| url.scheme() == "http" && !is_loopback(url)) {
+            warnings.push(
+                "gateway.base_url is http://: payments travel in clear text; use https://".into(),
+            );
+        }
+        let is_local = url.as_ref().is_some_and(is_loopback);
+        if !self.proxy_variables.is_empty() && gateway.proxy.is_none() && !is_local {
+            warnings.push(format!(
+                "{} is set and not used: set gateway.proxy if the gateway is reached by a proxy",
+                self.proxy_variables.join(", ")
+            ));
+        }
+        let asks_sentinels = self.redis.url.expose_secret().contains("-sentinel://");
+        if self.redis.sentinel_password.is_some() && !asks_sentinels {
+            warnings.push(
+                "redis.sentinel_password is not used: redis.url is not redis-sentinel://".into(),
+            );
         }
         if !gateway.forward_fields.iter().any(|name| name == CAPTURE_TYPE) {
             warnings.push(format!(
@@ -203,11 +281,36 @@ fn is_path(path: &str) -> bool {
     path.starts_with('/') && path.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#'))
 }
 
-fn is_base_url(url: &str) -> bool {
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    rest.is_some_and(|rest| {
-        !rest.is_empty()
-            && !rest.starts_with(['/', ':'])
-            && rest.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '@'))
+fn is_base_url(text: &str) -> bool {
+    let is_plain =
+        text.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '@' | '\\'));
+    let starts = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+    let url = Url::parse(text).ok();
+    is_plain && starts && url.is_some_and(|url| url.has_host())
+}
+
+fn is_proxy(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| {
+        // A backslash, which the parser reads as a slash, would cut a password too.
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && (url.username().is_empty() || url.password().is_some())
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && !text.contains('\\')
     })
+}
+
+/// Whether a URL leads to this machine and nowhere else. A name that only begins like one doesn't.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
 }

@@ -1,6 +1,6 @@
 //! How the values of settings are read, from TOML and from the environment alike.
 
-use std::{fmt, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
 use secrecy::SecretString;
 use serde::{
@@ -9,7 +9,10 @@ use serde::{
 };
 
 use super::LogFormat;
-use crate::broker::Topology;
+use crate::{broker::Topology, domain::duration};
+
+/// Values that are longer aren't shown by errors.
+const SHOWN_CHARS_MAX: usize = 60;
 
 /// So many calls in so long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +27,16 @@ impl FromStr for RateLimit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("must be a rate such as \"100/s\" or \"600/m\", found `{text}`");
+        let wrong =
+            || format!("must be a rate such as \"100/s\" or \"600/m\", found {}", shown(text));
         let (calls, period) = text.split_once('/').ok_or_else(wrong)?;
-        let period = match period.trim() {
+        let period = match period {
             "s" => Duration::from_secs(1),
             "m" => Duration::from_secs(60),
             _ => return Err(wrong()),
         };
-        Ok(Self { calls: calls.trim().parse().map_err(|_| wrong())?, period })
+        let calls = digits(calls).and_then(NonZeroU32::new).ok_or_else(wrong)?;
+        Ok(Self { calls, period })
     }
 }
 
@@ -49,9 +54,57 @@ impl FromStr for LogFormat {
         match text {
             "json" => Ok(Self::Json),
             "text" => Ok(Self::Text),
-            _ => Err(format!("must be \"json\" or \"text\", found `{text}`")),
+            _ => Err(format!("must be \"json\" or \"text\", found {}", shown(text))),
         }
     }
+}
+
+/// A value as errors show it, unless it may be a secret that was put in the wrong place.
+pub(super) fn shown(text: &str) -> String {
+    let may_be_secret = text.chars().count() > SHOWN_CHARS_MAX
+        || text.contains(char::is_control)
+        || ["://", "@", "-----"].iter().any(|part| text.contains(part));
+    if may_be_secret { "a value that is not shown".into() } else { format!("`{text}`") }
+}
+
+/// A number of digits only: no sign, no fraction, and no `yes` for 1.
+fn digits<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+pub(super) fn number<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: FromStr + Limits,
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    digits(&text).ok_or_else(|| {
+        let (max, found) = (T::MAX, shown(&text));
+        D::Error::custom(format!("must be a whole number from 0 to {max}, found {found}"))
+    })
+}
+
+/// The largest number of a type.
+pub(super) trait Limits {
+    const MAX: u32;
+}
+
+impl Limits for u16 {
+    const MAX: u32 = 65_535;
+}
+
+impl Limits for u32 {
+    const MAX: Self = Self::MAX;
+}
+
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        let found = shown(&text);
+        D::Error::custom(format!(
+            "must be an address and a port such as \"127.0.0.1:9090\", found {found}"
+        ))
+    })
 }
 
 /// A text that becomes a value; empty counts as absent.
@@ -84,7 +137,8 @@ pub(super) fn topology<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Top
         "check" => Ok(Topology::Check),
         "none" => Ok(Topology::None),
         other => Err(D::Error::custom(format!(
-            "must be \"declare\", \"check\" or \"none\", found `{other}`"
+            "must be \"declare\", \"check\" or \"none\", found {}",
+            shown(other)
         ))),
     }
 }
@@ -101,34 +155,39 @@ pub(super) fn durations<'de, D: Deserializer<'de>>(
 }
 
 fn read_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("must be a duration such as \"5s\", found `{text}`: {error}"))
+    duration::parse(text).map_err(|error| format!("{error}, found {}", shown(text)))
 }
 
-/// A list of texts, or one text that is split at commas.
+/// A list of names, or one text that is split at commas and blanks.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    struct Texts;
+    deserializer.deserialize_any(Texts(|c| c == ',' || c.is_whitespace()))
+}
 
-    impl<'de> Visitor<'de> for Texts {
-        type Value = Vec<String>;
+/// A list of keys, or one text that is split at commas only: a key may hold blanks and line feeds.
+pub(super) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    deserializer.deserialize_any(Texts(|c| c == ','))
+}
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of texts, or one text with commas")
-        }
+/// Reads a list, or a text that these characters separate.
+struct Texts(fn(char) -> bool);
 
-        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Ok(items.map(ToOwned::to_owned).collect())
-        }
+impl<'de> Visitor<'de> for Texts {
+    type Value = Vec<String>;
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut items = Vec::new();
-            while let Some(item) = list.next_element()? {
-                items.push(item);
-            }
-            Ok(items)
-        }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of texts, or one text with commas")
     }
 
-    deserializer.deserialize_any(Texts)
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        let items = text.split(self.0).map(str::trim).filter(|item| !item.is_empty());
+        Ok(items.map(ToOwned::to_owned).collect())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(items)
+    }
 }

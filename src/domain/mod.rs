@@ -7,6 +7,7 @@
 //! and [`replay`] what may be done with it, if there is the [`evidence`] about it and its [`family`].
 
 pub mod class;
+pub mod duration;
 pub mod evidence;
 pub mod family;
 mod fields;

@@ -100,7 +100,7 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
     /// The time-out passed.
-    #[error("no answer within {} ms", .0.as_millis())]
+    #[error("no answer within {}", super::duration::show(*.0))]
     TimedOut(Duration),
     /// The connection broke after the request may have left.
     #[error("the connection was lost: {0}")]

@@ -69,6 +69,8 @@ pub struct GatewayOptions {
     pub timeout: Duration,
     /// The time of an inquiry, connecting included.
     pub inquiry_timeout: Duration,
+    /// The URL of an HTTP proxy that tunnels to an `https://` gateway.
+    pub proxy: Option<String>,
 }
 
 /// What can't be made a client of.
@@ -80,6 +82,9 @@ pub enum ClientError {
     /// Not a header's value.
     #[error("gateway.{0} holds characters that no HTTP header can carry")]
     Header(&'static str),
+    /// Not the URL of a proxy.
+    #[error("gateway.proxy is no URL of a proxy (its value is not shown)")]
+    Proxy,
     /// No TLS, or no roots.
     #[error("the HTTP client can't be made: {0}")]
     Http(String),
@@ -145,7 +150,7 @@ impl Gateway {
             token.set_sensitive(true);
             headers.insert(AGENT_TOKEN, token);
         }
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
@@ -155,9 +160,13 @@ impl Gateway {
             .connect_timeout(CONNECT_TIMEOUT_MAX.min(options.timeout / 2))
             .tcp_nodelay(true)
             .pool_idle_timeout(Duration::from_secs(20))
-            .user_agent(concat!("capture-worker/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| ClientError::Http(error.to_string()))?;
+            .user_agent(concat!("capture-worker/", env!("CARGO_PKG_VERSION")));
+        if let Some(proxy) = &options.proxy {
+            // For `https://` only, so by CONNECT only. Whatever fails before the tunnel is open and
+            // its TLS is up is an error of connecting: nothing was sent.
+            http = http.proxy(reqwest::Proxy::https(proxy).map_err(|_| ClientError::Proxy)?);
+        }
+        let http = http.build().map_err(|error| ClientError::Http(error.to_string()))?;
         Ok(Self {
             http,
             capture,

@@ -2,6 +2,7 @@
 //! `reqwest`; it knows what a reply says, not what it means.
 
 mod client;
+mod key_text;
 mod signer;
 pub mod signing;
 mod wire;

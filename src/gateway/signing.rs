@@ -12,6 +12,8 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
+use super::key_text::{Kind, der_blocks};
+
 /// What base64 has and the gateway escapes.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'+').add(b'/').add(b'=');
 
@@ -22,11 +24,22 @@ pub enum KeyError {
     #[error("it is empty")]
     Empty,
     /// Not base64.
-    #[error("it is neither one-line base64 nor PEM")]
+    #[error("it is neither base64 nor PEM")]
     NotBase64,
     /// PEM of something else.
-    #[error("its PEM armour is not the one of {0}")]
-    OtherPem(&'static str),
+    #[error("it must be PEM with the label {expected}, found {found}")]
+    OtherPem {
+        /// The labels that are taken.
+        expected: &'static str,
+        /// The label that stands there.
+        found: &'static str,
+    },
+    /// Nobody asks for its password.
+    #[error(
+        "it is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` \
+         and use key.pem"
+    )]
+    Encrypted,
     /// Not RSA of a usable size, or damaged.
     #[error("it is no {0} of RSA with 2048 to 8192 bits")]
     NotAKey(&'static str),
@@ -43,15 +56,14 @@ pub struct VerifyingKey(ParsedPublicKey);
 pub struct VerifyingKeys(Vec<VerifyingKey>);
 
 impl SigningKey {
-    /// Reads a private key: PKCS#8 DER as base64 on one line, or PEM (`PRIVATE KEY`, `RSA PRIVATE KEY`).
+    /// Reads a private key: PKCS#8 DER as base64, or PEM (`PRIVATE KEY`, `RSA PRIVATE KEY`). Line
+    /// feeds may be written out as `\n`.
     ///
     /// # Errors
     /// What it is not.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let not_a_key = KeyError::NotAKey("PKCS#8 private key");
-        let blocks = der_blocks(text, "a private key (PRIVATE KEY or RSA PRIVATE KEY)", |label| {
-            label.ends_with("PRIVATE KEY") && !label.contains("ENCRYPTED")
-        })?;
+        let blocks = der_blocks(text, Kind::Private)?;
         let [der] = blocks.as_slice() else { return Err(not_a_key) };
         KeyPair::from_pkcs8(der)
             .or_else(|_| KeyPair::from_der(der))
@@ -112,14 +124,13 @@ impl fmt::Debug for VerifyingKey {
 }
 
 impl VerifyingKeys {
-    /// Reads one or several public keys: SubjectPublicKeyInfo DER as base64 on one line each, separated by commas or
+    /// Reads one or several public keys: SubjectPublicKeyInfo DER as base64, separated by commas or
     /// white space; or PEM blocks (`PUBLIC KEY`).
     ///
     /// # Errors
     /// What the first bad one is not.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let blocks =
-            der_blocks(text, "a public key (PUBLIC KEY)", |label| label.ends_with("PUBLIC KEY"))?;
+        let blocks = der_blocks(text, Kind::Public)?;
         blocks
             .iter()
             .map(|der| {
@@ -175,36 +186,6 @@ fn parse_signature_header(header: &str) -> Option<&str> {
         }
     }
     signature.filter(|signature| !signature.is_empty())
-}
-
-/// The DER of every key in a text: PEM blocks with an accepted label, or base64 words.
-fn der_blocks(
-    text: &str,
-    expected: &'static str,
-    accepts: impl Fn(&str) -> bool,
-) -> Result<Vec<Vec<u8>>, KeyError> {
-    let decode = |base64: &str| {
-        let base64: String = base64.split_whitespace().collect();
-        STANDARD.decode(base64).map_err(|_| KeyError::NotBase64)
-    };
-    let blocks: Vec<Vec<u8>> = if text.contains("-----BEGIN") {
-        let mut blocks = Vec::new();
-        for block in text.split("-----BEGIN ").skip(1) {
-            let (label, rest) = block.split_once("-----").ok_or(KeyError::NotBase64)?;
-            let (base64, _) = rest.split_once("-----END").ok_or(KeyError::NotBase64)?;
-            if !accepts(label) {
-                return Err(KeyError::OtherPem(expected));
-            }
-            blocks.push(decode(base64)?);
-        }
-        blocks
-    } else {
-        text.split(|c: char| c == ',' || c.is_whitespace())
-            .filter(|word| !word.is_empty())
-            .map(decode)
-            .collect::<Result<_, _>>()?
-    };
-    if blocks.is_empty() { Err(KeyError::Empty) } else { Ok(blocks) }
 }
 
 #[cfg(test)]
@@ -283,6 +264,79 @@ mod tests {
         }
     }
 
+    /// As variables, secret stores and `.env` files hold them.
+    #[test]
+    fn keys_are_read_as_people_have_them() {
+        let vectors = vectors();
+        let private = text(&vectors, "merchant_private_key_pkcs8");
+        let merchant = text(&vectors, "merchant_public_key_spki");
+        let gateway = text(&vectors, "gateway_public_key_spki");
+        let wrap = |base64: &str, columns: usize, end: &str| {
+            let lines =
+                base64.as_bytes().chunks(columns).map(|line| std::str::from_utf8(line).unwrap());
+            lines.collect::<Vec<_>>().join(end)
+        };
+        let forms = |label: &str, base64: &str| {
+            let pem = pem(label, base64);
+            let mut forms = vec![
+                pem.replace('\n', "\\n"),
+                pem.replace('\n', "\\r\\n"),
+                pem.replace('\n', "\\\\n"),
+                pem.replace('\n', "\r\n"),
+                pem.replace('\n', " "),
+                format!("\u{feff}{pem}"),
+                format!("\"{}\"", pem.replace('\n', "\\n")),
+                format!("'{pem}'"),
+                format!("Bag Attributes\n    localKeyID: 01\n{pem}"),
+                format!("\u{feff}{base64}"),
+                format!("\"{base64}\"\n"),
+                format!(" '{base64}' "),
+                base64.trim_end_matches('=').to_owned(),
+            ];
+            forms.extend([64, 65, 76, 1000].map(|columns| wrap(base64, columns, "\n")));
+            forms.extend([76, 77].map(|columns| wrap(base64, columns, "\\n")));
+            forms
+        };
+        for form in forms("PRIVATE KEY", private) {
+            let key = SigningKey::parse(&form).unwrap_or_else(|error| panic!("{error}: {form}"));
+            assert_eq!(key.public_key().as_deref(), Some(merchant), "{form}");
+        }
+        let beside = pem("CERTIFICATE", "AAAA") + &pem("PRIVATE KEY", private);
+        assert!(SigningKey::parse(&beside).is_ok());
+        let signing = SigningKey::parse(private).unwrap();
+        let header = signature_header(1, &signing.sign("/p", "c", "1", b"{}"));
+        for (ours, theirs) in forms("PUBLIC KEY", merchant).iter().zip(forms("PUBLIC KEY", gateway))
+        {
+            let mut texts = vec![ours.clone(), format!("{theirs},{ours}")];
+            texts.extend((!theirs.ends_with('"')).then(|| format!("{theirs}\n{ours}")));
+            for text in texts {
+                let keys =
+                    VerifyingKeys::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                assert!(keys.verify("/p", "c", "1", b"{}", &header), "{text}");
+            }
+        }
+    }
+
+    /// Made by `openssl pkcs8 -topk8`, `openssl rsa -traditional -aes256` and `openssl pkcs8 -topk8
+    /// -v1 PBE-SHA1-3DES`.
+    #[test]
+    fn an_encrypted_key_is_named_as_such() {
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../tests/vectors/encrypted_keys.json")).unwrap();
+        for (name, key) in vectors.as_object().unwrap() {
+            let pem = key.as_str().unwrap();
+            let base64: String = pem.lines().filter(|line| !line.contains("-----")).collect();
+            let mut forms =
+                vec![pem.to_owned(), pem.replace('\n', "\\n"), format!("\u{feff}{pem}")];
+            forms.extend((!pem.contains("Proc-Type")).then_some(base64));
+            for form in forms {
+                let error = SigningKey::parse(&form).unwrap_err();
+                assert_eq!(error, KeyError::Encrypted, "{name}");
+                assert!(error.to_string().contains("openssl pkey"), "{error}");
+            }
+        }
+    }
+
     #[test]
     fn a_bad_key_is_told_by_what_it_is_not() {
         let vectors = vectors();
@@ -291,7 +345,7 @@ mod tests {
         assert_eq!(SigningKey::parse("$$$").unwrap_err(), KeyError::NotBase64);
         assert!(matches!(SigningKey::parse(public).unwrap_err(), KeyError::NotAKey(_)));
         let armoured = pem("PUBLIC KEY", public);
-        assert!(matches!(SigningKey::parse(&armoured).unwrap_err(), KeyError::OtherPem(_)));
+        assert!(matches!(SigningKey::parse(&armoured).unwrap_err(), KeyError::OtherPem { .. }));
         assert!(matches!(VerifyingKeys::parse("AAAA").unwrap_err(), KeyError::NotAKey(_)));
     }
 

@@ -6,22 +6,20 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, ClientTlsConfig, ErrorKind, IntoConnectionInfo, RedisError, RedisFuture,
-    RedisResult, TlsCertificates, TlsMode, Value,
+    ErrorKind, RedisError, RedisFuture, RedisResult, Value,
     aio::{ConnectionLike, MultiplexedConnection},
-    cluster::ClusterClient,
     cluster_async::ClusterConnection,
-    io::tcp::TcpSettings,
-    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::guard::{self, Guard};
+use super::{
+    address::{BadUrl, RedisOptions},
+    eviction,
+    guard::{self, Guard},
+    target::{RESPONSE_TIMEOUT, Target},
+};
 
-/// How long Redis may take to answer, and to be connected to.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a quiet connection is tried.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(1);
 /// Whoever has a connection knows within this that it has failed: by the next try, and its time-out.
@@ -30,34 +28,11 @@ pub(super) const NOTICED_WITHIN: Duration =
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// Where Redis is.
-#[derive(Clone, Default)]
-pub struct RedisOptions {
-    /// `redis://`, `rediss://`, several of them separated by commas (a Cluster), or
-    /// `redis-sentinel://[:password@]host:port,host:port[/db]#service`.
-    pub url: String,
-    /// The PEM file of a private certificate authority.
-    pub ca: Option<Vec<u8>>,
-    /// The PEM files of our certificate and its key.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-/// The URL is not one of those that [`RedisOptions::url`] takes.
-#[derive(Debug, thiserror::Error)]
-#[error("redis.url can't be used: {0}")]
-pub struct BadUrl(String);
-
 /// A connection that many jobs share.
 #[derive(Clone)]
 pub(super) enum Wire {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
-}
-
-enum Target {
-    Single(Box<redis::Client>),
-    Cluster(Box<ClusterClient>),
-    Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
 
 /// The connection, and whether it works.
@@ -68,14 +43,17 @@ pub(super) struct Link {
     guard: Guard,
     up: watch::Sender<bool>,
     failed: Notify,
+    /// By which policy Redis may evict keys, as the last connection told.
+    eviction: Mutex<Option<String>>,
 }
 
 impl Link {
     pub(super) fn new(options: &RedisOptions, guard: Guard) -> Result<Arc<Self>, BadUrl> {
-        let target = Target::parse(options)?;
+        let target = Target::new(options)?;
         let (up, _) = watch::channel(false);
         let wire = Mutex::new((0, None));
-        Ok(Arc::new(Self { target, wire, guard, up, failed: Notify::new() }))
+        let (failed, eviction) = (Notify::new(), Mutex::default());
+        Ok(Arc::new(Self { target, wire, guard, up, failed, eviction }))
     }
 
     /// Keeps the connection until the token is cancelled.
@@ -113,6 +91,7 @@ impl Link {
         let server = guard::server(&mut wire).await?;
         let server = server.as_deref();
         self.guard.settle(&mut wire, server).await?;
+        self.look_at_eviction(&mut wire).await;
         {
             let mut current = self.lock();
             *current = (current.0 + 1, Some(wire.clone()));
@@ -135,6 +114,25 @@ impl Link {
                 Err(_) => return Err(RedisError::from((ErrorKind::Io, "no answer in time"))),
             }
         }
+    }
+
+    /// Warns once of a Redis that may evict keys.
+    async fn look_at_eviction(&self, wire: &mut Wire) {
+        let policy = eviction::policy(wire).await;
+        let mut known = self.eviction.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(policy) = policy.as_ref().filter(|_| *known != policy) {
+            tracing::warn!(
+                maxmemory_policy = policy,
+                "Redis may evict keys when its memory is full: leases and recorded outcomes may be \
+                 lost; set maxmemory-policy noeviction"
+            );
+        }
+        *known = policy;
+    }
+
+    /// The policy by which Redis may evict keys; `None` if it evicts none, or does not tell.
+    pub(super) fn eviction_policy(&self) -> Option<String> {
+        self.eviction.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The connection, if there is one that works.
@@ -185,111 +183,6 @@ pub(super) fn describe(error: &RedisError) -> String {
     }
 }
 
-impl Target {
-    fn parse(options: &RedisOptions) -> Result<Self, BadUrl> {
-        let bad = |error: RedisError| BadUrl(error.category().to_owned());
-        let certificates = TlsCertificates {
-            client_tls: options
-                .client
-                .clone()
-                .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
-            root_cert: options.ca.clone(),
-        };
-        if let Some(rest) = options.url.strip_prefix("redis-sentinel://") {
-            return sentinel(rest, None);
-        }
-        if let Some(rest) = options.url.strip_prefix("rediss-sentinel://") {
-            return sentinel(rest, Some(certificates));
-        }
-        let nodes: Vec<&str> =
-            options.url.split(',').map(str::trim).filter(|node| !node.is_empty()).collect();
-        let is_tls = options.url.starts_with("rediss://");
-        match nodes.as_slice() {
-            [] => Err(BadUrl("it is empty".into())),
-            [node] => {
-                let info = node.into_connection_info().map_err(bad)?;
-                let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-                if is_tls {
-                    redis::Client::build_with_tls(info, certificates)
-                } else {
-                    redis::Client::open(info)
-                }
-                .map(|client| Self::Single(Box::new(client)))
-                .map_err(bad)
-            }
-            nodes => {
-                let mut builder = ClusterClient::builder(nodes.iter().copied())
-                    .connection_timeout(CONNECT_TIMEOUT)
-                    .response_timeout(RESPONSE_TIMEOUT)
-                    .tcp_settings(TcpSettings::default().set_nodelay(true));
-                if is_tls {
-                    builder = builder.certs(certificates);
-                }
-                builder.build().map(|client| Self::Cluster(Box::new(client))).map_err(bad)
-            }
-        }
-    }
-
-    async fn connect(&self) -> RedisResult<Wire> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        match self {
-            Self::Single(client) => {
-                client.get_multiplexed_async_connection_with_config(&config).await.map(Wire::Single)
-            }
-            Self::Cluster(client) => client.get_async_connection().await.map(Wire::Cluster),
-            Self::Sentinel(client) => {
-                let mut client = client.lock().await;
-                client.get_async_connection_with_config(&config).await.map(Wire::Single)
-            }
-        }
-    }
-}
-
-/// Reads `[:password@]host:port,host:port[/db]#service`.
-fn sentinel(rest: &str, certificates: Option<TlsCertificates>) -> Result<Target, BadUrl> {
-    let (rest, service) = rest
-        .split_once('#')
-        .filter(|(_, service)| !service.is_empty())
-        .ok_or_else(|| BadUrl("a Sentinel URL ends in `#` and the name of the service".into()))?;
-    let (rest, db) = rest.split_once('/').unwrap_or((rest, "0"));
-    let db = db.parse().map_err(|_| BadUrl("the database must be a number".into()))?;
-    let (credentials, hosts) = match rest.rsplit_once('@') {
-        Some((credentials, hosts)) => (credentials.split_once(':'), hosts),
-        None => (None, rest),
-    };
-    let is_tls = certificates.is_some();
-    let mut addresses = Vec::new();
-    for host in hosts.split(',') {
-        let scheme = if is_tls { "rediss" } else { "redis" };
-        let info = format!("{scheme}://{host}")
-            .into_connection_info()
-            .map_err(|_| BadUrl("a Sentinel's address must be `host:port`".into()))?;
-        addresses.push(info.addr().clone());
-    }
-    let bad = |error: RedisError| BadUrl(error.category().to_owned());
-    let mut builder = SentinelClientBuilder::new(addresses, service, SentinelServerType::Master)
-        .map_err(bad)?
-        .set_client_to_redis_db(db)
-        .set_client_to_redis_tcp_settings(TcpSettings::default().set_nodelay(true));
-    if let Some((username, password)) = credentials {
-        builder = builder.set_client_to_redis_password(password);
-        if !username.is_empty() {
-            builder = builder.set_client_to_redis_username(username);
-        }
-    }
-    if let Some(certificates) = certificates {
-        builder = builder
-            .set_client_to_redis_tls_mode(TlsMode::Secure)
-            .set_client_to_redis_certificates(certificates.clone())
-            .set_client_to_sentinel_tls_mode(TlsMode::Secure)
-            .set_client_to_sentinel_certificates(certificates);
-    }
-    let client = builder.build().map_err(bad)?;
-    Ok(Target::Sentinel(Box::new(tokio::sync::Mutex::new(client))))
-}
-
 impl ConnectionLike for Wire {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a redis::Cmd) -> RedisFuture<'a, Value> {
         match self {
@@ -314,33 +207,6 @@ impl ConnectionLike for Wire {
         match self {
             Self::Single(connection) => connection.get_db(),
             Self::Cluster(connection) => connection.get_db(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(url: &str) -> Result<Target, BadUrl> {
-        Target::parse(&RedisOptions { url: url.into(), ..RedisOptions::default() })
-    }
-
-    #[test]
-    fn the_url_says_what_kind_of_redis_it_is() {
-        assert!(matches!(parse("redis://:secret@127.0.0.1:6379/2"), Ok(Target::Single(_))));
-        assert!(matches!(parse("redis://a:1,redis://b:2"), Ok(Target::Cluster(_))));
-        assert!(matches!(
-            parse("redis-sentinel://:secret@a:26379,b:26379/1#main"),
-            Ok(Target::Sentinel(_))
-        ));
-    }
-
-    #[test]
-    fn a_bad_url_is_told_without_its_password() {
-        for url in ["", "http://secret@h", "redis-sentinel://:secret@a:1", "redis://:secret@h:x"] {
-            let error = parse(url).map(|_| ()).unwrap_err().to_string();
-            assert!(!error.contains("secret"), "{error}");
         }
     }
 }

@@ -9,10 +9,13 @@
 //!
 //! The lease orders captures; money safety rests on the idempotency key. Nothing here decides what an outcome means.
 
+mod address;
 mod claim;
+mod eviction;
 mod guard;
 mod inspect;
 mod link;
+mod target;
 
 use std::{
     sync::Arc,
@@ -24,9 +27,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    address::{BadUrl, RedisOptions, SentinelLogin, check_url, without_credentials},
     claim::{Claim, Owner},
     inspect::{Hold, Inspection},
-    link::{BadUrl, RedisOptions},
 };
 use self::{guard::Guard, link::Link};
 use crate::domain::{
@@ -187,6 +190,13 @@ impl Leases {
     /// Why no lease may be taken now, if Redis answers and may have lost some.
     pub async fn withheld(&self) -> Option<&'static str> {
         self.link.withholds().await
+    }
+
+    /// The policy by which Redis may evict keys when its memory is full, once it is connected to;
+    /// `None` if it is `noeviction`, or if nobody tells.
+    #[must_use]
+    pub fn eviction_policy(&self) -> Option<String> {
+        self.link.eviction_policy()
     }
 
     /// Whether Redis answers, and when that changes.

@@ -6,6 +6,7 @@ mod support;
 
 mod shop;
 
+mod addresses;
 mod adversary;
 mod captures;
 mod commands;
@@ -30,8 +31,10 @@ mod records;
 mod replays;
 mod scripts;
 mod servers;
+mod settings;
 mod sick;
 mod tidy;
 mod tls;
 mod traces;
+mod tunnel;
 mod waits;

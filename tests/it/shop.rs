@@ -363,7 +363,7 @@ pub(crate) fn job_until(id: &str, payment: &str, until: SystemTime) -> Vec<u8> {
         "captureRequestId": id,
         "paymentId": payment,
         "captureAmount": {"currency": "HKD", "value": "100"},
-        "expiresAt": humantime::format_rfc3339_millis(until).to_string(),
+        "expiresAt": time::OffsetDateTime::from(until).format(&time::format_description::well_known::Rfc3339).unwrap(),
     })
     .to_string()
     .into_bytes()

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
+    path::Path,
     sync::Arc,
     thread::JoinHandle,
     time::Duration,
@@ -21,8 +22,12 @@ use rustls::{
 use serde_json::Value;
 
 use crate::{
-    shop::{Shop, job},
-    support::servers::{Folder, PrivateRabbit, PrivateRedis, free_port},
+    commands::run,
+    shop::{PROGRAM, Shop, job},
+    support::{
+        processes::command,
+        servers::{Folder, PrivateRabbit, PrivateRedis, free_port},
+    },
 };
 
 /// An authority with a certificate for the server and one for us, in files.
@@ -208,4 +213,69 @@ async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate(
     for what in ["broker", "redis"] {
         assert!(!check(&shop, what).await.0, "{what}: nobody knows who calls");
     }
+}
+
+/// Client keys that can never work, which no time-out or retry would tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn client_keys_are_tried_at_start_by_their_own_names() {
+    let authority = Authority::new(PrivateRedis::files().expect("a folder"), "broker");
+    let other = Authority::new(PrivateRedis::files().expect("a folder"), "other");
+    let vectors: Value =
+        serde_json::from_str(include_str!("../vectors/encrypted_keys.json")).expect("keys");
+    let write = |name: &str, text: &str| {
+        fs::write(authority.folder.outside(name), text).expect("written");
+        authority.ours(name)
+    };
+    let (ca, cert, key) =
+        (authority.ours("ca.pem"), authority.ours("client.pem"), authority.ours("client.key"));
+    let mut wrong = vec![
+        (cert.clone(), write("empty.key", ""), "client_key_file", "holds no private key"),
+        (cert.clone(), cert.clone(), "client_key_file", "holds no private key"),
+        (
+            cert.clone(),
+            other.ours("client.key"),
+            "client_key_file",
+            "not the key of the certificate",
+        ),
+        (key.clone(), key.clone(), "client_cert_file", "holds no certificate"),
+        (cert.clone(), "/nowhere/k".to_owned(), "client_key_file", "No such file"),
+    ];
+    for (name, text) in vectors.as_object().expect("keys") {
+        let file = write(&format!("{name}.key"), text.as_str().expect("PEM"));
+        wrong.push((
+            cert.clone(),
+            file,
+            "client_key_file",
+            "it is encrypted: decrypt it with `openssl pkey",
+        ));
+    }
+    for section in ["BROKER", "REDIS"] {
+        for (cert, key, name, why) in &wrong {
+            let (code, said) = run_with(section, &ca, cert, key).await;
+            assert_eq!(code, Some(64), "{section} {why}: {said}");
+            let named = format!("{}.{name}", section.to_lowercase());
+            let line = said.lines().find(|line| line.contains(why));
+            assert!(line.is_some_and(|line| line.contains(&named)), "{named}, {why} in {said}");
+        }
+        let (_, said) = run_with(section, &key, &cert, &key).await;
+        assert!(said.contains("ca_file") && said.contains("holds no certificate"), "{said}");
+        // A mark before the first line, as editors leave it.
+        let marked = |name: &str, file: &str| {
+            write(name, &format!("\u{feff}{}", fs::read_to_string(file).expect("PEM")))
+        };
+        let (cert, key) = (marked("marked.pem", &cert), marked("marked.key", &key));
+        let (_, said) = run_with(section, &marked("marked-ca.pem", &ca), &cert, &key).await;
+        let is_told = ["ca_file", "client_cert", "client_key"].iter().any(|key| said.contains(key));
+        assert!(!is_told && said.contains("gateway.base_url is missing"), "{said}");
+    }
+}
+
+/// `run` with these files and no gateway: exit code, and what it says.
+async fn run_with(section: &str, ca: &str, cert: &str, key: &str) -> (Option<i32>, String) {
+    let mut program = command(Path::new(PROGRAM), &["run"]);
+    for (name, file) in [("CA_FILE", ca), ("CLIENT_CERT_FILE", cert), ("CLIENT_KEY_FILE", key)] {
+        program.env(format!("CAPTURE__{section}__{name}"), file);
+    }
+    let (code, _, errors) = run(program).await;
+    (code, errors)
 }

@@ -11,12 +11,17 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 
-use super::{Exit, complain, desk, settings, watch::Watch};
+use super::{
+    Exit, complain, desk,
+    name_list::{NameList, all},
+    settings::{self, Service},
+    watch::Watch,
+};
 use crate::{
     broker::{BrokerOptions, Session, Topology},
     config::Settings,
     dead_letters::{Desk, DeskError, Filter, Who},
-    domain::class::Class,
+    domain::{class::Class, duration},
     lease::Role,
     telemetry,
 };
@@ -46,7 +51,11 @@ pub(super) enum Dead {
 
 impl Dead {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
-        let settings = match settings::load(config) {
+        let services = match &self {
+            Self::Replay(_) => Service::ALL,
+            _ => &[Service::Broker, Service::Redis],
+        };
+        let settings = match settings::load(config, services) {
             Ok(settings) => settings,
             Err(exit) => return exit,
         };
@@ -64,11 +73,11 @@ impl Dead {
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct FilterArgs {
     /// Only letters of these classes
-    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
-    class: Vec<Class>,
+    #[arg(long, value_name = "CLASS")]
+    class: Vec<NameList<Class>>,
     /// Only letters with these result codes
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    code: Vec<String>,
+    #[arg(long, value_name = "CODE")]
+    code: Vec<NameList<String>>,
     /// Only letters with this captureRequestId; may be repeated
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
@@ -76,11 +85,11 @@ pub(super) struct FilterArgs {
     #[arg(long, value_name = "ID")]
     payment: Vec<String>,
     /// Only letters that were given up longer ago than this: 90s, 15m, 2h, 3d
-    #[arg(long, value_name = "AGE")]
-    older_than: Option<humantime::Duration>,
+    #[arg(long, value_name = "AGE", value_parser = duration::parse)]
+    older_than: Option<Duration>,
     /// Only letters that were given up less long ago than this
-    #[arg(long, value_name = "AGE")]
-    newer_than: Option<humantime::Duration>,
+    #[arg(long, value_name = "AGE", value_parser = duration::parse)]
+    newer_than: Option<Duration>,
     /// At most so many letters, the oldest of each class first
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
@@ -92,12 +101,12 @@ pub(super) struct FilterArgs {
 impl FilterArgs {
     fn filter(&self) -> Filter {
         Filter {
-            classes: self.class.clone(),
-            codes: self.code.clone(),
+            classes: all(&self.class),
+            codes: all(&self.code),
             ids: self.id.clone(),
             payments: self.payment.clone(),
-            older_than: self.older_than.map(Duration::from),
-            newer_than: self.newer_than.map(Duration::from),
+            older_than: self.older_than,
+            newer_than: self.newer_than,
         }
     }
 

@@ -90,8 +90,23 @@ impl PrivateRedis {
 
     /// A Sentinel that watches this server under the name `main`.
     pub(crate) async fn start_sentinel(&self) -> anyhow::Result<Self> {
+        self.start_sentinel_with(&[]).await
+    }
+
+    /// The same with more words on its command line, such as those by which it asks for a password.
+    pub(crate) async fn start_sentinel_with(&self, more: &[String]) -> anyhow::Result<Self> {
         let role = Role::SentinelOf { port: self.port, quorum: 1 };
-        Self::start_as(Persistence::None, role, &[]).await
+        let sentinel = Self::start_as(Persistence::None, role, more).await?;
+        if let Some(password) = self.password() {
+            sentinel.cmd(&["SENTINEL", "SET", "main", "auth-pass", password])?;
+        }
+        Ok(sentinel)
+    }
+
+    /// What clients must sign in with.
+    fn password(&self) -> Option<&str> {
+        let at = self.more.iter().position(|word| word == "--requirepass")?;
+        self.more.get(at + 1).map(String::as_str)
     }
 
     async fn start_as(
@@ -216,12 +231,18 @@ impl PrivateRedis {
     pub(crate) fn cmd(&self, words: &[&str]) -> anyhow::Result<Reply> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut request = format!("*{}\r\n", words.len());
-        for word in words {
-            request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        let login = self.password().map(|password| vec!["AUTH", password]);
+        let mut last = Reply::Nil;
+        let mut replies = BufReader::new(stream.try_clone()?);
+        for words in login.iter().map(Vec::as_slice).chain([words]) {
+            let mut request = format!("*{}\r\n", words.len());
+            for word in words {
+                request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            }
+            stream.write_all(request.as_bytes())?;
+            last = read_reply(&mut replies)?;
         }
-        stream.write_all(request.as_bytes())?;
-        read_reply(&mut BufReader::new(stream))
+        Ok(last)
     }
 
     fn log(&self) -> String {

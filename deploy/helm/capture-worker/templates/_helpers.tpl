@@ -45,7 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ .Values.config.http.listen | splitList ":" | last }}
 {{- end }}
 
-{{/* A duration such as "1h 30m", in milliseconds. */}}
+{{/* A duration such as "15m", in milliseconds. */}}
 {{- define "capture-worker.ms" -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
 {{- $ms := 0 -}}
@@ -111,6 +111,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $files := list
   (dict "env" "BROKER__URL_FILE" "path" "broker-url" "key" $secrets.keys.brokerUrl "secret" $main)
   (dict "env" "REDIS__URL_FILE" "path" "redis-url" "key" $secrets.keys.redisUrl "secret" $main)
+  (dict "env" "REDIS__SENTINEL_PASSWORD_FILE" "path" "redis-sentinel-password" "key" $secrets.keys.redisSentinelPassword "secret" $main)
+  (dict "env" "GATEWAY__PROXY_FILE" "path" "gateway-proxy" "key" $secrets.keys.gatewayProxy "secret" $main)
   (dict "env" "GATEWAY__PRIVATE_KEY_FILE" "path" "gateway-private-key" "key" $secrets.keys.gatewayPrivateKey "secret" $main)
   (dict "env" "GATEWAY__PUBLIC_KEY_FILE" "path" "gateway-public-key" "key" $secrets.keys.gatewayPublicKey "secret" $main)
 -}}

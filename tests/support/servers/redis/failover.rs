@@ -69,6 +69,11 @@ impl RedisCluster {
         self.nodes.iter().map(PrivateRedis::url).collect::<Vec<_>>().join(",")
     }
 
+    /// The address of one node.
+    pub(crate) fn url_of_one(&self) -> anyhow::Result<String> {
+        self.nodes.first().map(PrivateRedis::url).context("a node")
+    }
+
     /// A node, by the number that [`Self::primary_of`] gives.
     pub(crate) fn node(&mut self, n: usize) -> &mut PrivateRedis {
         &mut self.nodes[n]

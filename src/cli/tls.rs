@@ -1,0 +1,96 @@
+//! Private certificates of broker and Redis, read and tried at start: no later try would end
+//! otherwise.
+
+use std::path::{Path, PathBuf};
+
+use rustls::{
+    RootCertStore,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::CertifiedKey,
+};
+
+use crate::config::{Tls, shown_path};
+
+type Pem = Vec<u8>;
+
+/// A private authority, and our certificate with its key.
+pub(super) type TlsFiles = (Option<Pem>, Option<(Pem, Pem)>);
+
+/// Reads and tries the files of a section. An error names the key that is wrong.
+pub(super) fn read(section: &str, tls: &Tls) -> Result<TlsFiles, Vec<String>> {
+    let mut errors = Vec::new();
+    let mut read = |key: &str, file: &Option<PathBuf>, check: fn(&[u8]) -> Result<(), String>| {
+        let file = file.as_ref()?;
+        read_pem(file)
+            .and_then(|pem| check(&pem).map(|()| pem))
+            .map_err(|error| errors.push(format!("{section}.{key} {}: {error}", shown_path(file))))
+            .ok()
+    };
+    let ca = read("ca_file", &tls.ca_file, authority);
+    let certificate =
+        read("client_cert_file", &tls.client_cert_file, |pem| certificates(pem).map(drop));
+    let key = read("client_key_file", &tls.client_key_file, |pem| private_key(pem).map(drop));
+    let client = certificate.zip(key);
+    if let Some(error) = client.as_ref().and_then(|(certificate, key)| pair(certificate, key).err())
+    {
+        errors.push(format!("{section}.client_key_file: {error}"));
+    }
+    if errors.is_empty() { Ok((ca, client)) } else { Err(errors) }
+}
+
+/// The text of a file, without a byte order mark: readers of PEM would not see the line behind it.
+fn read_pem(file: &Path) -> Result<Pem, String> {
+    let mut pem = std::fs::read(file).map_err(|error| error.to_string())?;
+    if pem.starts_with("\u{feff}".as_bytes()) {
+        pem.drain(.."\u{feff}".len());
+    }
+    Ok(pem)
+}
+
+fn authority(pem: &[u8]) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    certificates(pem)?.into_iter().try_for_each(|certificate| {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("a certificate in it can't be used: {error}"))
+    })
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| "a certificate in it is damaged".to_owned())?;
+    if certificates.is_empty() {
+        return Err("it holds no certificate (PEM with the label CERTIFICATE)".into());
+    }
+    Ok(certificates)
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    let text = String::from_utf8_lossy(pem);
+    if text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains(",ENCRYPTED") {
+        return Err(
+            "it is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` \
+                    and use key.pem"
+                .into(),
+        );
+    }
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
+        "it holds no private key (PEM with the label PRIVATE KEY, RSA PRIVATE KEY or \
+         EC PRIVATE KEY)"
+            .into()
+    })
+}
+
+/// Whether the key can sign, and is that of the certificate.
+fn pair(certificate: &[u8], key: &[u8]) -> Result<(), String> {
+    match CertifiedKey::from_der(certificates(certificate)?, private_key(key)?, &default_provider())
+    {
+        Ok(_) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err("it is not the key of the certificate in client_cert_file".into())
+        }
+        Err(error) => Err(format!("it can't be used: {error}")),
+    }
+}

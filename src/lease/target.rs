@@ -1,0 +1,243 @@
+//! How a connection to Redis is made: what answers at one address may be a Cluster, and Sentinels
+//! may ask for a password.
+
+use std::time::Duration;
+
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo as _,
+    RedisError, RedisResult, TlsCertificates, TlsMode,
+    aio::MultiplexedConnection,
+    cluster::ClusterClient,
+    cmd,
+    io::tcp::TcpSettings,
+    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
+};
+use tokio::sync::Mutex;
+
+use super::{
+    address::{Address, BadUrl, RedisOptions, SentinelAddress, SentinelLogin},
+    link::Wire,
+};
+
+/// How long Redis may take to answer, and to be connected to.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is connected to.
+pub(super) enum Target {
+    Node(Box<Node>),
+    Cluster(Box<ClusterClient>),
+    Sentinel(Box<Watched>),
+}
+
+/// One address.
+pub(super) struct Node {
+    client: Client,
+    certificates: Option<TlsCertificates>,
+}
+
+/// A server behind Sentinels.
+pub(super) struct Watched {
+    client: Mutex<SentinelClient>,
+    /// For Sentinels that ask for a password: by the credentials of the URL.
+    with_password: Option<Mutex<SentinelClient>>,
+    /// One for each Sentinel, without credentials.
+    sentinels: Vec<Client>,
+}
+
+impl Target {
+    pub(super) fn new(options: &RedisOptions) -> Result<Self, BadUrl> {
+        let certificates = TlsCertificates {
+            client_tls: options
+                .client
+                .clone()
+                .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
+            root_cert: options.ca.clone(),
+        };
+        match Address::parse(&options.url)? {
+            Address::Node(info) => {
+                let certificates = is_tls(&info).then_some(certificates);
+                let client = client(info, certificates.as_ref())?;
+                Ok(Self::Node(Box::new(Node { client, certificates })))
+            }
+            Address::Cluster(nodes) => {
+                let certificates = nodes.first().is_some_and(is_tls).then_some(certificates);
+                let client = cluster(nodes, certificates).map_err(|_| BadUrl::Client)?;
+                Ok(Self::Cluster(Box::new(client)))
+            }
+            Address::Sentinel(address) => {
+                let certificates = address.is_tls.then_some(certificates);
+                Watched::new(&address, options.sentinel.as_ref(), certificates.as_ref())
+                    .map(|watched| Self::Sentinel(Box::new(watched)))
+            }
+        }
+    }
+
+    pub(super) async fn connect(&self) -> RedisResult<Wire> {
+        match self {
+            Self::Node(node) => node.connect().await,
+            Self::Cluster(client) => client.get_async_connection().await.map(Wire::Cluster),
+            Self::Sentinel(watched) => watched.connect().await.map(Wire::Single),
+        }
+    }
+}
+
+impl Node {
+    /// Connects to the server, or to the whole Cluster that it is a node of: as a single server it
+    /// would serve some payments and refuse the others.
+    async fn connect(&self) -> RedisResult<Wire> {
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config()).await?;
+        if !is_cluster(&mut connection).await? {
+            return Ok(Wire::Single(connection));
+        }
+        tracing::debug!("a Redis Cluster answered at the one address of redis.url");
+        let nodes = vec![self.client.get_connection_info().clone()];
+        let client = cluster(nodes, self.certificates.clone())?;
+        client.get_async_connection().await.map(Wire::Cluster)
+    }
+}
+
+impl Watched {
+    fn new(
+        address: &SentinelAddress,
+        login: Option<&SentinelLogin>,
+        certificates: Option<&TlsCertificates>,
+    ) -> Result<Self, BadUrl> {
+        let own = SentinelLogin {
+            username: address.redis.username().map(ToOwned::to_owned),
+            password: address.redis.password().unwrap_or_default().to_owned(),
+        };
+        let fallback = Some(&own).filter(|own| login.is_none() && !own.password.is_empty());
+        let of = |login| sentinel(address, login, certificates).map(Mutex::new);
+        let sentinels = address.sentinels.iter().map(|address| {
+            let info = address.clone().into_connection_info().map_err(|_| BadUrl::Client)?;
+            client(info, certificates)
+        });
+        Ok(Self {
+            client: of(login)?,
+            with_password: fallback.map(|own| of(Some(own))).transpose()?,
+            sentinels: sentinels.collect::<Result<_, _>>()?,
+        })
+    }
+
+    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+        let connected = connect_by(&self.client).await;
+        match (&connected, &self.with_password) {
+            // Of several Sentinels the client tells one error, which may be another than this.
+            (Err(_), Some(with_password)) if self.ask_for_password().await => {
+                connect_by(with_password).await
+            }
+            _ => connected,
+        }
+    }
+
+    /// Whether a Sentinel answers only those who sign in.
+    async fn ask_for_password(&self) -> bool {
+        for client in &self.sentinels {
+            let asked = async {
+                let mut connection =
+                    client.get_multiplexed_async_connection_with_config(&config()).await?;
+                cmd("ROLE").exec_async(&mut connection).await
+            };
+            if asked.await.is_err_and(|error| error.code() == Some("NOAUTH")) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+async fn connect_by(client: &Mutex<SentinelClient>) -> RedisResult<MultiplexedConnection> {
+    client.lock().await.get_async_connection_with_config(&config()).await
+}
+
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+}
+
+fn tcp() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
+}
+
+fn is_tls(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. })
+}
+
+fn client(info: ConnectionInfo, certificates: Option<&TlsCertificates>) -> Result<Client, BadUrl> {
+    let info = info.set_tcp_settings(tcp());
+    let client = match certificates {
+        Some(certificates) => Client::build_with_tls(info, certificates.clone()),
+        None => Client::open(info),
+    };
+    client.map_err(|_| BadUrl::Client)
+}
+
+fn cluster(
+    nodes: Vec<ConnectionInfo>,
+    certificates: Option<TlsCertificates>,
+) -> RedisResult<ClusterClient> {
+    let mut builder = ClusterClient::builder(nodes)
+        .connection_timeout(CONNECT_TIMEOUT)
+        .response_timeout(RESPONSE_TIMEOUT)
+        .tcp_settings(tcp());
+    if let Some(certificates) = certificates {
+        builder = builder.certs(certificates);
+    }
+    builder.build()
+}
+
+fn sentinel(
+    address: &SentinelAddress,
+    login: Option<&SentinelLogin>,
+    certificates: Option<&TlsCertificates>,
+) -> Result<SentinelClient, BadUrl> {
+    let bad = |_: RedisError| BadUrl::Client;
+    let sentinels = address.sentinels.iter().cloned();
+    let mut builder =
+        SentinelClientBuilder::new(sentinels, &address.service, SentinelServerType::Master)
+            .map_err(bad)?
+            .set_client_to_redis_db(address.redis.db())
+            .set_client_to_redis_protocol(address.redis.protocol())
+            .set_client_to_redis_tcp_settings(tcp());
+    if let Some(username) = address.redis.username() {
+        builder = builder.set_client_to_redis_username(username);
+    }
+    if let Some(password) = address.redis.password() {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if let Some(SentinelLogin { username, password }) = login {
+        builder = builder.set_client_to_sentinel_password(password);
+        if let Some(username) = username {
+            builder = builder.set_client_to_sentinel_username(username);
+        }
+    }
+    if let Some(certificates) = certificates {
+        builder = builder
+            .set_client_to_redis_tls_mode(TlsMode::Secure)
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_tls_mode(TlsMode::Secure)
+            .set_client_to_sentinel_certificates(certificates.clone());
+    }
+    builder.build().map_err(bad)
+}
+
+/// Whether this server is a node of a Cluster.
+async fn is_cluster(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
+    // An access list may forbid either, and a provider may have renamed it.
+    let is_refused = |error: &RedisError| matches!(error.code(), Some("NOPERM" | "ERR"));
+    let info: RedisResult<String> = cmd("INFO").arg("cluster").query_async(connection).await;
+    match info {
+        Ok(info) => return Ok(info.lines().any(|line| line == "cluster_enabled:1")),
+        Err(error) if !is_refused(&error) => return Err(error),
+        Err(_) => {}
+    }
+    match cmd("CLUSTER").arg("INFO").query_async::<String>(connection).await {
+        Ok(_) => Ok(true),
+        Err(error) if !is_refused(&error) => Err(error),
+        // Also what a single server says.
+        Err(_) => Ok(false),
+    }
+}

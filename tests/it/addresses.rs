@@ -1,0 +1,143 @@
+//! Redis as people have it: behind Sentinels that ask for a password, a Cluster behind one address,
+//! and one that evicts.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use crate::{
+    shop::{LIMIT, Shop, Worker, job},
+    support::{
+        poll::eventually,
+        servers::{Persistence, PrivateRedis, RedisCluster, shared_rabbit},
+    },
+};
+
+/// What a password may hold, as it is and in a URL.
+const PASSWORD: &str = "p@ss/w0rd#1,%:";
+const ENCODED: &str = "p%40ss%2Fw0rd%231%2C%25%3A";
+
+fn asking_for(password: &str) -> [String; 2] {
+    ["--requirepass".to_owned(), password.to_owned()]
+}
+
+/// A shop whose Redis is at this URL.
+async fn shop_at(url: &str) -> Shop {
+    let rabbit = shared_rabbit().await.unwrap();
+    Shop::open_at(&rabbit.url(), url, Duration::ZERO).await
+}
+
+/// Whether `check` finds Redis well; and all that it says.
+async fn redis_is_well(shop: &Shop) -> (bool, String) {
+    let (_, document) = shop.told_json(&["check"]).await;
+    (document["checks"]["redis"]["ok"] == true, document.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_are_told_their_own_credentials_or_those_of_the_url() {
+    let primary = PrivateRedis::start_with(&asking_for(PASSWORD)).await.unwrap();
+    let open = primary.start_sentinel().await.unwrap();
+    let same = primary.start_sentinel_with(&asking_for(PASSWORD)).await.unwrap();
+    let other = primary.start_sentinel_with(&asking_for("0f/Sentinels")).await.unwrap();
+    let url = |sentinel: &PrivateRedis| {
+        format!("redis-sentinel://:{ENCODED}@127.0.0.1:{}#main", sentinel.port())
+    };
+    let (open, same, other) = (url(&open), url(&same), url(&other));
+    let mut shop = shop_at(&open).await;
+    for (url, password, is_well) in [
+        (&open, None, true),
+        (&same, None, true),
+        (&same, Some(PASSWORD), true),
+        (&same, Some("wrong"), false),
+        (&other, Some("0f/Sentinels"), true),
+        (&other, None, false),
+    ] {
+        shop = shop.set("REDIS__URL", url);
+        shop.settings.remove("REDIS__SENTINEL_PASSWORD");
+        if let Some(password) = password {
+            shop = shop.set("REDIS__SENTINEL_PASSWORD", password);
+        }
+        // A Sentinel needs a moment to find its primary well.
+        let mut said = String::new();
+        eventually(&format!("Redis is well: {is_well}, {password:?}"), LIMIT, async || {
+            let found = redis_is_well(&shop).await;
+            said = found.1;
+            found.0 == is_well
+        })
+        .await;
+        assert!(!said.contains("w0rd") && !said.contains("0f/Sentinels"), "{said}");
+    }
+    // By a user of their own, whose password stands in a file.
+    let acl = ["ACL", "SETUSER", "worker", "on", ">hush", "allcommands"];
+    let third = primary.start_sentinel_with(&asking_for(PASSWORD)).await.unwrap();
+    third.cmd(&acl).unwrap();
+    let folder = crate::support::guardian::folder().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "hush\n").unwrap();
+    shop.settings.remove("REDIS__SENTINEL_PASSWORD");
+    let shop = shop
+        .set("REDIS__URL", &url(&third))
+        .set("REDIS__SENTINEL_USERNAME", "worker")
+        .set("REDIS__SENTINEL_PASSWORD_FILE", file.to_str().unwrap());
+    eventually("a user of the Sentinels", LIMIT, async || redis_is_well(&shop).await.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_of_any_characters_is_read_from_the_url() {
+    let redis = PrivateRedis::start_with(&asking_for(PASSWORD)).await.unwrap();
+    let url = format!("redis://:{ENCODED}@127.0.0.1:{}/0", redis.port());
+    let (is_well, said) = redis_is_well(&shop_at(&url).await).await;
+    assert!(is_well, "{said}");
+    assert!(!said.contains("w0rd"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_behind_one_address_is_used_as_a_cluster() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let shop = shop_at(&cluster.url_of_one().unwrap()).await;
+    let (is_well, said) = redis_is_well(&shop).await;
+    assert!(is_well, "{said}");
+    let mut worker = shop.worker().await;
+    // Payments of all slots: as a single server, one node would serve a third of them.
+    for n in 0..12 {
+        shop.publish(&job(&format!("c{n}"), &format!("p{n}"), 100)).await;
+    }
+    for n in 0..12 {
+        shop.ends_as(&format!("c{n}"), "CAPTURED", None).await;
+    }
+    assert_eq!(worker.drain().await, Some(0));
+    shop.assert_clean_books();
+}
+
+/// How many lines of a worker's log warn of the policy.
+fn warnings(worker: &Worker) -> usize {
+    worker.process.stderr().lines().filter(|line| line.contains("maxmemory_policy")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_may_evict_keys_is_warned_about_once() {
+    let evicts = ["--maxmemory-policy", "allkeys-lru"].map(str::to_owned);
+    let mut redis = PrivateRedis::start_with(&evicts).await.unwrap();
+    let shop = shop_at(&redis.url()).await;
+    let mut worker = shop.worker().await;
+    assert_eq!(warnings(&worker), 1, "{}", worker.process.stderr());
+    assert!(worker.process.stderr().contains("allkeys-lru"));
+    // Not again for each connection.
+    let connected = |worker: &Worker| worker.process.stderr().matches("Redis answers").count();
+    assert_eq!(connected(&worker), 1);
+    redis.kill9();
+    redis.start_again().await.unwrap();
+    eventually("connected again", LIMIT, async || connected(&worker) == 2).await;
+    assert_eq!(warnings(&worker), 1);
+    assert_eq!(worker.drain().await, Some(0));
+
+    // Without permission to ask, and where nothing is evicted, nothing is said.
+    redis.cmd(&["ACL", "SETUSER", "mute", "on", ">hush", "~*", "allcommands", "-info"]).unwrap();
+    let mute = format!("redis://mute:hush@127.0.0.1:{}", redis.port());
+    let kept = PrivateRedis::start(Persistence::None).await.unwrap();
+    for url in [mute, kept.url()] {
+        let shop = shop_at(&url).await;
+        let mut worker = shop.worker().await;
+        assert_eq!(warnings(&worker), 0, "{}", worker.process.stderr());
+        assert_eq!(worker.drain().await, Some(0));
+    }
+}

@@ -1,0 +1,79 @@
+//! Settings as the program is given them: what it refuses, and all that it says about it.
+
+use std::{fs, path::Path};
+
+use crate::{
+    commands::run,
+    shop::PROGRAM,
+    support::{guardian::folder, processes::command},
+};
+
+/// The program with these variables and no others of ours: exit code, and all that it says.
+async fn told(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut program = command(Path::new(PROGRAM), arguments);
+    for (name, value) in settings {
+        program.env(name, value);
+    }
+    let (code, output, errors) = run(program).await;
+    (code, output + &errors)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_capture_config_counts_as_absent() {
+    let (code, said) = told(&["run"], &[("CAPTURE_CONFIG", "")]).await;
+    assert_eq!(code, Some(64));
+    assert!(said.contains("gateway.base_url is missing") && !said.contains("--config"), "{said}");
+    // Who writes the flag means a file.
+    let (code, said) = told(&["run", "--config", ""], &[]).await;
+    assert_eq!(code, Some(64));
+    assert!(said.contains("No such file"), "{said}");
+    let folder = folder().unwrap();
+    let file = folder.path().join("settings.toml");
+    fs::write(&file, "[gateway]\nclient_id = \"5X\"\n").unwrap();
+    let (_, said) = told(&["run"], &[("CAPTURE_CONFIG", file.to_str().unwrap())]).await;
+    assert!(!said.contains("gateway.client_id"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_start_tells_bad_values_relations_and_missing_keys() {
+    let settings = [
+        ("CAPTURE__LEASE__TTL", "soon"),
+        ("CAPTURE__DRAIN__TIMEOUT", "1s"),
+        ("CAPTURE__GATEWAY__PRIVATE_KEY", "$$$"),
+        ("CAPTURE__BROKER__CA_FILE", "/nowhere/ca.pem"),
+        ("CAPTURE__NOWHERE__X", "1"),
+    ];
+    for arguments in [["run"].as_slice(), &["check"], &["dead", "replay", "--all"]] {
+        let (code, said) = told(arguments, &settings).await;
+        assert_eq!(code, Some(64), "{said}");
+        for text in [
+            "lease.ttl: must be a duration",
+            "drain.timeout must be at least 9s",
+            "gateway.private_key: ",
+            "gateway.base_url is missing",
+            "gateway.public_key is missing",
+            "broker.ca_file /nowhere/ca.pem: ",
+            "nowhere.x: there is no such key",
+        ] {
+            assert_eq!(said.matches(text).count(), 1, "{arguments:?}: {text} in {said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn durations_on_the_command_line_are_one_number_and_one_unit() {
+    for arguments in [
+        ["dead", "list", "--older-than", "1h 30m"].as_slice(),
+        &["dead", "replay", "--newer-than", "10M"],
+        &["audit", "--older-than", "2days"],
+        &["audit", "--newer-than", "99999999999999999999d"],
+        &["sandbox", "--latency", "1month"],
+    ] {
+        let (code, said) = told(arguments, &[]).await;
+        assert_eq!(code, Some(64), "{arguments:?}: {said}");
+        assert!(said.contains("must be a duration such as \"5s\""), "{arguments:?}: {said}");
+    }
+    let (code, said) = told(&["dead", "replay", "--all", "--rate", "10 /s"], &[]).await;
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("must be a rate"), "{said}");
+}

@@ -1,0 +1,249 @@
+//! A gateway behind TLS that is reached by a proxy only.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use rcgen::{CertificateParams, KeyPair};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer},
+    },
+};
+
+use crate::{
+    shop::{Shop, job},
+    support::{guardian::folder, servers::free_port},
+};
+
+/// Of `user` and `p@ss/w0rd`.
+const LOGIN: &str = "Basic dXNlcjpwQHNzL3cwcmQ=";
+
+/// What the proxy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proxying {
+    Tunnels,
+    Forbids,
+    AsksForPassword,
+    Closes,
+    StaysSilent,
+    /// To what speaks no TLS.
+    LeadsAstray,
+}
+
+const FAILURES: [Proxying; 5] = [
+    Proxying::Forbids,
+    Proxying::AsksForPassword,
+    Proxying::Closes,
+    Proxying::StaysSilent,
+    Proxying::LeadsAstray,
+];
+
+/// A proxy that takes CONNECT only.
+#[derive(Clone)]
+struct Proxy {
+    port: u16,
+    does: Arc<Mutex<Proxying>>,
+    tunnels: Arc<AtomicUsize>,
+    strangers: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Self {
+            port: listener.local_addr().unwrap().port(),
+            does: Arc::new(Mutex::new(Proxying::Tunnels)),
+            tunnels: Arc::default(),
+            strangers: Arc::default(),
+        };
+        let serving = proxy.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let proxy = serving.clone();
+                tokio::spawn(async move { proxy.serve(stream).await.unwrap_or_default() });
+            }
+        });
+        proxy
+    }
+
+    fn set(&self, proxying: Proxying) {
+        *self.does.lock().unwrap() = proxying;
+    }
+
+    async fn serve(&self, mut client: TcpStream) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await?);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let login =
+            head.to_ascii_lowercase().contains("proxy-authorization: ") && head.contains(LOGIN);
+        let target = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+        let (true, Some(target)) = (login, target) else {
+            self.strangers.fetch_add(1, Ordering::SeqCst);
+            return client.write_all(b"HTTP/1.1 407 Who are you\r\n\r\n").await;
+        };
+        let does = *self.does.lock().unwrap();
+        let mut server = match does {
+            Proxying::Tunnels => {
+                TcpStream::connect(target.replace("localhost", "127.0.0.1")).await?
+            }
+            Proxying::Forbids => {
+                let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n";
+                return client.write_all(answer).await;
+            }
+            Proxying::AsksForPassword => {
+                return client.write_all(b"HTTP/1.1 407 Another one\r\n\r\n").await;
+            }
+            Proxying::Closes => return Ok(()),
+            // Until the other side gives up.
+            Proxying::StaysSilent => return client.read_u8().await.map(drop),
+            Proxying::LeadsAstray => TcpStream::connect(("127.0.0.1", self.port)).await?,
+        };
+        self.tunnels.fetch_add(1, Ordering::SeqCst);
+        client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
+        copy_bidirectional(&mut client, &mut server).await.map(drop)
+    }
+}
+
+/// TLS before what listens on a port, for `localhost`; the certificate, and the port.
+async fn behind_tls(port: u16) -> (String, u16) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap();
+    let chain = vec![CertificateDer::from(certificate.der().to_vec())];
+    let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own_port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let (Ok(mut client), Ok(mut server)) =
+                    (acceptor.accept(stream).await, TcpStream::connect(("127.0.0.1", port)).await)
+                else {
+                    return;
+                };
+                // An end without close_notify is no concern of ours.
+                copy_bidirectional(&mut client, &mut server).await.map(drop).unwrap_or_default();
+            });
+        }
+    });
+    (certificate.pem(), own_port)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
+    let proxy = Proxy::start().await;
+    let shop = Shop::open().await;
+    let (certificate, port) = behind_tls(shop.sandbox_port()).await;
+    let folder = folder().unwrap();
+    let roots = folder.path().join("roots.pem");
+    let (of_proxy, proxy_port) = behind_tls(proxy.port).await;
+    fs::write(&roots, certificate + &of_proxy).unwrap();
+    let shop = shop
+        .set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"))
+        .set("GATEWAY__PROXY", &format!("http://user:p%40ss%2Fw0rd@127.0.0.1:{}", proxy.port))
+        .set("RETRY__SCHEDULE", "100ms,200ms")
+        .set("BREAKER__FAILURES", "1000");
+    let mut program = shop.program(&["run"]);
+    program.env("SSL_CERT_FILE", &roots);
+    let mut worker = Shop::worker_from(program).await;
+
+    for failure in FAILURES {
+        proxy.set(failure);
+        let id = format!("{failure:?}");
+        shop.publish(&job(&id, &id, 100)).await;
+        shop.ends_as(&id, "FAILED", Some("unreachable")).await;
+    }
+    assert_eq!(shop.sandbox.calls(None).as_array().unwrap().len(), 0, "something was sent");
+
+    proxy.set(Proxying::Tunnels);
+    let before = proxy.tunnels.load(Ordering::SeqCst);
+    shop.publish(&job("c", "p", 100)).await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "it went past the proxy");
+    assert_eq!(worker.drain().await, Some(0));
+
+    // A proxy behind TLS.
+    let shop =
+        shop.set("GATEWAY__PROXY", &format!("https://user:p%40ss%2Fw0rd@localhost:{proxy_port}"));
+    let mut program = shop.program(&["run"]);
+    program.env("SSL_CERT_FILE", &roots);
+    let mut second = Shop::worker_from(program).await;
+    let before = proxy.tunnels.load(Ordering::SeqCst);
+    shop.publish(&job("d", "p", 100)).await;
+    shop.ends_as("d", "CAPTURED", None).await;
+    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "it went past the proxy");
+    assert_eq!(second.drain().await, Some(0));
+
+    assert_eq!(proxy.strangers.load(Ordering::SeqCst), 0, "without its credentials");
+    let said = worker.process.stderr() + &second.process.stderr();
+    for secret in ["p%40ss", "p@ss", "dXNlcjpwQHNz"] {
+        assert!(!said.contains(secret), "{secret} in {said}");
+    }
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_is_a_setting_and_no_variable_is_obeyed() {
+    let shop = Shop::open().await;
+    let nowhere = format!("http://127.0.0.1:{}", free_port().unwrap());
+    let check = async |settings: &[(&str, &str)]| {
+        let mut check = shop.program(&["check"]);
+        check.envs(settings.iter().copied());
+        let (code, output, errors) = crate::commands::run(check).await;
+        (code, output + &errors)
+    };
+    // A gateway on this machine needs none; others are warned about.
+    let (code, said) = check(&[("HTTPS_PROXY", &nowhere), ("all_proxy", &nowhere)]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("is set and not used"), "{said}");
+    let elsewhere = ("CAPTURE__GATEWAY__BASE_URL", "https://gateway.invalid");
+    let (_, said) = check(&[elsewhere, ("HTTPS_PROXY", &nowhere), ("all_proxy", &nowhere)]).await;
+    assert!(said.contains("HTTPS_PROXY") && said.contains("all_proxy"), "{said}");
+    assert!(said.contains("is set and not used"), "{said}");
+    let (_, said) =
+        check(&[elsewhere, ("CAPTURE__GATEWAY__PROXY", &nowhere), ("HTTPS_PROXY", &nowhere)]).await;
+    assert!(!said.contains("is set and not used"), "{said}");
+    assert!(said.contains("gateway.proxy = set") && !said.contains(&nowhere), "{said}");
+
+    let proxy = ("CAPTURE__GATEWAY__PROXY", "http://user:hush@proxy:3128");
+    let (code, said) = check(&[proxy]).await;
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("gateway.proxy needs an https:// gateway.base_url"), "{said}");
+    for url in [
+        "socks5://user:hush@proxy",
+        "proxy:3128",
+        "hush",
+        "http://user:hu/hush@proxy",
+        "http://user:1/hush@proxy",
+        "http://user:hush#@proxy",
+        "http://hush@proxy",
+        "http://user:hush@proxy/path",
+    ] {
+        let (code, said) = check(&[elsewhere, ("CAPTURE__GATEWAY__PROXY", url)]).await;
+        assert_eq!(code, Some(64), "{url}: {said}");
+        assert!(said.contains("gateway.proxy must be") && !said.contains("hush"), "{url}: {said}");
+    }
+}
