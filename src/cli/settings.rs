@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 use super::{Exit, complain};
 use crate::{
-    broker::{BrokerOptions, Session},
+    broker::{BrokerOptions, Missing, Session},
     config::{Breaker, Settings, Tls},
     domain::settle::Policy,
     gateway::{
@@ -65,6 +65,7 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
         ca,
         client,
         on_publish: None,
+        missing: Missing::default(),
     })
 }
 

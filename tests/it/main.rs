@@ -25,6 +25,7 @@ mod metrics;
 mod operators;
 mod outages;
 mod owners;
+mod policies;
 mod records;
 mod replays;
 mod scripts;
