@@ -286,6 +286,9 @@ impl Look {
             self.give_back().await?;
         }
         answered(self.channel.close(200, "done".into())).await?;
+        if let Some(republisher) = self.republisher {
+            republisher.close().await;
+        }
         match self.lock {
             Some(lock) => lock.give_back().await,
             None => Ok(()),

@@ -119,10 +119,9 @@ async fn the_shipped_policies_keep_others_off_every_queue_of_ours() {
     }
     assert_eq!(shop.queued().await.get("jobs"), Some(&3), "the head is not dropped");
     let state = format!(
-        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{}\">>)), \
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{own}jobs\">>)), \
          {{ok, {{_, State}}, _}} = ra:local_query(amqqueue:get_pid(Q), fun(S) -> S end), \
-         lists:flatten(io_lib:format(\"~p\", [State])).",
-        format!("{own}jobs")
+         lists:flatten(io_lib:format(\"~p\", [State]))."
     );
     let state = rabbit.ctl(&["eval", &state]).await.unwrap();
     assert!(state.contains("at_least_once"), "{state}");

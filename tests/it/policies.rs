@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, time::Duration};
 use capture_worker::domain::class::Class;
 use lapin::{
     BasicProperties,
-    options::{BasicGetOptions, BasicNackOptions},
+    options::{BasicGetOptions, BasicNackOptions, QueueDeleteOptions},
     types::AMQPValue,
 };
 use serde_json::{Value, json};
@@ -342,13 +342,13 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
         eventually("the policy deletes it", LIMIT, is_gone).await;
     }
     rabbit.ctl(&["clear_policy", "hygiene"]).await.unwrap();
+    let gone = |line: &str, queue: &str| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let is_said = line["message"].as_str()?.starts_with("a queue is gone");
+        (is_said && line["level"] == "ERROR" && line["queue"] == *queue).then_some(())
+    };
     for queue in &queues {
-        let gone = |line: &str| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            let is_said = line["message"].as_str()?.starts_with("a queue is gone");
-            (is_said && line["level"] == "ERROR" && line["queue"] == **queue).then_some(())
-        };
-        worker.process.line(LIMIT, gone).await.unwrap();
+        worker.process.line(LIMIT, |line| gone(line, queue)).await.unwrap();
     }
     for queue in &queues {
         let is_there = async || shop.broker.queue_depth(queue).await.unwrap().is_some();
@@ -365,6 +365,20 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
     .await;
     shop.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
     shop.publish(&job("r", "p-risk", 100)).await;
+    assert_eq!(shop.dead(Class::Risk, 1).await.len(), 1);
+
+    // The session ends with the queue that it consumes from, and the next one declares it.
+    let jobs = format!("{}.jobs", shop.prefix);
+    let channel = shop.broker.channel().await.unwrap();
+    channel.queue_delete(jobs.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    worker.process.line(LIMIT, |line| gone(line, &jobs)).await.unwrap();
+    worker.becomes_ready().await;
+    let is_there = async || shop.broker.queue_depth(&jobs).await.unwrap().is_some();
+    eventually("it is declared again", LIMIT, is_there).await;
+    // A publish finds no queue, and has it declared.
+    let risk = format!("{}.dead.risk", shop.prefix);
+    channel.queue_delete(risk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    shop.publish(&job("again", "p-risk", 100)).await;
     assert_eq!(shop.dead(Class::Risk, 1).await.len(), 1);
     assert_eq!(worker.drain().await, Some(0));
 }

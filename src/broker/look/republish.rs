@@ -136,6 +136,13 @@ impl Look {
 }
 
 impl Republisher {
+    /// A courtesy: a command may look hundreds of times in one session.
+    pub(super) async fn close(self) {
+        if let Err(error) = answered(self.channel.close(200, "done".into())).await {
+            tracing::debug!(%error, "the channel that republishes did not close cleanly");
+        }
+    }
+
     /// Which of them the broker has in the queue.
     async fn publish(&self, batch: &[Found]) -> lapin::Result<Vec<bool>> {
         let publish = async {
