@@ -9,10 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     shop::{Shop, job},
-    support::{
-        guardian,
-        servers::{PrivateRabbit, shared_rabbit},
-    },
+    support::servers::{PrivateRabbit, shared_rabbit},
     tidy::read,
 };
 
@@ -59,16 +56,16 @@ async fn topology(rabbit: &PrivateRabbit, prefix: &str) -> Vec<String> {
 
 /// Gives the file to the broker, under the shop's prefix.
 async fn import(rabbit: &PrivateRabbit, shop: &Shop) {
-    let folder = guardian::folder().unwrap();
-    let file = folder.path().join("definitions.json");
+    let folder = PrivateRabbit::files().unwrap();
     let definitions = read("deploy/definitions.json");
     let prefix = &shop.prefix;
     let own = definitions
         .replace("\"capture.", &format!("\"{prefix}."))
         .replace("\"^capture\\\\.", &format!("\"^{prefix}\\\\."))
         .replace("\"capture-worker-", &format!("\"{prefix}-"));
-    std::fs::write(&file, own).unwrap();
-    rabbit.ctl(&["import_definitions", &file.display().to_string()]).await.unwrap();
+    std::fs::write(folder.outside("definitions.json"), own).unwrap();
+    let file = folder.inside("definitions.json").display().to_string();
+    rabbit.ctl(&["import_definitions", &file]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

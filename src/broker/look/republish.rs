@@ -2,8 +2,8 @@
 //!
 //! Up to RabbitMQ 4.2 whatever is given back counts towards the delivery limit. The argument of our
 //! queues is as good as none, but the broker takes the smaller of argument and policy, and drops a
-//! message without a word when a policy's limit is exceeded. With a limit of 12 a message is dropped
-//! at its 13th return, so at a count of 10 there is room for two lookers that are killed.
+//! message without a word when a policy's limit is exceeded. With a limit of 12 a message is
+//! dropped at its 13th return, so at a count of 10 there is room for two lookers that are killed.
 //!
 //! Each message is published to the exchange of its queue, confirmed, and only then acked: a crash
 //! in between leaves a copy, never a loss. The pass ends with the messages that were ready when it
@@ -58,6 +58,13 @@ impl Look {
         Ok(is_worn && self.republisher.is_some())
     }
 
+    /// The largest delivery count that was seen so far. A caller that may not republish should
+    /// leave the queue alone once this has reached 10: each look adds one.
+    #[must_use]
+    pub const fn delivery_count(&self) -> u32 {
+        self.delivery_count
+    }
+
     /// Whether the queue is to be republished, and may be.
     pub(super) fn is_worn(&self) -> bool {
         self.delivery_count >= WORN && self.republisher.is_some()
@@ -94,7 +101,8 @@ impl Look {
                     reason,
                     delivery_count = count,
                     "messages that were looked at often could not be republished; a policy with a \
-                     delivery limit may drop them: grant write on their exchange, or remove the policy"
+                     delivery limit may drop them: grant write on their exchange, or remove the \
+                     policy"
                 );
                 self.republisher = None;
                 // With the copies of those that it did take.
