@@ -252,7 +252,7 @@ async fn what_is_republished_is_as_it_was() {
     assert_eq!((std::mem::take(&mut body), before), (now_body, now.with_user_id("".into())));
 }
 
-/// A job that expires in its queue, has been in a wait queue before, or is dropped by length.
+/// A job that expires in its queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_broker_s_own_reason_is_told_before_and_after_a_republish() {
     let shop = Shop::open().await.declare().await;
@@ -293,6 +293,26 @@ async fn the_broker_s_own_reason_is_told_before_and_after_a_republish() {
     let jobs = format!("{}.jobs", shop.prefix);
     assert_eq!(of(&properties, "x-capture-broker-queue"), Some(text(&jobs)));
     assert_eq!(of(&before.1, "x-capture-broker-reason"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_a_length_limit_dropped_is_told_as_such() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open().await.declare().await;
+    shop.hygiene_policy(rabbit, &json!({"max-length": 1, "overflow": "drop-head"})).await;
+    let queue = format!("{}.dead.poison", shop.prefix);
+    let mut jobs = 0;
+    eventually("the policy drops a job", LIMIT, async || {
+        jobs += 1;
+        shop.publish(&job(&format!("c-{jobs}"), "p", 100)).await;
+        shop.broker.queue_depth(&queue).await.unwrap() > Some(0)
+    })
+    .await;
+    let (_, letters) = shop.told_json(&["dead", "list", "--class", "poison"]).await;
+    assert_eq!(letters[0]["brokerReason"], "maxlen");
+    let (_, listed) = shop.told_json(&["dead", "list"]).await;
+    let advice = listed[0]["advice"].as_str().unwrap();
+    assert!(advice.starts_with("dropped by a length limit"), "{advice}");
 }
 
 /// Where the broker has dropped `x-death`, our own headers count; a publisher's do not.
