@@ -22,7 +22,7 @@ CUSTOM = {
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule", "ServiceMonitor"},
 }
 # There are no models of these: `topology` says what they must be, field by field.
-TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Permission", "Queue"}}
+TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Permission", "Policy", "Queue"}}
 # Where the chart means to differ from the program's default, and why.
 DIFFERENT = {"http.listen": "probes and scrapes come from outside the pod"}
 SECRETS = {
@@ -254,12 +254,25 @@ def topology(rendered, settings_file):
     bindings = {(name, exchange, key) for name, (exchange, key, _) in queues.items()}
     must({(b["destination"], b["source"], b["routingKey"]) for b in specs["Binding"]} == bindings, "other bindings")
     must(all(x["durable"] for x in specs["Exchange"] + specs["Queue"]), "something is not durable")
+    policies = [d["spec"] for d in documents(rendered) if d["kind"] == "Policy"]
+    must(len(policies) == 4 and {p["priority"] for p in policies} == {1000}, "not four policies of priority 1000")
+    must({p["applyTo"] for p in policies} == {"queues"} and {p["vhost"] for p in policies} == {q["vhost"] for q in specs["Queue"]},
+         "policies of other things, or elsewhere")
+    strange = {f"{prefix}.ledger", f"x{prefix}.jobs", f"{prefix}.jobs.x", f"{prefix}.dead.risk.look", f"{prefix}.audit.look"}
+    for name in set(queues) | strange:
+        found = [p["definition"] for p in policies if re.search(p["pattern"], name)]
+        limit = queues[name][2].get("x-delivery-limit") if name in queues else None
+        keep = [] if name in strange else [{"delivery-limit": limit} if limit else {"overflow": "reject-publish"}]
+        must(found == keep, f"{name} has the policies {found}")
     if prefix == "capture":
         # Which a test compares with what the program declares.
         file = json.loads((ROOT / "deploy/definitions.json").read_text())
         must({q["name"]: q["arguments"] for q in file["queues"]}
              == {name: arguments | {"x-queue-type": "quorum"} for name, arguments in wanted.items()}, "other queues than definitions.json")
         must({(b["destination"], b["source"], b["routing_key"]) for b in file["bindings"]} == bindings, "other bindings than definitions.json")
+        must({p["name"]: (p["pattern"], p["apply-to"], p["priority"], json.dumps(p["definition"])) for p in file["policies"]}
+             == {p["name"]: (p["pattern"], p["applyTo"], p["priority"], json.dumps(p["definition"])) for p in policies},
+             "other policies than definitions.json")
     for permission in (d["spec"] for d in documents(rendered) if d["kind"] == "Permission"):
         must(set(permission) - {"user", "userReference"} == {"vhost", "permissions", "rabbitmqClusterReference"}, f"{permission}")
         must(("user" in permission) != ("userReference" in permission), "a permission of nobody, or of two")
@@ -269,7 +282,7 @@ def topology(rendered, settings_file):
         must({n for n in names if re.search(may["read"], n)} == {f"{prefix}.jobs"}, f"the worker may read {may['read']}")
         must({n for n in names if re.search(may["write"], n)} == {f"{prefix}.{e}" for e in ("wait", "dead", "results")},
              f"the worker may write {may['write']}")
-    return f"{len(exchanges)} exchanges, {len(queues)} queues, {len(bindings)} bindings"
+    return f"{len(exchanges)} exchanges, {len(queues)} queues, {len(bindings)} bindings, {len(policies)} policies"
 
 
 def alerts(rules):

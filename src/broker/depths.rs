@@ -3,6 +3,7 @@
 use lapin::{Channel, ErrorKind, options::QueueDeclareOptions, types::FieldTable};
 
 use super::{
+    missing::is_no_queue,
     session::{ANSWER_TIMEOUT, Session},
     topology::Exchange,
 };
@@ -15,18 +16,23 @@ pub struct Depth {
     pub of: Exchange,
     /// The delay of a wait queue, the class of dead letters, else the exchange's name.
     pub name: String,
-    /// How many messages.
-    pub messages: u32,
+    /// How many messages; `None` if there is no such queue.
+    pub messages: Option<u32>,
+    /// There is no such queue, or there was none a few minutes ago.
+    pub is_missing: bool,
 }
 
 impl Session {
-    /// Looks at every queue. Those that don't exist, or don't answer because too few of their nodes live, are left out.
+    /// Looks at every queue. Those that don't answer because too few of their nodes live are left
+    /// out. One that does not exist is reported in the log, and declared again where this program
+    /// declares.
     ///
     /// # Errors
     /// The connection fails, or does not answer in time.
     pub async fn depths(&self) -> Result<Vec<Depth>, DepthsError> {
         let mut counting = self.counting.lock().await;
         let mut depths = Vec::new();
+        let mut found_missing = false;
         for (of, name, queue) in self.queues() {
             let channel = match counting.take() {
                 Some(channel) if channel.status().connected() => channel,
@@ -34,13 +40,28 @@ impl Session {
             };
             // In its place again before anything is waited for: whoever waits may be given up.
             let channel = counting.insert(channel);
-            match tokio::time::timeout(ANSWER_TIMEOUT, look(channel, &queue)).await {
+            let messages = match tokio::time::timeout(ANSWER_TIMEOUT, look(channel, &queue)).await {
                 Err(_) => return Err(DepthsError::TimedOut),
-                Ok(Ok(messages)) => depths.push(Depth { of, name, messages }),
-                // There is no such queue: that closed the channel.
-                Ok(Err(error)) if matches!(error.kind(), ErrorKind::ProtocolError(_)) => {}
-                Ok(Err(error)) => return Err(error.into()),
-            }
+                Ok(Ok(messages)) => Some(messages),
+                // Either way, that closed the channel.
+                Ok(Err(error)) => match error.kind() {
+                    ErrorKind::ProtocolError(refusal)
+                        if is_no_queue(refusal.get_message().as_str()) =>
+                    {
+                        self.options().missing.report(&queue);
+                        found_missing = true;
+                        None
+                    }
+                    ErrorKind::ProtocolError(_) => continue,
+                    _ => return Err(error.into()),
+                },
+            };
+            let is_missing = self.options().missing.is_missing(&queue);
+            depths.push(Depth { of, name, messages, is_missing });
+        }
+        drop(counting);
+        if found_missing {
+            self.mend_topology().await;
         }
         Ok(depths)
     }

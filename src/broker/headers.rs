@@ -32,10 +32,12 @@ const STATUS: &str = "x-capture-status";
 const MESSAGE: &str = "x-capture-message";
 const DEAD_AT: &str = "x-capture-dead-at";
 const SIGNED: &str = "x-capture-signed";
+const BROKER_REASON: &str = "x-capture-broker-reason";
+const BROKER_QUEUE: &str = "x-capture-broker-queue";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Ours: written anew, or left out, on every republish.
-const OURS: [&str; 16] = [
+const OURS: [&str; 18] = [
     ATTEMPT,
     DEFERRALS,
     FIRST_SEEN,
@@ -52,6 +54,8 @@ const OURS: [&str; 16] = [
     MESSAGE,
     DEAD_AT,
     SIGNED,
+    BROKER_REASON,
+    BROKER_QUEUE,
 ];
 /// Those by which the broker acts: never republished.
 const ACTED_ON: [&str; 4] = ["CC", "BCC", "x-death", DELIVERY_COUNT];
@@ -218,6 +222,11 @@ pub(super) fn of_job(now_ms: i64) -> BasicProperties {
 
 /// Everything but `expiration`, `user_id` and the headers; always persistent.
 fn without_what_acts(original: &BasicProperties) -> BasicProperties {
+    inert(original).with_delivery_mode(PERSISTENT)
+}
+
+/// Everything but `delivery_mode`, `expiration`, `user_id` and the headers.
+fn inert(original: &BasicProperties) -> BasicProperties {
     type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&Option<ShortString>, With); 8] = [
         (original.content_type(), BasicProperties::with_content_type),
@@ -229,7 +238,7 @@ fn without_what_acts(original: &BasicProperties) -> BasicProperties {
         (original.app_id(), BasicProperties::with_app_id),
         (original.cluster_id(), BasicProperties::with_cluster_id),
     ];
-    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let mut properties = BasicProperties::default();
     for (value, with) in texts {
         if let Some(value) = value
             && value.as_str() != DIRECT_REPLY_TO
@@ -341,6 +350,7 @@ fn is_poison_of_the_broker(table: &FieldTable) -> bool {
     };
     reason(table, "x-first-death-reason")
         || reason(table, "x-last-death-reason")
+        || reason(table, BROKER_REASON)
         || deaths.iter().any(|death| match death {
             AMQPValue::FieldTable(death) => reason(death, "reason"),
             _ => false,
@@ -367,6 +377,9 @@ fn flag(table: &FieldTable, name: &str) -> bool {
 
 mod letter;
 pub(super) use self::letter::{of_audit, read_letter, replayed, shown};
+
+mod republish;
+pub(super) use self::republish::{delivery_count, republished};
 
 #[cfg(test)]
 mod tests;

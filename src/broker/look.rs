@@ -7,21 +7,33 @@
 //!
 //! A look that is closed gives back in order. One that is killed has the broker give back, which loses nothing, and keeps the
 //! order of no more than some thirty of a window (RabbitMQ 3.10).
+//!
+//! The broker counts what is given back. A policy with a delivery limit would in the end drop it, so
+//! a look may republish the whole queue when that count has grown: see [`Look::may_republish`].
 
-use std::time::Duration;
+mod lock;
+mod republish;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Consumer, ErrorKind,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
-        BasicQosOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicQosOptions, QueueDeclareOptions,
     },
     types::FieldTable,
 };
 use time::OffsetDateTime;
 
-use super::{headers, session::Session};
+use self::{lock::Lock, republish::Republisher};
+use super::{
+    headers,
+    session::Session,
+    submit::AUDIT,
+    topology::{Exchange, Names},
+};
 use crate::domain::{class::Class, forward::ForwardFields, letter::DeadLetter, settle::epoch_ms};
 
 /// The first window; later ones double while they stay small in bytes.
@@ -30,9 +42,6 @@ const WINDOW_MIN: u16 = 64;
 const WINDOW_MAX: u16 = 4096;
 /// A window of messages like those before takes at most so much memory, in bytes.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// Another's look is waited for so long.
-const LOCK_WAIT: Duration = Duration::from_secs(300);
-const LOCK_EVERY: Duration = Duration::from_millis(200);
 /// The broker gives back in their order what one frame gives back, if it is no more than this: beyond, it goes by a table
 /// without order.
 const RETURNED_MAX: usize = 32;
@@ -68,6 +77,8 @@ pub struct Found {
     pub(super) properties: BasicProperties,
     /// The message, byte for byte.
     pub body: Vec<u8>,
+    /// The name of the queue of jobs.
+    jobs_queue: Arc<str>,
 }
 
 impl Found {
@@ -75,7 +86,8 @@ impl Found {
     #[must_use]
     pub fn letter(&self, class: Class, forward: &ForwardFields) -> DeadLetter {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
-        headers::read_letter(class, self.body.clone(), &self.properties, forward, now_ms)
+        let (body, jobs) = (self.body.clone(), &self.jobs_queue);
+        headers::read_letter(class, body, &self.properties, forward, jobs, now_ms)
     }
 
     /// Its headers and its other properties, as JSON objects.
@@ -85,10 +97,45 @@ impl Found {
     }
 }
 
+/// The queues that can be looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Browsed {
+    /// The dead letters of a class.
+    DeadLetters(Class),
+    /// The audit records.
+    Audit,
+}
+
+impl Browsed {
+    /// The queue's name.
+    fn queue(self, names: &Names) -> String {
+        match self {
+            Self::DeadLetters(class) => names.dead_queue(class),
+            Self::Audit => names.audit(),
+        }
+    }
+
+    /// The exchange and the routing key that lead to the queue.
+    const fn address(self) -> (Exchange, &'static str) {
+        match self {
+            Self::DeadLetters(class) => (Exchange::Dead, class.name()),
+            Self::Audit => (Exchange::Audit, AUDIT),
+        }
+    }
+}
+
 /// An open look.
 pub struct Look {
     channel: Channel,
     queue: String,
+    jobs_queue: Arc<str>,
+    browsed: Browsed,
+    /// Messages that were taken and not handed out yet.
+    ahead: VecDeque<Found>,
+    /// The largest delivery count that was seen.
+    delivery_count: u32,
+    /// Publishes the whole queue again, where the caller lets it.
+    republisher: Option<Republisher>,
     total: u32,
     taken: u32,
     window: u16,
@@ -111,18 +158,25 @@ impl Look {
     /// The broker refuses, is lost, or another look does not end.
     pub async fn open(
         session: &Session,
-        queue: &str,
+        browsed: Browsed,
         waits: impl Fn(),
     ) -> Result<Option<Self>, LookError> {
-        if depth(session, queue).await?.is_none() {
+        let names = session.names();
+        let queue = browsed.queue(names);
+        if depth(session, &queue).await?.is_none() {
             return Ok(None);
         }
-        let lock = Lock::take(session, queue, waits).await?;
-        let Some(total) = depth(session, queue).await? else { return Ok(None) };
+        let lock = Lock::take(session, &queue, waits).await?;
+        let Some(total) = depth(session, &queue).await? else { return Ok(None) };
         let channel = answered(session.look_channel()).await?;
         Ok(Some(Self {
             channel,
-            queue: queue.to_owned(),
+            queue,
+            jobs_queue: names.jobs().into(),
+            browsed,
+            ahead: VecDeque::new(),
+            delivery_count: 0,
+            republisher: None,
             total,
             taken: 0,
             window: WINDOW_MIN,
@@ -147,6 +201,14 @@ impl Look {
     /// # Errors
     /// The broker is lost.
     pub async fn next(&mut self) -> Result<Option<Found>, LookError> {
+        match self.ahead.pop_front() {
+            Some(found) => Ok(Some(found)),
+            None => self.take().await,
+        }
+    }
+
+    /// Takes the next message out of the queue.
+    async fn take(&mut self) -> Result<Option<Found>, LookError> {
         if self.taken == self.total {
             return Ok(None);
         }
@@ -174,8 +236,10 @@ impl Look {
             tag: delivery.delivery_tag,
             properties: delivery.properties,
             body: delivery.data,
+            jobs_queue: Arc::clone(&self.jobs_queue),
         };
         self.held.push(found.tag);
+        self.delivery_count = self.delivery_count.max(headers::delivery_count(&found.properties));
         self.is_returned = delivery.redelivered;
         self.bytes += found.size();
         if self.in_window == 0 {
@@ -208,7 +272,7 @@ impl Look {
         // A window is brought to its end: what is on its way to a consumer that is cancelled goes back out of its turn. And what
         // came back before stands in front of the rest, in the order in which it came back: so all of that comes along.
         while self.consumer.is_some() || self.is_returned {
-            if self.next().await?.is_none() {
+            if self.take().await?.is_none() {
                 break;
             }
         }
@@ -216,11 +280,29 @@ impl Look {
             self.end_window().await?;
         }
         self.give_back().await?;
+        if self.is_worn() {
+            self.start_over().await?;
+            self.republish_all().await?;
+            self.give_back().await?;
+        }
         answered(self.channel.close(200, "done".into())).await?;
+        if let Some(republisher) = self.republisher {
+            republisher.close().await;
+        }
         match self.lock {
             Some(lock) => lock.give_back().await,
             None => Ok(()),
         }
+    }
+
+    /// Begins again with all that is ready now, once nothing is held.
+    async fn start_over(&mut self) -> Result<(), LookError> {
+        self.total = self.ready().await?;
+        (self.taken, self.in_window, self.bytes, self.window) = (0, 0, 0, WINDOW_MIN);
+        (self.delivery_count, self.is_returned) = (0, false);
+        self.ahead.clear();
+        self.held.clear();
+        Ok(())
     }
 
     /// In pieces, and never more than the broker works on one by one: whatever piles up it puts together, without order.
@@ -287,60 +369,6 @@ impl Found {
     fn size(&self) -> usize {
         let headers = self.properties.headers().as_ref();
         self.body.len() + headers.map_or(0, headers::table_size)
-    }
-}
-
-/// A queue that only one connection can have.
-struct Lock {
-    channel: Channel,
-    name: String,
-}
-
-impl Lock {
-    /// `None` where we may not declare queues: then others are not kept from looking at the same time, and each sees a part.
-    async fn take(
-        session: &Session,
-        queue: &str,
-        waits: impl Fn(),
-    ) -> Result<Option<Self>, LookError> {
-        let name = format!("{queue}.look");
-        let options =
-            QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let since = tokio::time::Instant::now();
-        let mut told = false;
-        loop {
-            // A refusal closes its channel.
-            let channel = answered(session.look_channel()).await?;
-            let declared =
-                channel.queue_declare(name.as_str().into(), options, FieldTable::default());
-            match answered(declared).await {
-                Ok(_) => return Ok(Some(Self { channel, name })),
-                Err(error) => match code(&error) {
-                    Some(RESOURCE_LOCKED) => {}
-                    Some(ACCESS_REFUSED) => {
-                        tracing::warn!(
-                            queue = name,
-                            "no permission to declare: others may look too"
-                        );
-                        return Ok(None);
-                    }
-                    _ => return Err(error),
-                },
-            }
-            if since.elapsed() >= LOCK_WAIT {
-                return Err(LookError::Busy(queue.to_owned()));
-            }
-            if !std::mem::replace(&mut told, true) {
-                waits();
-            }
-            tokio::time::sleep(LOCK_EVERY).await;
-        }
-    }
-
-    async fn give_back(self) -> Result<(), LookError> {
-        let deleted =
-            self.channel.queue_delete(self.name.as_str().into(), QueueDeleteOptions::default());
-        answered(deleted).await.map(drop)
     }
 }
 

@@ -12,6 +12,7 @@ mod depths;
 mod headers;
 mod intake;
 mod look;
+mod missing;
 mod publisher;
 mod results;
 mod session;
@@ -23,7 +24,8 @@ pub use self::{
     delivery::{Delivery, SessionLost},
     depths::{Depth, DepthsError},
     intake::{Intake, Taken},
-    look::{Found, Look, LookError},
+    look::{Browsed, Found, Look, LookError},
+    missing::Missing,
     publisher::{OnPublish, PublishError},
     results::Results,
     session::{BrokerOptions, OpenError, Session},

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     acks::Acks,
     address,
+    missing::Missing,
     publisher::{OnPublish, Publisher},
     topology::{self, Names, Topology, TopologyError},
 };
@@ -57,6 +58,8 @@ pub struct BrokerOptions {
     pub client: Option<(Vec<u8>, Vec<u8>)>,
     /// Told of every publish.
     pub on_publish: Option<OnPublish>,
+    /// What is known of queues that are gone.
+    pub missing: Missing,
 }
 
 /// Why there is no session.
@@ -135,12 +138,13 @@ impl Session {
     async fn open_untimed(options: &BrokerOptions) -> Result<Self, OpenError> {
         let publishing = connect(options, "publish").await?;
         let names = Names::new(&options.prefix);
-        topology::ensure(&publishing, &names, &options.delays, options.topology).await.map_err(
-            |error| match error {
-                TopologyError::Connection(error) => OpenError::Connection(error),
-                other => OpenError::Topology(other),
-            },
-        )?;
+        let (delays, missing) = (&options.delays, &options.missing);
+        let ensured =
+            topology::ensure(&publishing, &names, delays, options.topology, missing).await;
+        ensured.map_err(|error| match error {
+            TopologyError::Connection(error) => OpenError::Connection(error),
+            other => OpenError::Topology(other),
+        })?;
         let consuming = connect(options, "consume").await?;
         let channel = consuming.create_channel().await?;
         let confirmed = publishing.create_channel().await?;
@@ -227,6 +231,13 @@ impl Session {
         self.consuming.create_channel().await
     }
 
+    /// A channel of its own that publishes and is told what the broker has.
+    pub(super) async fn confirm_channel(&self) -> lapin::Result<Channel> {
+        let channel = self.publishing.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
     /// Begins to consume jobs.
     pub(super) async fn start_consumer(
         &self,
@@ -265,9 +276,9 @@ impl Session {
     /// Makes the topology whole again after a message found no queue.
     pub(super) async fn mend_topology(&self) {
         if self.options.topology == Topology::Declare {
-            let delays = &self.options.delays;
-            let mended =
-                topology::ensure(&self.publishing, &self.names, delays, Topology::Declare).await;
+            let (delays, missing) = (&self.options.delays, &self.options.missing);
+            let (connection, declare) = (&self.publishing, Topology::Declare);
+            let mended = topology::ensure(connection, &self.names, delays, declare, missing).await;
             if let Err(error) = mended {
                 tracing::error!(%error, "the topology can't be made whole");
             }

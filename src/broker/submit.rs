@@ -21,7 +21,7 @@ const SUBMITTED: &str = "submit";
 /// The routing key of replayed jobs.
 const REPLAYED: &str = "replay";
 /// The routing key of audit records: the queue's binding.
-const AUDIT: &str = "audit";
+pub(super) const AUDIT: &str = "audit";
 
 impl Session {
     /// Publishes a job, and waits until the broker has it in its queue.

@@ -8,6 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use super::missing::{Missing, is_no_queue};
 use crate::domain::{class::Class, schedule::delay_name};
 
 /// How often the broker hands a job out before it takes it for poison.
@@ -148,7 +149,8 @@ enum Item {
     Binding { queue: String, exchange: String, key: String },
 }
 
-/// Declares or checks everything, with the queues of these delays.
+/// Declares or checks everything, with the queues of these delays. A queue that is missing although
+/// this process has declared it before is reported as such, and declared again.
 ///
 /// # Errors
 /// Everything that is not as it must be, or the connection's failure.
@@ -157,18 +159,48 @@ pub(super) async fn ensure(
     names: &Names,
     delays: &[Duration],
     topology: Topology,
+    missing: &Missing,
 ) -> Result<(), TopologyError> {
     match topology {
         Topology::None => Ok(()),
         Topology::Declare => {
+            if missing.was_declared() {
+                report_missing(connection, &items(names, delays), missing).await?;
+            }
             let refused = each(connection, &items(names, delays), false).await?;
-            if refused.is_empty() { Ok(()) } else { Err(TopologyError::Refused(refused)) }
+            if !refused.is_empty() {
+                return Err(TopologyError::Refused(refused));
+            }
+            missing.declared();
+            Ok(())
         }
         Topology::Check => {
             let missing = each(connection, &items(names, delays), true).await?;
             if missing.is_empty() { Ok(()) } else { Err(TopologyError::Missing(missing)) }
         }
     }
+}
+
+/// Looks which of the queues are gone.
+async fn report_missing(
+    connection: &Connection,
+    items: &[Item],
+    missing: &Missing,
+) -> Result<(), TopologyError> {
+    let mut channel = connection.create_channel().await?;
+    for item in items {
+        let Item::Queue { name, .. } = item else { continue };
+        let Err(error) = look(&channel, item).await else { continue };
+        let ErrorKind::ProtocolError(refusal) = error.kind() else { return Err(error.into()) };
+        if is_no_queue(refusal.get_message().as_str()) {
+            missing.report(name);
+        }
+        channel = connection.create_channel().await?;
+    }
+    if let Err(error) = channel.close(200, "done".into()).await {
+        tracing::debug!(%error, "the topology's channel did not close cleanly");
+    }
+    Ok(())
 }
 
 /// Tries each item, on a channel of its own after one was refused: a refusal closes its channel.

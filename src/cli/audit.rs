@@ -16,9 +16,10 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    broker::{BrokerOptions, Look, LookError, Session, Topology},
+    broker::{BrokerOptions, Browsed, Look, LookError, Session, Topology},
     dead_letters::{Action, Record},
     domain::{class::Class, duration},
+    telemetry,
 };
 
 /// Records that are printed if nothing else is said.
@@ -71,6 +72,8 @@ impl FromStr for Action {
 impl Audit {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
         let broker = settings::load(config, &[Service::Broker]).and_then(|settings| {
+            // An error says that logs go somewhere already.
+            drop(telemetry::start(settings.log.format, "capture_worker=warn", None));
             settings::broker_options(&settings).map_err(|errors| {
                 errors.iter().for_each(|error| complain(&format!("error: {error}")));
                 Exit::Usage
@@ -109,7 +112,8 @@ impl Audit {
         let (mut newest, mut older) = (VecDeque::new(), 0_u64);
         let mut unreadable = 0_u64;
         let waits = || complain("somebody else looks at the audit: waiting");
-        if let Some(mut look) = Look::open(session, &session.names().audit(), waits).await? {
+        if let Some(mut look) = Look::open(session, Browsed::Audit, waits).await? {
+            look.may_republish(session).await?;
             let now = OffsetDateTime::now_utc();
             while let (false, Some(found)) = (stop.is_cancelled(), look.next().await?) {
                 match serde_json::from_slice::<Record>(&found.body) {

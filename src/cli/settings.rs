@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 
 use super::{Exit, complain, tls};
 use crate::{
-    broker::{BrokerOptions, Session},
+    broker::{BrokerOptions, Missing, Session},
     config::{BROKER_URL, Breaker, Settings, SettingsErrors},
     domain::settle::Policy,
     gateway::{
@@ -84,6 +84,7 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
         ca,
         client,
         on_publish: None,
+        missing: Missing::default(),
     })
 }
 

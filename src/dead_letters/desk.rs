@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Filter, Record, Summary, Who};
 use crate::{
-    broker::{Found, Look, LookError, PublishError, Session},
+    broker::{Browsed, Found, Look, LookError, PublishError, Session},
     domain::{
         class::{Class, Codes},
         evidence::{PaymentSeen, Seen},
@@ -105,6 +105,9 @@ pub struct Desk {
     pub stop: CancellationToken,
     /// Who watches.
     pub watcher: Box<dyn Fn(Progress)>,
+    /// Whether a queue may be republished whose messages the broker has counted so often that a
+    /// policy's delivery limit may be near. Without that, each browse counts towards such a limit.
+    pub may_republish: bool,
 }
 
 impl Desk {
@@ -118,14 +121,20 @@ impl Desk {
         filter: &Filter,
         mut visit: impl AsyncFnMut(&Found, DeadLetter) -> Result<Flow, DeskError>,
     ) -> Result<Flow, DeskError> {
-        let queue = self.session.names().dead_queue(class);
+        let browsed = Browsed::DeadLetters(class);
         let (mut left, mut kept) = (None, HashMap::new());
         loop {
             let waits = || (self.watcher)(Progress::Waits(class));
-            let Some(mut look) = self.or_stop(Look::open(&self.session, &queue, waits)).await??
+            let Some(mut look) = self.or_stop(Look::open(&self.session, browsed, waits)).await??
             else {
                 return Ok(Flow::Keep);
             };
+            // Not to be interrupted: half of a queue that is republished is out of order.
+            if self.may_republish && look.may_republish(&self.session).await? && left.is_some() {
+                // What came meanwhile stands among the rest.
+                let kept = kept.values().sum::<u32>();
+                left = Some(look.total().saturating_sub(kept));
+            }
             if left.is_none() {
                 (self.watcher)(Progress::Begins(class, look.total()));
             }

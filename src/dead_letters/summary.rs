@@ -24,6 +24,10 @@ pub struct Summary {
     pub without_amount: u64,
     /// How many of each code.
     pub codes: BTreeMap<String, u64>,
+    /// How many the broker itself dead-lettered, by its reason.
+    pub broker_reasons: BTreeMap<&'static str, u64>,
+    /// What to do, in the order in which it was first met.
+    pub advice: Vec<&'static str>,
     /// How many may be replayed in which way.
     pub policies: BTreeMap<Policy, u64>,
 }
@@ -39,6 +43,8 @@ impl Summary {
             money: BTreeMap::new(),
             without_amount: 0,
             codes: BTreeMap::new(),
+            broker_reasons: BTreeMap::new(),
+            advice: Vec::new(),
             policies: BTreeMap::new(),
         }
     }
@@ -63,6 +69,13 @@ impl Summary {
             let code = if is_room { code.as_str() } else { OTHERS };
             *self.codes.entry(code.to_owned()).or_default() += 1;
         }
+        if let Some(death) = &letter.broker_death {
+            *self.broker_reasons.entry(death.reason.kind()).or_default() += 1;
+        }
+        let advice = letter.advice();
+        if !self.advice.contains(&advice) {
+            self.advice.push(advice);
+        }
         *self.policies.entry(Policy::of(letter.class, letter.signed)).or_default() += 1;
     }
 
@@ -79,7 +92,10 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::tests::letter;
+    use crate::domain::{
+        letter::{BrokerDeath, BrokerReason},
+        tests::letter,
+    };
 
     #[test]
     fn letters_are_counted_summed_and_dated() {
@@ -95,6 +111,23 @@ mod tests {
         assert_eq!(summary.money.values().collect::<Vec<_>>(), [&(300, 3)]);
         assert_eq!(summary.top_codes(), [("B", 2), ("A", 1)]);
         assert_eq!(summary.policies, [(Policy::SameId, 2), (Policy::FreshId, 1)].into());
+    }
+
+    #[test]
+    fn what_the_broker_gave_up_is_counted_by_its_reason() {
+        let mut summary = Summary::of(Class::Poison);
+        for word in ["expired", "maxlen", "expired", "new in 9.0", ""] {
+            let mut poison = letter(Class::Poison, "c");
+            poison.broker_death = (!word.is_empty()).then(|| BrokerDeath {
+                reason: BrokerReason::of(word),
+                queue: "capture.jobs".into(),
+            });
+            summary.add(&poison);
+        }
+        assert_eq!(summary.broker_reasons, [("expired", 2), ("maxlen", 1), ("other", 1)].into());
+        assert_eq!(summary.advice.len(), 4);
+        assert!(summary.advice[0].starts_with("expired by a TTL before a worker took it"));
+        assert_eq!(summary.advice[3], crate::domain::replay::advice(Class::Poison));
     }
 
     #[test]

@@ -7,7 +7,92 @@ use super::{
     history::History,
     job::{Job, Malformed, Subject},
     money::Money,
+    replay::advice,
 };
+
+/// Why the broker itself moved a job to the dead letters. It says nothing about whether a capture
+/// request had left before: a job that came back from a worker that died can expire too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerReason {
+    /// A TTL of the message or of a policy ended before a worker took it.
+    Expired,
+    /// A limit on the queue's length dropped it.
+    MaxLen,
+    /// It was returned to the queue more often than the delivery limit allows.
+    DeliveryLimit,
+    /// A consumer rejected it. This program never does.
+    Rejected,
+    /// What a later version of the broker may say.
+    Other(String),
+}
+
+impl BrokerReason {
+    /// The reason by the broker's word for it.
+    #[must_use]
+    pub fn of(word: &str) -> Self {
+        match word {
+            "expired" => Self::Expired,
+            "maxlen" => Self::MaxLen,
+            "delivery_limit" => Self::DeliveryLimit,
+            "rejected" => Self::Rejected,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+
+    /// The broker's word.
+    #[must_use]
+    pub fn word(&self) -> &str {
+        match self {
+            Self::Other(word) => word,
+            known => known.kind(),
+        }
+    }
+
+    /// The word, from a bounded set.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::MaxLen => "maxlen",
+            Self::DeliveryLimit => "delivery_limit",
+            Self::Rejected => "rejected",
+            Self::Other(_) => "other",
+        }
+    }
+
+    /// What happened, and what an operator does about it.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Expired => {
+                "expired by a TTL before a worker took it (again): remove the publisher's \
+                 expiration or the policy's message-ttl, then replay"
+            }
+            Self::MaxLen => {
+                "dropped by a length limit: remove max-length with drop-head from the policy, then \
+                 replay"
+            }
+            Self::DeliveryLimit => {
+                "returned to the queue more often than its delivery limit: report a bug"
+            }
+            Self::Rejected => {
+                "rejected by a consumer that is not this program: find it, then replay"
+            }
+            Self::Other(_) => {
+                "dead-lettered by the broker for a reason that this version does not know"
+            }
+        }
+    }
+}
+
+/// What the broker wrote down when it dead-lettered a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerDeath {
+    /// Why.
+    pub reason: BrokerReason,
+    /// Out of which queue: that of jobs.
+    pub queue: String,
+}
 
 /// A job that was given up, and what is written on it about why.
 #[derive(Clone, Debug)]
@@ -30,6 +115,8 @@ pub struct DeadLetter {
     pub dead_at_ms: Option<i64>,
     /// Whether the gateway signed the verdict.
     pub signed: bool,
+    /// Why the broker dead-lettered it, if it was the broker that did.
+    pub broker_death: Option<BrokerDeath>,
 }
 
 impl DeadLetter {
@@ -72,6 +159,15 @@ impl DeadLetter {
         match &self.job {
             Ok(job) => job.subject(),
             Err(malformed) => malformed.subject.clone(),
+        }
+    }
+
+    /// What an operator does about it: by the broker's reason, if there is one, else by its class.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match &self.broker_death {
+            Some(death) => death.reason.advice(),
+            None => advice(self.class),
         }
     }
 

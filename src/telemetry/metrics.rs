@@ -115,6 +115,7 @@ pub struct Metrics {
     publishes: Family<PublishLabels, Counter>,
     queue_messages: Family<QueueLabels, Gauge>,
     queue_nonempty_seconds: Family<QueueLabels, Seconds>,
+    queue_missing: Family<QueueLabels, Gauge>,
     nonempty_since: Mutex<HashMap<QueueLabels, Instant>>,
     jobs_in_flight: Gauge,
     oldest_job_age_seconds: Seconds,
@@ -122,6 +123,19 @@ pub struct Metrics {
     breaker_open: Gauge,
     breaker_openings: Counter,
     calls_per_second_max: Gauge,
+}
+
+/// What a look at a queue of the broker has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSeen {
+    /// The exchange that it is bound to, without the prefix.
+    pub kind: &'static str,
+    /// The delay of a wait queue, the class of dead letters, else as `kind`.
+    pub name: String,
+    /// How many messages are ready; `None` if there is no such queue.
+    pub messages: Option<u32>,
+    /// There is no such queue, or there was none a few minutes ago.
+    pub is_missing: bool,
 }
 
 /// When the jobs in hand were born, in epoch milliseconds, the oldest first; told apart by a number.
@@ -197,6 +211,7 @@ impl Default for Metrics {
             publishes: Family::default(),
             queue_messages: Family::default(),
             queue_nonempty_seconds: Family::default(),
+            queue_missing: Family::default(),
             nonempty_since: Mutex::default(),
             jobs_in_flight: Gauge::default(),
             oldest_job_age_seconds: Seconds::default(),
@@ -262,6 +277,8 @@ impl Metrics {
             unit,
             self.queue_nonempty_seconds.clone(),
         );
+        let help = "1 if the queue does not exist, or did not a few minutes ago, else 0";
+        registry.register("queue_missing", help, self.queue_missing.clone());
         let help = "1 while captures pause because the gateway answers nobody, else 0";
         registry.register("breaker_open", help, self.breaker_open.clone());
         let help = "How often captures began to pause";
@@ -333,13 +350,18 @@ impl Metrics {
         self.publishes.get_or_create(&labels).inc();
     }
 
-    /// What lies in the queues now, as (kind, name, messages); those that are not among them are not known.
-    pub fn queues(&self, depths: impl IntoIterator<Item = (&'static str, String, u32)>) {
+    /// What lies in the queues now; those that are not among them are not known.
+    pub fn queues(&self, queues: impl IntoIterator<Item = QueueSeen>) {
         let now = Instant::now();
         let mut since = lock(&self.nonempty_since);
         self.queues_unknown();
-        for (kind, name, messages) in depths {
+        for QueueSeen { kind, name, messages, is_missing } in queues {
             let labels = QueueLabels { kind: Text(kind), name };
+            self.queue_missing.get_or_create(&labels).set(i64::from(is_missing));
+            let Some(messages) = messages else {
+                since.remove(&labels);
+                continue;
+            };
             self.queue_messages.get_or_create(&labels).set(messages.into());
             let seconds = if messages == 0 {
                 since.remove(&labels);
@@ -355,6 +377,7 @@ impl Metrics {
     pub fn queues_unknown(&self) {
         self.queue_messages.clear();
         self.queue_nonempty_seconds.clear();
+        self.queue_missing.clear();
     }
 
     /// All metrics in the text form of Prometheus.

@@ -9,7 +9,7 @@ pub mod traces;
 pub use self::{
     health::Health,
     logs::start,
-    metrics::{InFlight, LeaseResult, Metrics},
+    metrics::{InFlight, LeaseResult, Metrics, QueueSeen},
     settled::Times,
     traces::Traces,
 };

@@ -30,7 +30,7 @@ use crate::{
     },
     gateway::Gateway,
     lease::Leases,
-    telemetry::{Health, Metrics},
+    telemetry::{Health, Metrics, QueueSeen},
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -321,9 +321,12 @@ impl Crew {
 async fn count_queues(session: Arc<Session>, ctx: Arc<Context>) {
     loop {
         match session.depths().await {
-            Ok(depths) => ctx.metrics.queues(
-                depths.into_iter().map(|depth| (depth.of.name(), depth.name, depth.messages)),
-            ),
+            Ok(depths) => ctx.metrics.queues(depths.into_iter().map(|depth| QueueSeen {
+                kind: depth.of.name(),
+                name: depth.name,
+                messages: depth.messages,
+                is_missing: depth.is_missing,
+            })),
             Err(error) => {
                 ctx.metrics.queues_unknown();
                 tracing::debug!(%error, "what lies in the queues is not known");

@@ -1,14 +1,15 @@
 //! `deploy/definitions.json` is what the program declares, and a worker that may do no more than it needs lives with it.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
+use std::collections::BTreeMap;
+
+use capture_worker::domain::class::Class;
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
 use crate::{
     shop::{Shop, job},
-    support::{
-        guardian,
-        servers::{PrivateRabbit, shared_rabbit},
-    },
+    support::servers::{PrivateRabbit, shared_rabbit},
     tidy::read,
 };
 
@@ -55,12 +56,16 @@ async fn topology(rabbit: &PrivateRabbit, prefix: &str) -> Vec<String> {
 
 /// Gives the file to the broker, under the shop's prefix.
 async fn import(rabbit: &PrivateRabbit, shop: &Shop) {
-    let folder = guardian::folder().unwrap();
-    let file = folder.path().join("definitions.json");
+    let folder = PrivateRabbit::files().unwrap();
     let definitions = read("deploy/definitions.json");
-    let own = definitions.replace("\"capture.", &format!("\"{}.", shop.prefix));
-    std::fs::write(&file, own).unwrap();
-    rabbit.ctl(&["import_definitions", &file.display().to_string()]).await.unwrap();
+    let prefix = &shop.prefix;
+    let own = definitions
+        .replace("\"capture.", &format!("\"{prefix}."))
+        .replace("\"^capture\\\\.", &format!("\"^{prefix}\\\\."))
+        .replace("\"capture-worker-", &format!("\"{prefix}-"));
+    std::fs::write(folder.outside("definitions.json"), own).unwrap();
+    let file = folder.inside("definitions.json").display().to_string();
+    rabbit.ctl(&["import_definitions", &file]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,6 +79,49 @@ async fn the_definitions_are_what_the_program_declares() {
     // A worker that declares finds it as it must be, and adds nothing.
     let imported = imported.declare().await;
     assert_eq!(topology(rabbit, &imported.prefix).await, wanted);
+}
+
+/// One policy applies to a queue: that of the greatest priority.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_policies_keep_others_off_every_queue_of_ours() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = open().await;
+    import(rabbit, &shop).await;
+    let hygiene = json!({"delivery-limit": 2, "max-length": 1, "overflow": "drop-head"});
+    shop.hygiene_policy(rabbit, &hygiene).await;
+    let list = ["list_queues", "--formatter", "json", "name", "policy"];
+    let found: Vec<Value> = serde_json::from_str(&rabbit.ctl(&list).await.unwrap()).unwrap();
+    let own = format!("{}.", shop.prefix);
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    let ours = found.iter().filter_map(|queue| {
+        Some((queue["name"].as_str()?.strip_prefix(&own)?, queue["policy"].as_str()?))
+    });
+    for (name, policy) in ours {
+        let kind = name.split('.').next().unwrap();
+        assert_eq!(policy, format!("{}-{kind}", shop.prefix), "{name}");
+        *counts.entry(kind).or_default() += 1;
+    }
+    assert_eq!(counts, [("audit", 1), ("dead", 16), ("jobs", 1), ("wait", 11)].into());
+    // What the worker asked for still holds: a declaration finds the same, and nothing is dropped.
+    let shop = shop.declare().await;
+    for n in 0..3 {
+        shop.bury(Class::Risk, &job(&format!("r-{n}"), "p", 100), FieldTable::default()).await;
+    }
+    for look in 0..8 {
+        let (_, listed) = shop.told_json(&["dead", "list"]).await;
+        assert_eq!(listed[0]["letters"], 3, "look {look}");
+    }
+    for n in 0..3 {
+        shop.publish(&job(&format!("c-{n}"), "p", 100)).await;
+    }
+    assert_eq!(shop.queued().await.get("jobs"), Some(&3), "the head is not dropped");
+    let state = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{own}jobs\">>)), \
+         {{ok, {{_, State}}, _}} = ra:local_query(amqqueue:get_pid(Q), fun(S) -> S end), \
+         lists:flatten(io_lib:format(\"~p\", [State]))."
+    );
+    let state = rabbit.ctl(&["eval", &state]).await.unwrap();
+    assert!(state.contains("at_least_once"), "{state}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,7 +66,7 @@ impl Shop {
     }
 }
 
-fn without_count(letter: Letter) -> (Vec<u8>, BasicProperties) {
+pub(crate) fn without_count(letter: Letter) -> (Vec<u8>, BasicProperties) {
     let mut headers: FieldTable = letter.properties.headers().clone().unwrap_or_default();
     let kept = headers.inner().iter().filter(|(name, _)| {
         // 4.3 counts looks and failures apart.

@@ -26,6 +26,7 @@ mod metrics;
 mod operators;
 mod outages;
 mod owners;
+mod policies;
 mod probes;
 mod records;
 mod replays;

@@ -409,6 +409,7 @@ pub(crate) fn decide_replay(
         message: None,
         dead_at_ms: None,
         signed,
+        broker_death: None,
     };
     let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
     let Ok(replay) = prepare(&letter, &Changes::default(), now) else { return Decided::Refuse };

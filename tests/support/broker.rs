@@ -11,8 +11,9 @@ use futures_util::StreamExt as _;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+        BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
+        BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+        QueueBindOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -127,6 +128,26 @@ impl TestBroker {
         Ok(letters)
     }
 
+    /// Takes every ready message in hand by one consumer, which keeps their order: what is taken by
+    /// `basic.get` goes back in the order of the texts of consumer tags, "10" before "2".
+    pub(crate) async fn hold_queue(&self, queue: &str) -> anyhow::Result<Held> {
+        let ready = self.queue_depth(queue).await?.unwrap_or_default();
+        let channel = self.channel().await?;
+        let prefetch = u16::try_from(ready).context("too many messages for a test")?;
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = channel.basic_consume(queue.into(), "hold".into(), options, none).await?;
+        let mut taken = consumer.take(usize::try_from(ready)?);
+        let (mut tags, mut letters) = (Vec::new(), Vec::new());
+        while let Some(delivery) = taken.next().await {
+            let delivery = delivery?;
+            tags.push(delivery.delivery_tag);
+            letters.push(letter(delivery));
+        }
+        channel.basic_cancel("hold".into(), BasicCancelOptions::default()).await?;
+        Ok(Held { channel, tags, letters })
+    }
+
     /// Messages that are ready in a queue; `None` if there is no such queue.
     pub(crate) async fn queue_depth(&self, queue: &str) -> anyhow::Result<Option<u32>> {
         // A miss closes its channel, so each look has its own.
@@ -173,6 +194,25 @@ impl TestBroker {
             }
         });
         Ok(Results { collected, task, _channel: channel })
+    }
+}
+
+/// Messages in hand.
+pub(crate) struct Held {
+    pub(crate) channel: Channel,
+    pub(crate) tags: Vec<u64>,
+    pub(crate) letters: Vec<Letter>,
+}
+
+impl Held {
+    /// Gives all back, in their order if they are not more than a few hundred.
+    pub(crate) async fn give_back(self) -> anyhow::Result<Vec<Letter>> {
+        let up_to = BasicNackOptions { multiple: true, requeue: true };
+        for last in self.tags.chunks(32).filter_map(<[u64]>::last) {
+            self.channel.basic_nack(*last, up_to).await?;
+        }
+        self.channel.close(200, "done".into()).await?;
+        Ok(self.letters)
     }
 }
 

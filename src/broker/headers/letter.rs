@@ -3,14 +3,15 @@
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::domain::letter::DeadLetter;
+use crate::domain::letter::{BrokerDeath, BrokerReason, DeadLetter};
 
-/// Reads a letter that lies in the queue of a class.
+/// Reads a dead letter that lies in the queue of a class. `jobs_queue` is the queue of jobs.
 pub(in crate::broker) fn read_letter(
     class: Class,
     body: Vec<u8>,
     properties: &BasicProperties,
     forward: &ForwardFields,
+    jobs_queue: &str,
     now_ms: i64,
 ) -> DeadLetter {
     let empty = FieldTable::default();
@@ -25,25 +26,58 @@ pub(in crate::broker) fn read_letter(
         code: text(table, CODE),
         status: text(table, STATUS),
         message: long_text(table, MESSAGE),
-        dead_at_ms: dead_at_ms(table, now_ms),
+        dead_at_ms: dead_at_ms(table, jobs_queue, now_ms),
         signed: table.inner().get(SIGNED) == Some(&AMQPValue::Boolean(true)),
+        // The broker dead-letters to this class only; elsewhere the headers are somebody's text.
+        broker_death: (class == Class::Poison).then(|| broker_death(table, jobs_queue)).flatten(),
     }
 }
 
-/// When the worker gave it up; or the broker, which writes seconds.
-fn dead_at_ms(table: &FieldTable, now_ms: i64) -> Option<i64> {
+/// When the broker gave it up, which writes seconds; else when the worker did.
+fn dead_at_ms(table: &FieldTable, jobs_queue: &str, now_ms: i64) -> Option<i64> {
     let is_plausible = |ms: &i64| *ms >= YEAR_2020_MS && *ms <= now_ms.saturating_add(DAY_MS);
-    integer(table, DEAD_AT).filter(is_plausible).or_else(|| {
-        let Some(AMQPValue::FieldArray(deaths)) = table.inner().get("x-death") else { return None };
-        let times = deaths.as_slice().iter().filter_map(|death| match death {
-            AMQPValue::FieldTable(death) => match death.inner().get("time") {
-                Some(AMQPValue::Timestamp(seconds)) => i64::try_from(*seconds).ok(),
-                _ => None,
-            },
-            _ => None,
-        });
-        times.max().map(|seconds| seconds.saturating_mul(1000)).filter(is_plausible)
+    let by_broker = death_of(table, jobs_queue).and_then(died_at_ms);
+    by_broker.or_else(|| integer(table, DEAD_AT)).filter(is_plausible)
+}
+
+/// The time of an `x-death` entry, in epoch milliseconds.
+pub(super) fn died_at_ms(death: &FieldTable) -> Option<i64> {
+    match death.inner().get("time")? {
+        AMQPValue::Timestamp(seconds) => Some(i64::try_from(*seconds).ok()?.saturating_mul(1000)),
+        _ => None,
+    }
+}
+
+/// Why the broker took it out of the queue of jobs.
+///
+/// Only the `x-death` entry of that queue says so. `x-first-death-*` says `expired` for ever once
+/// a job has been in a wait queue, and other entries are about other queues. Our own headers keep
+/// the reason of a dead letter that was republished, and count where `x-death` is absent: some
+/// versions of the broker drop an `x-death` that a client publishes.
+pub(super) fn broker_death(table: &FieldTable, jobs_queue: &str) -> Option<BrokerDeath> {
+    let word =
+        death_of(table, jobs_queue).and_then(|death| text(death, "reason")).or_else(|| {
+            is_text(table, BROKER_QUEUE, jobs_queue).then(|| text(table, BROKER_REASON)).flatten()
+        })?;
+    Some(BrokerDeath { reason: BrokerReason::of(&word), queue: jobs_queue.to_owned() })
+}
+
+/// The newest `x-death` entry about this queue: the broker puts the newest first.
+pub(super) fn death_of<'t>(table: &'t FieldTable, queue: &str) -> Option<&'t FieldTable> {
+    let Some(AMQPValue::FieldArray(deaths)) = table.inner().get("x-death") else { return None };
+    deaths.as_slice().iter().find_map(|death| match death {
+        AMQPValue::FieldTable(death) => is_text(death, "queue", queue).then_some(death),
+        _ => None,
     })
+}
+
+/// Whether a header is this text, however long.
+fn is_text(table: &FieldTable, name: &str, expected: &str) -> bool {
+    match table.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => text.as_bytes() == expected.as_bytes(),
+        Some(AMQPValue::ShortString(text)) => text.as_str() == expected,
+        _ => false,
+    }
 }
 
 fn long_text(table: &FieldTable, name: &str) -> Option<String> {

@@ -100,3 +100,102 @@ fn headers_that_fill_the_frame_give_way() {
     let names = names(&carry(&original, &History::default(), None));
     assert!(names.contains(&"small".to_owned()) && !names.contains(&"huge".to_owned()));
 }
+
+const JOBS: &str = "capture.jobs";
+
+/// An entry of `x-death`.
+fn death(queue: &str, reason: &str, seconds: u64) -> AMQPValue {
+    let mut entry = FieldTable::default();
+    entry.insert("queue".into(), long(queue));
+    entry.insert("reason".into(), long(reason));
+    entry.insert("time".into(), AMQPValue::Timestamp(seconds));
+    AMQPValue::FieldTable(entry)
+}
+
+fn deaths(entries: &[AMQPValue]) -> AMQPValue {
+    AMQPValue::FieldArray(entries.to_vec().into())
+}
+
+fn dead_letter(headers: &[(&str, AMQPValue)]) -> crate::domain::letter::DeadLetter {
+    read_letter(Class::Poison, b"{}".to_vec(), &properties(headers), &ForwardFields::default(), JOBS, NOW_MS)
+}
+
+#[test]
+fn the_brokers_reason_is_that_of_the_queue_of_jobs() {
+    let reason = |headers: &[(&str, AMQPValue)]| {
+        dead_letter(headers).broker_death.map(|death| death.reason.word().to_owned())
+    };
+    let waited = death("capture.wait.1s", "expired", 1_700_000_100);
+    let other = death("other.jobs", "maxlen", 1_700_000_300);
+    let returned = death(JOBS, "delivery_limit", 1_700_000_200);
+    // After one wait, the first death says `expired` for ever.
+    let first = ("x-first-death-reason", long("expired"));
+    let entries = deaths(&[other.clone(), returned, waited.clone()]);
+    let found = [first.clone(), ("x-death", entries)];
+    assert_eq!(reason(&found).as_deref(), Some("delivery_limit"));
+    assert_eq!(dead_letter(&found).dead_at_ms, Some(1_700_000_200_000));
+    // The newest entry comes first.
+    let twice = deaths(&[death(JOBS, "maxlen", 2), death(JOBS, "expired", 1)]);
+    assert_eq!(reason(&[("x-death", twice)]).as_deref(), Some("maxlen"));
+    assert_eq!(reason(&[first.clone(), ("x-death", deaths(&[waited, other]))]), None);
+    assert_eq!(reason(&[first]), None);
+    assert_eq!(reason(&[("x-death", long("expired"))]), None);
+}
+
+#[test]
+fn a_kept_reason_counts_only_without_the_brokers_own() {
+    let kept = [(BROKER_REASON, long("maxlen")), (BROKER_QUEUE, long(JOBS))];
+    let reason = |headers: &[(&str, AMQPValue)]| {
+        dead_letter(headers).broker_death.map(|death| death.reason.word().to_owned())
+    };
+    assert_eq!(reason(&kept).as_deref(), Some("maxlen"));
+    let own = ("x-death", deaths(&[death(JOBS, "expired", 1_700_000_000)]));
+    assert_eq!(reason(&[kept[0].clone(), kept[1].clone(), own]).as_deref(), Some("expired"));
+    assert_eq!(reason(&kept[..1]), None);
+    assert_eq!(reason(&[kept[0].clone(), (BROKER_QUEUE, long("other.jobs"))]), None);
+    let elsewhere = read_letter(Class::Risk, Vec::new(), &properties(&kept), &ForwardFields::default(), JOBS, NOW_MS);
+    assert_eq!(elsewhere.broker_death, None, "the broker dead-letters to one class only");
+}
+
+#[test]
+fn a_reason_of_a_publisher_is_not_carried_on() {
+    let forged = properties(&[(BROKER_REASON, long("expired")), (BROKER_QUEUE, long(JOBS))]);
+    let carried = carry(&forged, &History::default(), None);
+    assert_eq!(names(&carried), [ATTEMPT, DEFERRALS, FIRST_SEEN]);
+}
+
+#[test]
+fn a_republished_dead_letter_keeps_all_but_what_acts() {
+    let original = properties(&[
+        ("CC", long("x")),
+        ("BCC", long("x")),
+        (DELIVERY_COUNT, AMQPValue::LongLongInt(10)),
+        ("x-acquired-count", AMQPValue::LongLongInt(12)),
+        ("x-death", deaths(&[death(JOBS, "expired", 1_700_000_000)])),
+        ("x-first-death-reason", long("expired")),
+        (SENT, AMQPValue::Boolean(true)),
+        ("theirs", AMQPValue::Boolean(true)),
+    ])
+    .with_expiration("1000".into())
+    .with_user_id("guest".into())
+    .with_delivery_mode(1)
+    .with_message_id("m".into());
+    assert_eq!(delivery_count(&original), 10);
+    let again = republished(&original, JOBS);
+    assert_eq!((again.expiration(), again.user_id()), (&None, &None));
+    assert_eq!((again.delivery_mode(), again.message_id()), (&Some(1), &Some("m".into())));
+    let kept = ["theirs", BROKER_QUEUE, BROKER_REASON, DEAD_AT, SENT, "x-death"];
+    assert_eq!(names(&again), [&kept[..], &["x-first-death-reason"]].concat());
+    assert_eq!(republished(&again, JOBS), again, "once is enough");
+    // Of what the worker gave up itself, and of audit records, nothing changes.
+    let own = properties(&[(CLASS, long("risk")), (DEAD_AT, AMQPValue::LongLongInt(NOW_MS))]);
+    assert_eq!(republished(&own, JOBS), own);
+}
+
+#[test]
+fn a_reason_that_would_fill_the_frame_is_left_out() {
+    let huge = long(&"x".repeat(HEADERS_BYTES_MAX - 100));
+    let x_death = deaths(&[death(JOBS, "expired", 1_700_000_000)]);
+    let again = republished(&properties(&[("huge", huge), ("x-death", x_death)]), JOBS);
+    assert_eq!(names(&again), ["huge", "x-death"]);
+}

@@ -30,17 +30,26 @@ pub(super) fn row(letter: &DeadLetter, now_ms: i64) -> [String; 8] {
         or_none(letter.id()),
         or_none(letter.payment_id()),
         letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string()),
-        or_none(letter.code.as_deref().or(letter.message.as_deref())),
+        code_or_reason(letter),
         letter.age_ms(now_ms).map_or_else(|| "-".to_owned(), age),
         letter.history.attempts.to_string(),
         Policy::of(letter.class, letter.signed).words().to_owned(),
     ]
 }
 
+fn code_or_reason(letter: &DeadLetter) -> String {
+    match (&letter.broker_death, &letter.code, &letter.message) {
+        (Some(death), ..) => format!("by the broker: {}", plain(death.reason.word())),
+        (None, Some(text), _) | (None, None, Some(text)) => plain(text),
+        (None, None, None) => "-".to_owned(),
+    }
+}
+
 /// A letter as a JSON object.
 pub(super) fn document(letter: &DeadLetter, now_ms: i64) -> Value {
     let Audited { capture_request_id, payment_id, capture_amount, code, dead_at, .. } =
         Audited::of(letter);
+    let broker = letter.broker_death.as_ref();
     json!({
         "class": letter.class,
         "captureRequestId": capture_request_id,
@@ -50,6 +59,8 @@ pub(super) fn document(letter: &DeadLetter, now_ms: i64) -> Value {
         "status": letter.status,
         "message": letter.message,
         "signed": letter.signed,
+        "brokerReason": broker.map(|death| death.reason.word()),
+        "brokerQueue": broker.map(|death| &death.queue),
         "deadAt": dead_at,
         "ageSeconds": letter.age_ms(now_ms).map(|ms| ms / 1000),
         "attempts": letter.history.attempts,

@@ -14,12 +14,7 @@ use crate::{
     },
     config::Settings,
     dead_letters::{DeskError, Flow, Summary, Who, rfc3339},
-    domain::{
-        class::Class,
-        money::major,
-        replay::{Policy, advice},
-        settle::epoch_ms,
-    },
+    domain::{class::Class, money::major, replay::Policy, settle::epoch_ms},
 };
 
 /// Letters of a class that are listed if nothing else is said.
@@ -149,11 +144,12 @@ fn row(summary: &Summary, now_ms: i64) -> [String; 7] {
     let ages = summary.dead_at_ms.map(|(first, last)| (age(now_ms - first), age(now_ms - last)));
     let (oldest, newest) = ages.unwrap_or_else(|| ("-".into(), "-".into()));
     let codes = summary.top_codes();
-    let mut named: Vec<String> = codes
-        .iter()
-        .take(TOP_CODES)
-        .map(|(code, count)| format!("{} {count}", plain(code)))
-        .collect();
+    let reasons = summary.broker_reasons.iter();
+    let mut named: Vec<String> =
+        reasons.map(|(reason, count)| format!("by the broker: {reason} {count}")).collect();
+    named.extend(
+        codes.iter().take(TOP_CODES).map(|(code, count)| format!("{} {count}", plain(code))),
+    );
     if codes.len() > TOP_CODES {
         named.push(format!("{} more", codes.len() - TOP_CODES));
     }
@@ -162,7 +158,7 @@ fn row(summary: &Summary, now_ms: i64) -> [String; 7] {
     if summary.without_amount > 0 {
         amounts.push(format!("{} without amount", summary.without_amount));
     }
-    let todo = format!("{}; {}", policies(summary), advice(summary.class));
+    let todo = format!("{}; {}", policies(summary), summary.advice.join("; "));
     [
         summary.class.name().to_owned(),
         summary.letters.to_string(),
@@ -204,7 +200,8 @@ fn document(summary: &Summary, now_ms: i64) -> Value {
         "money": money,
         "withoutAmount": summary.without_amount,
         "codes": codes,
+        "brokerReasons": summary.broker_reasons,
         "replay": replay,
-        "advice": advice(summary.class),
+        "advice": summary.advice.join("; "),
     })
 }

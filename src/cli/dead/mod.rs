@@ -201,6 +201,7 @@ impl Opened {
             reason: who.1,
             stop: watch.stop(),
             watcher: watch.watcher(),
+            may_republish: true,
         };
         Ok(Self { desk, keeper })
     }

@@ -19,7 +19,7 @@ use crate::{
         class::Class,
         evidence::{Decision, PaymentSeen, Seen, decide},
         letter::DeadLetter,
-        replay::{Changes, Policy, advice, fresh_id, prepare},
+        replay::{Changes, Policy, fresh_id, prepare},
         settle::epoch_ms,
     },
 };
@@ -128,7 +128,7 @@ fn lines(
         format!("captureRequestId  {}", or_none(letter.id())),
         format!("paymentId         {}", or_none(letter.payment_id())),
         format!("amount            {amount}"),
-        format!("class             {}: {}", letter.class, advice(letter.class)),
+        format!("class             {}: {}", letter.class, letter.advice()),
         format!(
             "verdict           {} {}, {signed}",
             or_none(letter.status.as_deref()),
@@ -144,6 +144,14 @@ fn lines(
         ),
         format!("replays           {}, returns by the broker {}", history.replays, history.returns),
     ];
+    if let Some(death) = &letter.broker_death {
+        lines.push(format!(
+            "broker            dead-lettered it itself: {}, from queue {}; that proves nothing \
+             about whether a request has left",
+            plain(death.reason.word()),
+            plain(&death.queue)
+        ));
+    }
     for (name, id) in [("parent", &history.parent), ("origin", &history.origin)] {
         if let Some(id) = id {
             lines.push(format!("{name:<18}{}", plain(id)));
@@ -246,7 +254,7 @@ fn document(found: &Found, letter: &DeadLetter, inquired: Option<&(Seen, Payment
     document["lastWord"] =
         json!(word.map(|word| json!({"code": word.code, "status": word.status})));
     document["returns"] = json!(letter.history.returns);
-    document["advice"] = json!(advice(letter.class));
+    document["advice"] = json!(letter.advice());
     if let Some((seen, payment)) = inquired {
         document["gateway"] = json!({
             "says": seen.words(),

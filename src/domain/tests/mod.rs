@@ -170,5 +170,6 @@ pub(crate) fn letter(class: Class, id: &str) -> DeadLetter {
         message: None,
         dead_at_ms: None,
         signed: true,
+        broker_death: None,
     }
 }
