@@ -6,6 +6,7 @@
 //! broker does not trip; consuming and publishing have a connection each.
 
 mod acks;
+mod connect;
 mod delivery;
 mod depths;
 mod headers;

@@ -10,9 +10,8 @@ use std::{
 };
 
 use lapin::{
-    Channel, Connection, ConnectionBuilder, ConnectionProperties, Consumer,
+    Channel, Consumer,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
-    tcp::{OwnedIdentity, OwnedTLSConfig},
     types::FieldTable,
     uri::AMQPUri,
 };
@@ -21,20 +20,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     acks::Acks,
+    connect::{BrokerConnection, CLOSE_TIMEOUT},
     publisher::{OnPublish, Publisher},
     topology::{self, Names, Topology, TopologyError},
 };
 
-/// Connecting takes at most this long; the URL's own time-out is ignored by the client.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opening a session, with some thirty queues to declare, takes at most this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A broker that answers no method for so long is taken for lost: long before its heartbeats are missed.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Closing is a courtesy.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A dead broker is noticed after twice this, if the URL says nothing else.
-const HEARTBEAT_S: u16 = 10;
 /// How often the connections are looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
@@ -117,8 +111,8 @@ pub struct Session {
     /// That by which queues are counted, once there is one.
     pub(super) counting: Mutex<Option<Channel>>,
     pub(super) life: Life,
-    consuming: Connection,
-    publishing: Connection,
+    consuming: BrokerConnection,
+    publishing: BrokerConnection,
     options: BrokerOptions,
 }
 
@@ -133,7 +127,7 @@ impl Session {
     }
 
     async fn open_untimed(options: &BrokerOptions) -> Result<Self, OpenError> {
-        let publishing = connect(options, "publish").await?;
+        let publishing = BrokerConnection::open(options, "publish").await?;
         let names = Names::new(&options.prefix);
         topology::ensure(&publishing, &names, &options.delays, options.topology).await.map_err(
             |error| match error {
@@ -141,7 +135,7 @@ impl Session {
                 other => OpenError::Topology(other),
             },
         )?;
-        let consuming = connect(options, "consume").await?;
+        let consuming = BrokerConnection::open(options, "consume").await?;
         let channel = consuming.create_channel().await?;
         let confirmed = publishing.create_channel().await?;
         confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -280,31 +274,6 @@ impl Session {
             tracing::debug!("not everything was acked in time");
         }
         self.life.lost.cancel();
-        let close = async |connection: &Connection| {
-            let closing = connection.close(200, "done".into());
-            match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection was closed already"),
-                Err(_) => tracing::debug!("a connection did not close in time"),
-            }
-        };
-        tokio::join!(close(&self.consuming), close(&self.publishing));
+        tokio::join!(self.consuming.close(), self.publishing.close());
     }
-}
-
-async fn connect(options: &BrokerOptions, purpose: &str) -> Result<Connection, OpenError> {
-    let mut uri: AMQPUri = options.url.parse().map_err(|_| OpenError::Url)?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
-    let name = format!("capture-worker {} {purpose}", env!("CARGO_PKG_VERSION"));
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let tls = OwnedTLSConfig {
-        identity: options.client.clone().map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key }),
-        cert_chain: options.ca.clone(),
-    };
-    let builder = ConnectionBuilder::new_with_runtime(lapin::runtime::default_runtime()?)
-        .with_uri(uri)
-        .with_properties(properties)
-        .with_tls_config(tls);
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, builder.connect()).await;
-    Ok(connected.map_err(|_| OpenError::TimedOut)??)
 }

@@ -26,6 +26,7 @@ mod operators;
 mod outages;
 mod owners;
 mod records;
+mod refusals;
 mod replays;
 mod scripts;
 mod servers;
