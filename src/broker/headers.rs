@@ -26,6 +26,7 @@ const REPLAYS: &str = "x-capture-replays";
 const RETURNS: &str = "x-capture-returns";
 const PARENT: &str = "x-capture-parent";
 const ORIGIN: &str = "x-capture-origin";
+const PRIORITY: &str = "x-capture-priority";
 const CLASS: &str = "x-capture-class";
 const CODE: &str = "x-capture-code";
 const STATUS: &str = "x-capture-status";
@@ -35,7 +36,7 @@ const SIGNED: &str = "x-capture-signed";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Ours: written anew, or left out, on every republish.
-const OURS: [&str; 16] = [
+const OURS: [&str; 17] = [
     ATTEMPT,
     DEFERRALS,
     FIRST_SEEN,
@@ -46,6 +47,7 @@ const OURS: [&str; 16] = [
     RETURNS,
     PARENT,
     ORIGIN,
+    PRIORITY,
     CLASS,
     CODE,
     STATUS,
@@ -108,6 +110,12 @@ pub(super) fn read_job(
     Job::parse_with(body, forward).map_err(|malformed| malformed.with_encoding(encoding))
 }
 
+/// The publisher's priority: as it came, or as an earlier republish kept it.
+fn priority(properties: &BasicProperties) -> Option<u8> {
+    let kept = || number(properties.headers().as_ref()?, PRIORITY)?.try_into().ok();
+    properties.priority().or_else(kept)
+}
+
 /// Since when a job is on its way. A replayed letter's timestamp is that of its first life.
 pub(super) fn born_ms(properties: &BasicProperties, history: &History) -> i64 {
     let written_ms = properties
@@ -168,6 +176,10 @@ pub(super) fn carry(
             put(name, long(id));
         }
     }
+    // Not as a priority: in a wait queue, a message of a higher one keeps the others from expiring.
+    if let Some(priority) = priority(original) {
+        put(PRIORITY, int(priority.into()));
+    }
     if let Some(letter) = letter {
         put(CLASS, long(letter.class.name()));
         for (name, value) in [(CODE, &letter.code), (STATUS, &letter.status)] {
@@ -200,6 +212,7 @@ pub(super) fn of_result(original: &BasicProperties, now_ms: i64) -> BasicPropert
         .with_app_id("capture-worker".into())
         .with_timestamp(u64::try_from(now_ms / 1000).unwrap_or(0))
         .with_headers(headers.into());
+    let properties = with_priority(properties, priority(original));
     match original.correlation_id() {
         Some(id) => properties.with_correlation_id(id.clone()),
         None => properties,
@@ -216,7 +229,14 @@ pub(super) fn of_job(now_ms: i64) -> BasicProperties {
         .with_timestamp(u64::try_from(now_ms / 1000).unwrap_or(0))
 }
 
-/// Everything but `expiration`, `user_id` and the headers; always persistent.
+fn with_priority(properties: BasicProperties, priority: Option<u8>) -> BasicProperties {
+    match priority {
+        Some(priority) => properties.with_priority(priority),
+        None => properties,
+    }
+}
+
+/// Everything but `expiration`, `user_id`, the priority and the headers; always persistent.
 fn without_what_acts(original: &BasicProperties) -> BasicProperties {
     type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&Option<ShortString>, With); 8] = [
@@ -236,9 +256,6 @@ fn without_what_acts(original: &BasicProperties) -> BasicProperties {
         {
             properties = with(properties, value.clone());
         }
-    }
-    if let Some(priority) = original.priority() {
-        properties = properties.with_priority(*priority);
     }
     if let Some(timestamp) = original.timestamp() {
         properties = properties.with_timestamp(*timestamp);

@@ -100,3 +100,32 @@ fn headers_that_fill_the_frame_give_way() {
     let names = names(&carry(&original, &History::default(), None));
     assert!(names.contains(&"small".to_owned()) && !names.contains(&"huge".to_owned()));
 }
+
+/// In a wait queue, a message of a higher priority keeps the others from expiring.
+#[test]
+fn a_priority_travels_as_a_header_and_is_given_back_at_the_end() {
+    let published = BasicProperties::default().with_priority(9);
+    let waits = carry(&published, &History::default(), None);
+    let waits_again = carry(&waits, &History::default(), None);
+    for carried in [&waits, &waits_again] {
+        assert_eq!(carried.priority(), &None);
+        assert_eq!(number(carried.headers().as_ref().unwrap(), PRIORITY), Some(9));
+        assert_eq!(of_result(carried, NOW_MS).priority(), &Some(9));
+        let replay = replayed(carried, &History::default());
+        assert_eq!(replay.priority(), &Some(9));
+        assert!(!names(&replay).contains(&PRIORITY.to_owned()));
+    }
+    assert_eq!(of_result(&published, NOW_MS).priority(), &Some(9));
+}
+
+#[test]
+fn no_priority_is_made_of_nothing_or_of_nonsense() {
+    for header in [AMQPValue::LongInt(256), AMQPValue::LongInt(-1), long("9"), AMQPValue::Void] {
+        let odd = properties(&[(PRIORITY, header)]);
+        let carried = carry(&odd, &History::default(), None);
+        assert!(!names(&carried).contains(&PRIORITY.to_owned()), "{odd:?}");
+        assert_eq!(of_result(&odd, NOW_MS).priority(), &None);
+    }
+    let zero = carry(&BasicProperties::default().with_priority(0), &History::default(), None);
+    assert_eq!(of_result(&zero, NOW_MS).priority(), &Some(0));
+}
