@@ -67,6 +67,12 @@ impl Delivery {
         &self.history
     }
 
+    /// Whether the broker may drop it, for what stands in its `x-death`, in place of dead-lettering it.
+    #[must_use]
+    pub fn may_be_dropped(&self) -> bool {
+        headers::names_a_death_of_ours(&self.properties, self.prefix())
+    }
+
     /// The prefix of the names at its broker.
     #[must_use]
     pub fn prefix(&self) -> &str {

@@ -110,6 +110,23 @@ pub(super) fn read_job(
     Job::parse_with(body, forward).map_err(|malformed| malformed.with_encoding(encoding))
 }
 
+/// Whether the broker may drop this job in place of dead-lettering it: RabbitMQ 3.x reads `x-death` again from what was
+/// published, and takes a queue that is named there for a cycle. Wait queues stand there of right.
+pub(super) fn names_a_death_of_ours(properties: &BasicProperties, prefix: &str) -> bool {
+    let deaths = properties.headers().as_ref().and_then(|table| table.inner().get("x-death"));
+    let Some(AMQPValue::FieldArray(deaths)) = deaths else { return false };
+    let (ours, waits) = (format!("{prefix}."), format!("{prefix}.wait."));
+    deaths.as_slice().iter().any(|death| {
+        let AMQPValue::FieldTable(death) = death else { return false };
+        let queue = match death.inner().get("queue") {
+            Some(AMQPValue::LongString(queue)) => queue.as_bytes(),
+            Some(AMQPValue::ShortString(queue)) => queue.as_str().as_bytes(),
+            _ => return false,
+        };
+        queue.starts_with(ours.as_bytes()) && !queue.starts_with(waits.as_bytes())
+    })
+}
+
 /// The publisher's priority: as it came, or as an earlier republish kept it.
 fn priority(properties: &BasicProperties) -> Option<u8> {
     let kept = || number(properties.headers().as_ref()?, PRIORITY)?.try_into().ok();

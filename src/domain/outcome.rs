@@ -152,6 +152,8 @@ pub enum Deferral {
     GatewayPaused,
     /// Our own rate limit.
     RateLimit,
+    /// The broker may drop the job for its `x-death` in place of dead-lettering it: it is published anew first.
+    DeathHeader,
 }
 
 impl Deferral {
@@ -165,6 +167,7 @@ impl Deferral {
             Self::LeaseUnavailable => "lease_unavailable",
             Self::GatewayPaused => "gateway_paused",
             Self::RateLimit => "rate_limit",
+            Self::DeathHeader => "death_header",
         }
     }
 }

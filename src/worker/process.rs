@@ -93,6 +93,8 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     };
     let came_to = if history.returns >= DELIVERY_LIMIT {
         Ended::of(Outcome::Poison, Sent::Unknown)
+    } else if delivery.may_be_dropped() {
+        Ended::deferred(Deferral::DeathHeader, Sent::Unknown)
     } else {
         match parsed {
             Err(malformed) => {

@@ -129,3 +129,20 @@ fn no_priority_is_made_of_nothing_or_of_nonsense() {
     let zero = carry(&BasicProperties::default().with_priority(0), &History::default(), None);
     assert_eq!(of_result(&zero, NOW_MS).priority(), &Some(0));
 }
+
+#[test]
+fn a_death_in_a_queue_of_ours_counts_unless_the_queue_waits() {
+    let died_in = |queue: &str| {
+        let death: BTreeMap<_, _> = [("queue".into(), long(queue))].into();
+        let deaths = vec![AMQPValue::FieldTable(death.into())];
+        let table = properties(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
+        names_a_death_of_ours(&table, "capture")
+    };
+    for ours in ["capture.jobs", "capture.dead.poison", "capture.audit", "capture.waiting"] {
+        assert!(died_in(ours), "{ours}");
+    }
+    for other in ["capture.wait.5s", "captures", "theirs", "", "capture"] {
+        assert!(!died_in(other), "{other}");
+    }
+    assert!(!names_a_death_of_ours(&properties(&[("x-death", long("capture.jobs"))]), "capture"));
+}
