@@ -12,6 +12,7 @@ use crate::domain::{
     forward::ForwardFields,
     history::{History, LastWord},
     job::{Job, Malformed},
+    refused::RefusedResult,
     settle::Letter,
     trace::{TRACESTATE_BYTES_MAX, TraceContext},
 };
@@ -27,6 +28,8 @@ const RETURNS: &str = "x-capture-returns";
 const PARENT: &str = "x-capture-parent";
 const ORIGIN: &str = "x-capture-origin";
 const PRIORITY: &str = "x-capture-priority";
+const REFUSALS: &str = "x-capture-refusals";
+const ENDED: &str = "x-capture-ended";
 const CLASS: &str = "x-capture-class";
 const CODE: &str = "x-capture-code";
 const STATUS: &str = "x-capture-status";
@@ -36,7 +39,7 @@ const SIGNED: &str = "x-capture-signed";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Ours: written anew, or left out, on every republish.
-const OURS: [&str; 17] = [
+const OURS: [&str; 19] = [
     ATTEMPT,
     DEFERRALS,
     FIRST_SEEN,
@@ -48,6 +51,8 @@ const OURS: [&str; 17] = [
     PARENT,
     ORIGIN,
     PRIORITY,
+    REFUSALS,
+    ENDED,
     CLASS,
     CODE,
     STATUS,
@@ -108,6 +113,27 @@ pub(super) fn read_job(
 ) -> Result<Job, Box<Malformed>> {
     let encoding = properties.content_encoding().as_ref().map(ShortString::as_str);
     Job::parse_with(body, forward).map_err(|malformed| malformed.with_encoding(encoding))
+}
+
+/// How often the job's result was refused in a row, and the failure that it tells, if a worker carried that on.
+pub(super) fn refused_result(properties: &BasicProperties) -> RefusedResult {
+    let empty = FieldTable::default();
+    let table = properties.headers().as_ref().unwrap_or(&empty);
+    let ended = text(table, ENDED).and_then(|name| name.parse().ok());
+    RefusedResult::read(number(table, REFUSALS).unwrap_or(0), ended)
+}
+
+/// Carries on that the job's result was refused.
+pub(super) fn put_refused_result(properties: &mut BasicProperties, refused: &RefusedResult) {
+    if refused.times == 0 {
+        return;
+    }
+    let mut headers = properties.headers().clone().unwrap_or_default().inner().clone();
+    headers.insert(REFUSALS.into(), int(refused.times));
+    if let Some(class) = refused.ended {
+        headers.insert(ENDED.into(), long(class.name()));
+    }
+    *properties = std::mem::take(properties).with_headers(headers.into());
 }
 
 /// Whether the broker may drop this job in place of dead-lettering it: RabbitMQ 3.x reads `x-death` again from what was

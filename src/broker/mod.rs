@@ -13,18 +13,22 @@ mod headers;
 mod intake;
 mod look;
 mod publisher;
+mod refusals;
 mod results;
+mod rights;
 mod session;
 mod submit;
 mod topology;
 
 pub use self::{
-    delivery::{Delivery, SessionLost},
+    delivery::{Delivery, HELD_MAX, SessionLost, Settled},
     depths::{Depth, DepthsError},
     intake::{Intake, Taken},
     look::{Found, Look, LookError},
     publisher::{OnPublish, PublishError},
+    refusals::Refusal,
     results::Results,
+    rights::RightsError,
     session::{BrokerOptions, OpenError, Session},
     topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Exchange, Names, Topology, TopologyError},
 };

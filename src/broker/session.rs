@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use super::{
     acks::Acks,
     connect::{BrokerConnection, CLOSE_TIMEOUT},
     publisher::{OnPublish, Publisher},
+    refusals::Refusal,
     topology::{self, Names, Topology, TopologyError},
 };
 
@@ -99,21 +100,63 @@ impl Life {
     }
 }
 
+/// What publishing needs of a session: its connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) connection: Arc<BrokerConnection>,
+    pub(super) names: Names,
+    channels: Arc<std::sync::Mutex<Vec<Channel>>>,
+    pub(super) options: Arc<BrokerOptions>,
+}
+
+impl Link {
+    /// A channel with confirms. An error is why the session ends.
+    pub(super) async fn confirming(&self) -> Result<Channel, String> {
+        let opened = async {
+            let channel = self.connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            // Kept until the connection is closed: a channel that closes itself beside it is reported as an error.
+            let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+            channels.retain(|channel: &Channel| channel.status().connected());
+            channels.push(channel.clone());
+            drop(channels);
+            Ok::<_, lapin::Error>(channel)
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, opened).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(format!("no channel to publish on: {error}")),
+            Err(_) => Err("no channel to publish on: the broker does not answer".into()),
+        }
+    }
+
+    /// Whether what is missing is declared by us.
+    pub(super) fn declares(&self) -> bool {
+        self.options.topology == Topology::Declare
+    }
+
+    /// Makes the topology whole again, if it is ours to declare.
+    pub(super) async fn declare(&self) {
+        if self.declares() {
+            let (delays, declare) = (&self.options.delays, Topology::Declare);
+            let declared = topology::ensure(&self.connection, &self.names, delays, declare).await;
+            if let Err(error) = declared {
+                tracing::error!(%error, "the topology can't be made whole");
+            }
+        }
+    }
+}
+
 /// An open session.
 pub struct Session {
     pub(super) names: Names,
     pub(super) publisher: Publisher,
     pub(super) acks: Acks,
     pub(super) channel: Channel,
-    /// Kept, as the next one, until the connections are closed: a channel that closes itself beside them is reported as an
-    /// error.
-    _confirmed: Channel,
-    /// That by which queues are counted, once there is one.
+    /// That by which queues are counted, once there is one. Kept, as those with confirms, until the connections are closed.
     pub(super) counting: Mutex<Option<Channel>>,
     pub(super) life: Life,
     consuming: BrokerConnection,
-    publishing: BrokerConnection,
-    options: BrokerOptions,
+    link: Link,
 }
 
 impl Session {
@@ -137,28 +180,24 @@ impl Session {
         )?;
         let consuming = BrokerConnection::open(options, "consume").await?;
         let channel = consuming.create_channel().await?;
-        let confirmed = publishing.create_channel().await?;
-        confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
+        let link = Link {
+            connection: Arc::new(publishing),
+            names: names.clone(),
+            channels: Arc::default(),
+            options: Arc::new(options.clone()),
+        };
         let life = Life::default();
-        let publisher = Publisher::start(
-            confirmed.clone(),
-            names.clone(),
-            life.clone(),
-            options.on_publish.clone(),
-        );
+        let publisher = Publisher::start(link.clone(), life.clone(), options.on_publish.clone());
         let acks = Acks::start(channel.clone(), life.clone());
-        let options = options.clone();
         Ok(Self {
             names,
             publisher,
             acks,
             channel,
-            _confirmed: confirmed,
             counting: Mutex::default(),
             life,
             consuming,
-            publishing,
-            options,
+            link,
         })
     }
 
@@ -172,12 +211,12 @@ impl Session {
     pub async fn watch(&self) {
         while !self.life.is_lost() {
             let connected = self.consuming.status().connected()
-                && self.publishing.status().connected()
+                && self.link.connection.status().connected()
                 && self.channel.status().connected();
             if !connected {
                 return self.life.end("a connection or channel was closed");
             }
-            let blocked = self.publishing.status().blocked();
+            let blocked = self.link.connection.status().blocked();
             if self.life.blocked.swap(blocked, Ordering::Relaxed) != blocked {
                 tracing::warn!(blocked, "the broker's word on publishing changed");
             }
@@ -240,13 +279,13 @@ impl Session {
     }
 
     /// How the broker is used.
-    pub(super) const fn options(&self) -> &BrokerOptions {
-        &self.options
+    pub(super) fn options(&self) -> &BrokerOptions {
+        &self.link.options
     }
 
     /// How many deliveries may be unacked.
-    pub(super) const fn prefetch(&self) -> u16 {
-        self.options.prefetch
+    pub(super) fn prefetch(&self) -> u16 {
+        self.link.options.prefetch
     }
 
     /// Ceases to consume; what was handed out already stays with us.
@@ -258,14 +297,23 @@ impl Session {
 
     /// Makes the topology whole again after a message found no queue.
     pub(super) async fn mend_topology(&self) {
-        if self.options.topology == Topology::Declare {
-            let delays = &self.options.delays;
-            let mended =
-                topology::ensure(&self.publishing, &self.names, delays, Topology::Declare).await;
-            if let Err(error) = mended {
-                tracing::error!(%error, "the topology can't be made whole");
-            }
-        }
+        self.link.declare().await;
+    }
+
+    /// What publishing needs of it.
+    pub(super) const fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// The exchange for which the broker takes nothing from us at present.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.publisher.refusal().borrow().clone()
+    }
+
+    /// Takes an exchange for refused, as an earlier session found it, until the broker proves otherwise.
+    pub async fn suspect(&self, refusal: Refusal) {
+        self.publisher.suspect(refusal).await;
     }
 
     /// Closes both connections, if they still are, once everything is acked.
@@ -274,6 +322,6 @@ impl Session {
             tracing::debug!("not everything was acked in time");
         }
         self.life.lost.cancel();
-        tokio::join!(self.consuming.close(), self.publishing.close());
+        tokio::join!(self.consuming.close(), self.link.connection.close());
     }
 }

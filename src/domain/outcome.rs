@@ -154,6 +154,10 @@ pub enum Deferral {
     RateLimit,
     /// The broker may drop the job for its `x-death` in place of dead-lettering it: it is published anew first.
     DeathHeader,
+    /// The broker refuses whatever would be published.
+    PublishRefused,
+    /// The job ended before, and its result was refused.
+    ResultRefused,
 }
 
 impl Deferral {
@@ -168,6 +172,8 @@ impl Deferral {
             Self::GatewayPaused => "gateway_paused",
             Self::RateLimit => "rate_limit",
             Self::DeathHeader => "death_header",
+            Self::PublishRefused => "publish_refused",
+            Self::ResultRefused => "result_refused",
         }
     }
 }

@@ -13,10 +13,12 @@ use super::{
 };
 use crate::{
     domain::{
+        class::Class,
         history::History,
         job::Job,
         judge::{Before, Call, Health, Inquired, first_call, health, judge_capture, judge_inquiry},
         outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
+        refused::RefusedResult,
         reply::Reply,
     },
     lease::{Acquired, Away, Lease, Released, Renewed},
@@ -40,7 +42,7 @@ pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool
 pub(super) async fn hold(
     ctx: &Arc<Context>,
     job: &Job,
-    history: &History,
+    (history, refused): (&History, &RefusedResult),
     mut lease: Lease,
     turn: Option<Turn>,
 ) -> Ended {
@@ -57,6 +59,7 @@ pub(super) async fn hold(
         ctx,
         job,
         before,
+        refused,
         lease: &mut lease,
         is_awaited,
         outage: false,
@@ -90,6 +93,7 @@ struct UnderLease<'a> {
     ctx: &'a Context,
     job: &'a Job,
     before: Before<'a>,
+    refused: &'a RefusedResult,
     lease: &'a mut Lease,
     /// Whether others of its payment wait for this call to end.
     is_awaited: bool,
@@ -101,12 +105,18 @@ struct UnderLease<'a> {
 
 impl UnderLease<'_> {
     async fn begin(&mut self) -> Outcome {
+        let is_sent = self.before.marker.is_some() || self.before.history.sent;
+        if let Some(outcome) = self.refused.ends(is_sent, self.before.past_expiry) {
+            return outcome;
+        }
         match (first_call(&self.before, &self.ctx.codes), self.before.forward_error) {
             (Call::Malformed, Some(error)) => {
                 Outcome::Malformed { error: error.clone(), inquired: false }
             }
             // Only a job with such an error is malformed here.
             (Call::Expired | Call::Malformed, _) => Outcome::Expired { inquired: false },
+            // It was told as expired: it must not capture now.
+            (Call::Post, _) if self.refused.ended == Some(Class::Expired) => self.inquire().await,
             (Call::Post, _) => self.post(Announced::of(self.lease)).await,
             (Call::Inquire, _) => self.inquire().await,
         }

@@ -146,3 +146,15 @@ fn a_death_in_a_queue_of_ours_counts_unless_the_queue_waits() {
     }
     assert!(!names_a_death_of_ours(&properties(&[("x-death", long("capture.jobs"))]), "capture"));
 }
+
+#[test]
+fn a_refused_result_is_carried_on_until_it_is_told() {
+    let refused = RefusedResult { times: 3, ended: Some(Class::Unreachable) };
+    let mut waits = carry(&BasicProperties::default(), &History::default(), None);
+    put_refused_result(&mut waits, &refused);
+    assert_eq!(refused_result(&waits), refused);
+    let told = carry(&waits, &History::default(), None);
+    assert_eq!(refused_result(&told), RefusedResult::default());
+    let nonsense = properties(&[(REFUSALS, long("3")), (ENDED, long("nonsense"))]);
+    assert_eq!(refused_result(&nonsense), RefusedResult::default());
+}
