@@ -28,6 +28,7 @@ mod owners;
 mod records;
 mod refusals;
 mod replays;
+mod rights;
 mod scripts;
 mod servers;
 mod tidy;
