@@ -31,6 +31,7 @@ mod replays;
 mod rights;
 mod scripts;
 mod servers;
+mod silence;
 mod tidy;
 mod tls;
 mod traces;
