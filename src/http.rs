@@ -48,7 +48,7 @@ async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
 }
 
 async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
-    let redis_away = (!*probes.redis_up.borrow()).then_some("Redis is away");
+    let redis_away = (!*probes.redis_up.borrow()).then(|| "Redis is away".to_owned());
     // The gateway is told of, and never makes a worker unready: no restart and no other worker mends it.
     let guard = probes.metrics.guard();
     match probes.health.unready().or(redis_away) {

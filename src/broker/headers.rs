@@ -12,6 +12,7 @@ use crate::domain::{
     forward::ForwardFields,
     history::{History, LastWord},
     job::{Job, Malformed},
+    refused::RefusedResult,
     settle::Letter,
     trace::{TRACESTATE_BYTES_MAX, TraceContext},
 };
@@ -26,6 +27,9 @@ const REPLAYS: &str = "x-capture-replays";
 const RETURNS: &str = "x-capture-returns";
 const PARENT: &str = "x-capture-parent";
 const ORIGIN: &str = "x-capture-origin";
+const PRIORITY: &str = "x-capture-priority";
+const REFUSALS: &str = "x-capture-refusals";
+const ENDED: &str = "x-capture-ended";
 const CLASS: &str = "x-capture-class";
 const CODE: &str = "x-capture-code";
 const STATUS: &str = "x-capture-status";
@@ -37,7 +41,7 @@ const BROKER_QUEUE: &str = "x-capture-broker-queue";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Ours: written anew, or left out, on every republish.
-const OURS: [&str; 18] = [
+const OURS: [&str; 21] = [
     ATTEMPT,
     DEFERRALS,
     FIRST_SEEN,
@@ -48,6 +52,9 @@ const OURS: [&str; 18] = [
     RETURNS,
     PARENT,
     ORIGIN,
+    PRIORITY,
+    REFUSALS,
+    ENDED,
     CLASS,
     CODE,
     STATUS,
@@ -112,6 +119,50 @@ pub(super) fn read_job(
     Job::parse_with(body, forward).map_err(|malformed| malformed.with_encoding(encoding))
 }
 
+/// How often the job's result was refused in a row, and the failure that it tells, if a worker carried that on.
+pub(super) fn refused_result(properties: &BasicProperties) -> RefusedResult {
+    let empty = FieldTable::default();
+    let table = properties.headers().as_ref().unwrap_or(&empty);
+    let ended = text(table, ENDED).and_then(|name| name.parse().ok());
+    RefusedResult::read(number(table, REFUSALS).unwrap_or(0), ended)
+}
+
+/// Carries on that the job's result was refused.
+pub(super) fn put_refused_result(properties: &mut BasicProperties, refused: &RefusedResult) {
+    if refused.times == 0 {
+        return;
+    }
+    let mut headers = properties.headers().clone().unwrap_or_default().inner().clone();
+    headers.insert(REFUSALS.into(), int(refused.times));
+    if let Some(class) = refused.ended {
+        headers.insert(ENDED.into(), long(class.name()));
+    }
+    *properties = std::mem::take(properties).with_headers(headers.into());
+}
+
+/// Whether the broker may drop this job in place of dead-lettering it: RabbitMQ 3.x reads `x-death` again from what was
+/// published, and takes a queue that is named there for a cycle. Wait queues stand there of right.
+pub(super) fn names_a_death_of_ours(properties: &BasicProperties, prefix: &str) -> bool {
+    let deaths = properties.headers().as_ref().and_then(|table| table.inner().get("x-death"));
+    let Some(AMQPValue::FieldArray(deaths)) = deaths else { return false };
+    let (ours, waits) = (format!("{prefix}."), format!("{prefix}.wait."));
+    deaths.as_slice().iter().any(|death| {
+        let AMQPValue::FieldTable(death) = death else { return false };
+        let queue = match death.inner().get("queue") {
+            Some(AMQPValue::LongString(queue)) => queue.as_bytes(),
+            Some(AMQPValue::ShortString(queue)) => queue.as_str().as_bytes(),
+            _ => return false,
+        };
+        queue.starts_with(ours.as_bytes()) && !queue.starts_with(waits.as_bytes())
+    })
+}
+
+/// The publisher's priority: as it came, or as an earlier republish kept it.
+fn priority(properties: &BasicProperties) -> Option<u8> {
+    let kept = || number(properties.headers().as_ref()?, PRIORITY)?.try_into().ok();
+    properties.priority().or_else(kept)
+}
+
 /// Since when a job is on its way. A replayed letter's timestamp is that of its first life.
 pub(super) fn born_ms(properties: &BasicProperties, history: &History) -> i64 {
     let written_ms = properties
@@ -172,6 +223,10 @@ pub(super) fn carry(
             put(name, long(id));
         }
     }
+    // Not as a priority: in a wait queue, a message of a higher one keeps the others from expiring.
+    if let Some(priority) = priority(original) {
+        put(PRIORITY, int(priority.into()));
+    }
     if let Some(letter) = letter {
         put(CLASS, long(letter.class.name()));
         for (name, value) in [(CODE, &letter.code), (STATUS, &letter.status)] {
@@ -204,6 +259,7 @@ pub(super) fn of_result(original: &BasicProperties, now_ms: i64) -> BasicPropert
         .with_app_id("capture-worker".into())
         .with_timestamp(u64::try_from(now_ms / 1000).unwrap_or(0))
         .with_headers(headers.into());
+    let properties = with_priority(properties, priority(original));
     match original.correlation_id() {
         Some(id) => properties.with_correlation_id(id.clone()),
         None => properties,
@@ -220,7 +276,14 @@ pub(super) fn of_job(now_ms: i64) -> BasicProperties {
         .with_timestamp(u64::try_from(now_ms / 1000).unwrap_or(0))
 }
 
-/// Everything but `expiration`, `user_id` and the headers; always persistent.
+fn with_priority(properties: BasicProperties, priority: Option<u8>) -> BasicProperties {
+    match priority {
+        Some(priority) => properties.with_priority(priority),
+        None => properties,
+    }
+}
+
+/// Everything but `expiration`, `user_id`, the priority and the headers; always persistent.
 fn without_what_acts(original: &BasicProperties) -> BasicProperties {
     inert(original).with_delivery_mode(PERSISTENT)
 }
@@ -245,9 +308,6 @@ fn inert(original: &BasicProperties) -> BasicProperties {
         {
             properties = with(properties, value.clone());
         }
-    }
-    if let Some(priority) = original.priority() {
-        properties = properties.with_priority(*priority);
     }
     if let Some(timestamp) = original.timestamp() {
         properties = properties.with_timestamp(*timestamp);

@@ -7,6 +7,7 @@
 
 mod acks;
 mod address;
+mod connect;
 mod delivery;
 mod depths;
 mod headers;
@@ -14,20 +15,24 @@ mod intake;
 mod look;
 mod missing;
 mod publisher;
+mod refusals;
 mod results;
+mod rights;
 mod session;
 mod submit;
 mod topology;
 
 pub use self::{
     address::without_credentials,
-    delivery::{Delivery, SessionLost},
+    delivery::{Delivery, HELD_MAX, SessionLost, Settled},
     depths::{Depth, DepthsError},
     intake::{Intake, Taken},
     look::{Browsed, Found, Look, LookError},
     missing::Missing,
     publisher::{OnPublish, PublishError},
+    refusals::Refusal,
     results::Results,
+    rights::RightsError,
     session::{BrokerOptions, OpenError, Session},
     topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Exchange, Names, Topology, TopologyError},
 };

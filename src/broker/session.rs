@@ -3,16 +3,15 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use lapin::{
-    Channel, Connection, ConnectionBuilder, ConnectionProperties, Consumer,
+    Channel, Consumer,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
-    tcp::{OwnedIdentity, OwnedTLSConfig},
     types::FieldTable,
 };
 use tokio::sync::Mutex;
@@ -21,21 +20,17 @@ use tokio_util::sync::CancellationToken;
 use super::{
     acks::Acks,
     address,
+    connect::{BrokerConnection, CLOSE_TIMEOUT},
     missing::Missing,
     publisher::{OnPublish, Publisher},
+    refusals::Refusal,
     topology::{self, Names, Topology, TopologyError},
 };
 
-/// Connecting takes at most this long; the URL's own time-out is ignored by the client.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opening a session, with some thirty queues to declare, takes at most this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A broker that answers no method for so long is taken for lost: long before its heartbeats are missed.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Closing is a courtesy.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A dead broker is noticed after twice this, if the URL says nothing else.
-const HEARTBEAT_S: u16 = 10;
 /// How often the connections are looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
@@ -108,21 +103,65 @@ impl Life {
     }
 }
 
+/// What publishing needs of a session: its connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) connection: Arc<BrokerConnection>,
+    pub(super) names: Names,
+    channels: Arc<std::sync::Mutex<Vec<Channel>>>,
+    pub(super) options: Arc<BrokerOptions>,
+}
+
+impl Link {
+    /// A channel with confirms. An error is why the session ends.
+    pub(super) async fn confirming(&self) -> Result<Channel, String> {
+        let opened = async {
+            let channel = self.connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            // Kept until the connection is closed: a channel that closes itself beside it is reported as an error.
+            let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+            channels.retain(|channel: &Channel| channel.status().connected());
+            channels.push(channel.clone());
+            drop(channels);
+            Ok::<_, lapin::Error>(channel)
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, opened).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(format!("no channel to publish on: {error}")),
+            Err(_) => Err("no channel to publish on: the broker does not answer".into()),
+        }
+    }
+
+    /// Whether what is missing is declared by us.
+    pub(super) fn declares(&self) -> bool {
+        self.options.topology == Topology::Declare
+    }
+
+    /// Makes the topology whole again, if it is ours to declare.
+    pub(super) async fn declare(&self) {
+        if self.declares() {
+            let (delays, missing) = (&self.options.delays, &self.options.missing);
+            let (connection, declare) = (&self.connection, Topology::Declare);
+            let declared =
+                topology::ensure(connection, &self.names, delays, declare, missing).await;
+            if let Err(error) = declared {
+                tracing::error!(%error, "the topology can't be made whole");
+            }
+        }
+    }
+}
+
 /// An open session.
 pub struct Session {
     pub(super) names: Names,
     pub(super) publisher: Publisher,
     pub(super) acks: Acks,
     pub(super) channel: Channel,
-    /// Kept, as the next one, until the connections are closed: a channel that closes itself beside them is reported as an
-    /// error.
-    _confirmed: Channel,
-    /// That by which queues are counted, once there is one.
+    /// That by which queues are counted, once there is one. Kept, as those with confirms, until the connections are closed.
     pub(super) counting: Mutex<Option<Channel>>,
     pub(super) life: Life,
-    consuming: Connection,
-    publishing: Connection,
-    options: BrokerOptions,
+    consuming: BrokerConnection,
+    link: Link,
 }
 
 impl Session {
@@ -136,7 +175,7 @@ impl Session {
     }
 
     async fn open_untimed(options: &BrokerOptions) -> Result<Self, OpenError> {
-        let publishing = connect(options, "publish").await?;
+        let publishing = BrokerConnection::open(options, "publish").await?;
         let names = Names::new(&options.prefix);
         let (delays, missing) = (&options.delays, &options.missing);
         let ensured =
@@ -145,30 +184,26 @@ impl Session {
             TopologyError::Connection(error) => OpenError::Connection(error),
             other => OpenError::Topology(other),
         })?;
-        let consuming = connect(options, "consume").await?;
+        let consuming = BrokerConnection::open(options, "consume").await?;
         let channel = consuming.create_channel().await?;
-        let confirmed = publishing.create_channel().await?;
-        confirmed.confirm_select(ConfirmSelectOptions::default()).await?;
+        let link = Link {
+            connection: Arc::new(publishing),
+            names: names.clone(),
+            channels: Arc::default(),
+            options: Arc::new(options.clone()),
+        };
         let life = Life::default();
-        let publisher = Publisher::start(
-            confirmed.clone(),
-            names.clone(),
-            life.clone(),
-            options.on_publish.clone(),
-        );
+        let publisher = Publisher::start(link.clone(), life.clone(), options.on_publish.clone());
         let acks = Acks::start(channel.clone(), life.clone());
-        let options = options.clone();
         Ok(Self {
             names,
             publisher,
             acks,
             channel,
-            _confirmed: confirmed,
             counting: Mutex::default(),
             life,
             consuming,
-            publishing,
-            options,
+            link,
         })
     }
 
@@ -182,12 +217,12 @@ impl Session {
     pub async fn watch(&self) {
         while !self.life.is_lost() {
             let connected = self.consuming.status().connected()
-                && self.publishing.status().connected()
+                && self.link.connection.status().connected()
                 && self.channel.status().connected();
             if !connected {
                 return self.life.end("a connection or channel was closed");
             }
-            let blocked = self.publishing.status().blocked();
+            let blocked = self.link.connection.status().blocked();
             if self.life.blocked.swap(blocked, Ordering::Relaxed) != blocked {
                 tracing::warn!(blocked, "the broker's word on publishing changed");
             }
@@ -233,7 +268,7 @@ impl Session {
 
     /// A channel of its own that publishes and is told what the broker has.
     pub(super) async fn confirm_channel(&self) -> lapin::Result<Channel> {
-        let channel = self.publishing.create_channel().await?;
+        let channel = self.link.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(channel)
     }
@@ -257,13 +292,13 @@ impl Session {
     }
 
     /// How the broker is used.
-    pub(super) const fn options(&self) -> &BrokerOptions {
-        &self.options
+    pub(super) fn options(&self) -> &BrokerOptions {
+        &self.link.options
     }
 
     /// How many deliveries may be unacked.
-    pub(super) const fn prefetch(&self) -> u16 {
-        self.options.prefetch
+    pub(super) fn prefetch(&self) -> u16 {
+        self.link.options.prefetch
     }
 
     /// Ceases to consume; what was handed out already stays with us.
@@ -275,14 +310,23 @@ impl Session {
 
     /// Makes the topology whole again after a message found no queue.
     pub(super) async fn mend_topology(&self) {
-        if self.options.topology == Topology::Declare {
-            let (delays, missing) = (&self.options.delays, &self.options.missing);
-            let (connection, declare) = (&self.publishing, Topology::Declare);
-            let mended = topology::ensure(connection, &self.names, delays, declare, missing).await;
-            if let Err(error) = mended {
-                tracing::error!(%error, "the topology can't be made whole");
-            }
-        }
+        self.link.declare().await;
+    }
+
+    /// What publishing needs of it.
+    pub(super) const fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// The exchange for which the broker takes nothing from us at present.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.publisher.refusal().borrow().clone()
+    }
+
+    /// Takes an exchange for refused, as an earlier session found it, until the broker proves otherwise.
+    pub async fn suspect(&self, refusal: Refusal) {
+        self.publisher.suspect(refusal).await;
     }
 
     /// Closes both connections, if they still are, once everything is acked.
@@ -291,31 +335,6 @@ impl Session {
             tracing::debug!("not everything was acked in time");
         }
         self.life.lost.cancel();
-        let close = async |connection: &Connection| {
-            let closing = connection.close(200, "done".into());
-            match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection was closed already"),
-                Err(_) => tracing::debug!("a connection did not close in time"),
-            }
-        };
-        tokio::join!(close(&self.consuming), close(&self.publishing));
+        tokio::join!(self.consuming.close(), self.link.connection.close());
     }
-}
-
-async fn connect(options: &BrokerOptions, purpose: &str) -> Result<Connection, OpenError> {
-    let mut uri = address::parse(&options.url).ok_or(OpenError::Url)?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
-    let name = format!("capture-worker {} {purpose}", env!("CARGO_PKG_VERSION"));
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let tls = OwnedTLSConfig {
-        identity: options.client.clone().map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key }),
-        cert_chain: options.ca.clone(),
-    };
-    let builder = ConnectionBuilder::new_with_runtime(lapin::runtime::default_runtime()?)
-        .with_uri(uri)
-        .with_properties(properties)
-        .with_tls_config(tls);
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, builder.connect()).await;
-    Ok(connected.map_err(|_| OpenError::TimedOut)??)
 }

@@ -108,8 +108,18 @@ impl Check {
 
 async fn try_broker(options: &BrokerOptions) -> Result<String, String> {
     let session = Session::open(options).await.map_err(|error| error.to_string())?;
+    let rights = session.missing_rights().await;
     session.close().await;
-    Ok("connected, and the topology is as it must be".into())
+    match rights {
+        Ok(missing) if missing.is_empty() => {
+            Ok("connected, and the topology is as it must be".into())
+        }
+        Ok(missing) => Err(format!(
+            "connected, but a worker with this user can't:\n  {}",
+            missing.join("\n  ")
+        )),
+        Err(error) => Err(format!("connected, but what this user may do is not known: {error}")),
+    }
 }
 
 async fn try_redis(leases: &Leases) -> Result<String, String> {

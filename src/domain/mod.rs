@@ -18,6 +18,7 @@ pub mod judge;
 pub mod letter;
 pub mod money;
 pub mod outcome;
+pub mod refused;
 pub mod replay;
 pub mod reply;
 mod rewrite;

@@ -152,6 +152,12 @@ pub enum Deferral {
     GatewayPaused,
     /// Our own rate limit.
     RateLimit,
+    /// The broker may drop the job for its `x-death` in place of dead-lettering it: it is published anew first.
+    DeathHeader,
+    /// The broker refuses whatever would be published.
+    PublishRefused,
+    /// The job ended before, and its result was refused.
+    ResultRefused,
 }
 
 impl Deferral {
@@ -165,6 +171,9 @@ impl Deferral {
             Self::LeaseUnavailable => "lease_unavailable",
             Self::GatewayPaused => "gateway_paused",
             Self::RateLimit => "rate_limit",
+            Self::DeathHeader => "death_header",
+            Self::PublishRefused => "publish_refused",
+            Self::ResultRefused => "result_refused",
         }
     }
 }

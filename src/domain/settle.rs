@@ -198,6 +198,7 @@ pub fn settle(
         Outcome::Deferred(deferral) => {
             let reason = format!("deferred past its age, last for {}", deferral.name());
             let delay = match deferral {
+                Deferral::DeathHeader => return at.republished(),
                 Deferral::LineFull(wait) => fit(&policy.defer_schedule, *wait),
                 _ => at.nth(),
             };
@@ -272,6 +273,15 @@ impl At<'_> {
         if self.is_too_old() {
             return self.dead_with(at_the_end, carry);
         }
+        Settlement::Retry { delay, carry }
+    }
+
+    /// Published anew before anything else, whatever its age.
+    fn republished(&self) -> Settlement {
+        let Policy { schedule, defer_schedule, .. } = self.policy;
+        let smallest = schedule.iter().chain(defer_schedule).min();
+        let delay = smallest.copied().unwrap_or(Duration::from_secs(1));
+        let carry = History { deferrals: self.deferrals(), ..self.carry(None) };
         Settlement::Retry { delay, carry }
     }
 

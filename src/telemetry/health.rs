@@ -15,6 +15,7 @@ const TURNS_WITHIN: Duration = Duration::from_secs(120);
 pub struct Health {
     session_open: AtomicBool,
     draining: AtomicBool,
+    refused: Mutex<Option<String>>,
     turned: Mutex<Instant>,
 }
 
@@ -23,6 +24,7 @@ impl Default for Health {
         Self {
             session_open: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            refused: Mutex::default(),
             turned: Mutex::new(Instant::now()),
         }
     }
@@ -32,6 +34,11 @@ impl Health {
     /// The broker's session opened, or was lost.
     pub fn session(&self, open: bool) {
         self.session_open.store(open, Ordering::Relaxed);
+    }
+
+    /// The broker refuses what is published to an exchange, for this reason; or takes it again.
+    pub fn refused(&self, why: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// The worker's loop turned.
@@ -53,13 +60,13 @@ impl Health {
 
     /// Why the worker is not ready, as far as it knows itself.
     #[must_use]
-    pub fn unready(&self) -> Option<&'static str> {
+    pub fn unready(&self) -> Option<String> {
         if self.draining.load(Ordering::Relaxed) {
-            Some("draining")
+            Some("draining".into())
         } else if !self.session_open.load(Ordering::Relaxed) {
-            Some("no session with the broker")
+            Some("no session with the broker".into())
         } else {
-            None
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
         }
     }
 }

@@ -13,10 +13,12 @@ use super::{
 };
 use crate::{
     domain::{
+        class::Class,
         history::History,
         job::Job,
         judge::{Before, Call, Health, Inquired, first_call, health, judge_capture, judge_inquiry},
         outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
+        refused::RefusedResult,
         reply::Reply,
     },
     gateway::NOT_SIGNED,
@@ -43,7 +45,7 @@ pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool
 pub(super) async fn hold(
     ctx: &Arc<Context>,
     job: &Job,
-    history: &History,
+    (history, refused): (&History, &RefusedResult),
     mut lease: Lease,
     turn: Option<Turn>,
 ) -> Ended {
@@ -61,6 +63,7 @@ pub(super) async fn hold(
         job,
         before,
         announced: Announced::of(&lease),
+        refused,
         lease: &mut lease,
         is_awaited,
         inquired: false,
@@ -95,6 +98,7 @@ struct UnderLease<'a> {
     ctx: &'a Context,
     job: &'a Job,
     before: Before<'a>,
+    refused: &'a RefusedResult,
     lease: &'a mut Lease,
     announced: Announced,
     /// Whether others of its payment wait for this call to end.
@@ -123,7 +127,15 @@ impl From<Outcome> for Step {
 
 impl UnderLease<'_> {
     async fn begin(&mut self) -> Outcome {
-        let mut next = first_call(&self.before, &self.ctx.codes);
+        let is_sent = self.before.marker.is_some() || self.before.history.sent;
+        if let Some(outcome) = self.refused.ends(is_sent, self.before.past_expiry) {
+            return outcome;
+        }
+        let mut next = match first_call(&self.before, &self.ctx.codes) {
+            // It was told as expired: it must not capture now.
+            Call::Post if self.refused.ended == Some(Class::Expired) => Call::Inquire,
+            call => call,
+        };
         loop {
             let step = match (next, self.before.forward_error) {
                 (Call::Malformed, Some(error)) => {

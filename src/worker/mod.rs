@@ -22,7 +22,10 @@ use self::{
     process::{Context, process},
 };
 use crate::{
-    broker::{BrokerOptions, Delivery, Intake, OnPublish, OpenError, PublishError, Session, Taken},
+    broker::{
+        BrokerOptions, Delivery, Intake, OnPublish, OpenError, PublishError, Refusal, Session,
+        Taken,
+    },
     domain::{
         class::Codes,
         forward::ForwardFields,
@@ -114,6 +117,8 @@ struct Crew {
     redis_up: watch::Receiver<bool>,
     breaker_open: watch::Receiver<bool>,
     health: Arc<Health>,
+    /// The exchange that the last session found refused.
+    refusal: Option<Refusal>,
     drain_timeout: Duration,
     /// Set when the drain begins.
     drain_until: Option<Instant>,
@@ -132,7 +137,8 @@ impl Crew {
         let Worker { policy, metrics, .. } = worker;
         let counted = Arc::clone(&metrics);
         let on_publish: OnPublish = Arc::new(move |to, result| {
-            counted.published(to.name(), result.map_or_else(PublishError::name, |()| "confirmed"));
+            let result = result.as_ref().map_or_else(PublishError::name, |()| "confirmed");
+            counted.published(to.name(), result);
         });
         let broker = BrokerOptions { on_publish: Some(on_publish), ..worker.broker };
         let ctx = Context {
@@ -155,6 +161,7 @@ impl Crew {
             ctx: Arc::new(ctx),
             redis_up,
             health: worker.health,
+            refusal: None,
             drain_timeout: worker.drain_timeout,
             drain_until: None,
             stop,
@@ -174,6 +181,9 @@ impl Crew {
                 let session = Arc::clone(&session);
                 async move { session.watch().await }
             });
+            if let Some(refusal) = self.refusal.clone() {
+                session.suspect(refusal).await;
+            }
             let counting = tokio::spawn(count_queues(Arc::clone(&session), Arc::clone(&self.ctx)));
             self.health.session(true);
             let ended = self.consume(&session).await;
@@ -234,9 +244,11 @@ impl Crew {
     async fn consume(&mut self, session: &Arc<Session>) -> Ended {
         let mut intake = Intake::new(Arc::clone(session));
         loop {
+            self.look_at_refusal(session);
             let may_take = *self.redis_up.borrow_and_update()
                 && !*self.breaker_open.borrow_and_update()
-                && !session.is_blocked();
+                && !session.is_blocked()
+                && self.refusal.is_none();
             if may_take && intake.is_stopped() {
                 intake.open().await;
             } else if !may_take && intake.is_open() {
@@ -270,6 +282,22 @@ impl Crew {
                 (Taken::Stopped, _) => {}
                 (Taken::Lost, _) => return Ended::Lost,
             }
+        }
+    }
+
+    /// Whether the broker takes what is published, for the probes and for the next session.
+    fn look_at_refusal(&mut self, session: &Session) {
+        // A session that is lost says nothing any more.
+        if !session.is_alive() {
+            return;
+        }
+        let refusal = session.refusal();
+        if refusal != self.refusal {
+            self.health.refused(refusal.as_ref().map(|refusal| {
+                let exchange = session.names().exchange(refusal.exchange);
+                format!("publishing to exchange {exchange} is refused: {}", refusal.reason)
+            }));
+            self.refusal = refusal;
         }
     }
 
@@ -346,7 +374,8 @@ async fn take(
 }
 
 async fn give_back(delivery: Delivery) {
-    if let Err(lost) = delivery.settle(Settlement::HandBack).await {
+    let draining = CancellationToken::new();
+    if let Err(lost) = delivery.settle(&Settlement::HandBack, &draining).await {
         tracing::debug!(%lost, "not handed back");
     }
 }

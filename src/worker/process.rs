@@ -1,6 +1,6 @@
 //! The one pipeline of a job, top to bottom: attempt, settle, log, act.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use time::OffsetDateTime;
@@ -15,14 +15,14 @@ use super::{
     pace::Pace,
 };
 use crate::{
-    broker::{DELIVERY_LIMIT, Delivery},
+    broker::{DELIVERY_LIMIT, Delivery, HELD_MAX, SessionLost, Settled},
     domain::{
         class::{Class, Codes},
         forward::ForwardFields,
         history::History,
         job::Job,
         outcome::{Attempt, Deferral, Doubt, DoubtKind, Evidence, Fate, Outcome, Sent, Verdict},
-        settle::{Policy, epoch_ms, settle},
+        settle::{Policy, Settlement, epoch_ms, settle},
         trace::TraceContext,
     },
     gateway::Gateway,
@@ -68,9 +68,11 @@ pub(super) async fn process(ctx: Arc<Context>, delivery: Delivery) {
 
 async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
     let begun = Instant::now();
-    let attempt = attempt(ctx, &delivery).await;
+    let mut attempt = attempt(ctx, &delivery).await;
     let now = OffsetDateTime::now_utc();
-    let settlement = settle(&attempt, delivery.history(), &ctx.policy, now);
+    let settlement = settle(&attempt, delivery.history(), &policy_of(ctx, &delivery), now);
+    // Its end was counted when its result was refused.
+    attempt.remembered |= delivery.refused_result().times > 0;
     let age_ms = epoch_ms(now).saturating_sub(delivery.born_ms());
     let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
     let times = Times { took: begun.elapsed(), age, now };
@@ -81,8 +83,44 @@ async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
     let trace = delivery.trace();
     let trace_id = trace.as_ref().map(TraceContext::trace_id);
     ctx.metrics.settled(delivery.history(), &attempt, &settlement, &times, trace_id);
-    if let Err(lost) = delivery.settle(settlement).instrument(settling).await {
+    let settled = carry_out(ctx, &delivery, &attempt, &settlement).instrument(settling).await;
+    if let Err(lost) = settled {
         tracing::info!(captureRequestId = attempt.subject.capture_request_id, %lost, "not settled");
+    }
+}
+
+/// Does what was decided. A job whose result the broker refuses waits, and tells it later: a subscriber that does not
+/// read must not keep others from being captured.
+async fn carry_out(
+    ctx: &Context,
+    delivery: &Delivery,
+    attempt: &Attempt,
+    settlement: &Settlement,
+) -> Result<(), SessionLost> {
+    if delivery.settle(settlement, &ctx.draining).await? == Settled::Acked {
+        return Ok(());
+    }
+    let refused = delivery.refused_result();
+    let Some(wait) = refused.wait(settlement, delivery.history(), &ctx.policy) else {
+        return Ok(());
+    };
+    tracing::warn!(
+        captureRequestId = attempt.subject.capture_request_id,
+        paymentId = attempt.subject.payment_id,
+        settlement = settlement.name(),
+        times = wait.refused.times,
+        delay_ms = %wait.delay.as_millis(),
+        "the result was refused, job waits"
+    );
+    delivery.wait_for_result(&wait).await
+}
+
+/// A job whose outcome is known and whose result was refused does not end for its age: it would be told otherwise.
+fn policy_of<'a>(ctx: &'a Context, delivery: &Delivery) -> Cow<'a, Policy> {
+    if delivery.refused_result().outlives_its_age() {
+        Cow::Owned(Policy { max_age: Duration::MAX, ..ctx.policy.clone() })
+    } else {
+        Cow::Borrowed(&ctx.policy)
     }
 }
 
@@ -96,6 +134,10 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     };
     let came_to = if history.returns >= DELIVERY_LIMIT {
         Ended::of(Outcome::Poison, Sent::Unknown)
+    } else if delivery.may_be_dropped() {
+        Ended::deferred(Deferral::DeathHeader, Sent::Unknown)
+    } else if let Some(ended) = held_up(ctx, delivery).await {
+        ended
     } else {
         match parsed {
             Err(malformed) => {
@@ -107,6 +149,18 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     };
     let Ended { outcome, sent, remembered, outage, evidence } = came_to;
     Attempt { subject, outcome, sent, remembered, outage, evidence }
+}
+
+/// While the broker refuses what would be published, no attempt begins: its result could not be told.
+async fn held_up(ctx: &Context, delivery: &Delivery) -> Option<Ended> {
+    tokio::select! {
+        biased;
+        () = delivery.is_publishable() => None,
+        () = ctx.draining.cancelled() => Some(Ended::handed_back()),
+        () = tokio::time::sleep(HELD_MAX) => {
+            Some(Ended::deferred(Deferral::PublishRefused, Sent::Unknown))
+        }
+    }
 }
 
 /// A panic ends one job's attempt, in doubt: how far it came is not known.
@@ -168,7 +222,10 @@ async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
     ctx.metrics.lease_wait(result, begun.elapsed());
     traces::say(&span, "capture.lease", result.name());
     match waited {
-        Waited::Granted(lease, turn) => hold(ctx, job, delivery.history(), lease, turn).await,
+        Waited::Granted(lease, turn) => {
+            let refused = delivery.refused_result();
+            hold(ctx, job, (delivery.history(), refused), lease, turn).await
+        }
         Waited::Over(ended) => ended,
     }
 }
@@ -183,7 +240,8 @@ enum Waited {
 
 async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResult, Waited) {
     let history = delivery.history();
-    let claim = ctx.leases.claim(job, posts_at_once(ctx, history, job));
+    let posts = delivery.refused_result().ended.is_none() && posts_at_once(ctx, history, job);
+    let claim = ctx.leases.claim(job, posts);
     let given_up = async {
         tokio::select! {
             () = ctx.draining.cancelled() => {}

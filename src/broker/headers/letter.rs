@@ -91,7 +91,7 @@ fn long_text(table: &FieldTable, name: &str) -> Option<String> {
 }
 
 /// The properties of a replayed job: the publisher's, without those by which the broker acts, with what a replay keeps of
-/// ours. Attempts, deferrals, returns and the first sight are cleared.
+/// ours, and with their priority. Attempts, deferrals, returns and the first sight are cleared.
 pub(in crate::broker) fn replayed(
     original: &BasicProperties,
     history: &History,
@@ -100,10 +100,10 @@ pub(in crate::broker) fn replayed(
     let Some(mut headers) = carried.headers().clone().map(|table| table.inner().clone()) else {
         return carried;
     };
-    for cleared in [ATTEMPT, DEFERRALS, FIRST_SEEN, RETURNS] {
+    for cleared in [ATTEMPT, DEFERRALS, FIRST_SEEN, RETURNS, PRIORITY] {
         headers.remove(cleared);
     }
-    carried.with_headers(headers.into())
+    with_priority(carried, priority(original)).with_headers(headers.into())
 }
 
 /// The properties of an audit record.

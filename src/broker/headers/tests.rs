@@ -117,7 +117,14 @@ fn deaths(entries: &[AMQPValue]) -> AMQPValue {
 }
 
 fn dead_letter(headers: &[(&str, AMQPValue)]) -> crate::domain::letter::DeadLetter {
-    read_letter(Class::Poison, b"{}".to_vec(), &properties(headers), &ForwardFields::default(), JOBS, NOW_MS)
+    read_letter(
+        Class::Poison,
+        b"{}".to_vec(),
+        &properties(headers),
+        &ForwardFields::default(),
+        JOBS,
+        NOW_MS,
+    )
 }
 
 #[test]
@@ -153,7 +160,14 @@ fn a_kept_reason_counts_only_without_the_brokers_own() {
     assert_eq!(reason(&[kept[0].clone(), kept[1].clone(), own]).as_deref(), Some("expired"));
     assert_eq!(reason(&kept[..1]), None);
     assert_eq!(reason(&[kept[0].clone(), (BROKER_QUEUE, long("other.jobs"))]), None);
-    let elsewhere = read_letter(Class::Risk, Vec::new(), &properties(&kept), &ForwardFields::default(), JOBS, NOW_MS);
+    let elsewhere = read_letter(
+        Class::Risk,
+        Vec::new(),
+        &properties(&kept),
+        &ForwardFields::default(),
+        JOBS,
+        NOW_MS,
+    );
     assert_eq!(elsewhere.broker_death, None, "the broker dead-letters to one class only");
 }
 
@@ -198,4 +212,62 @@ fn a_reason_that_would_fill_the_frame_is_left_out() {
     let x_death = deaths(&[death(JOBS, "expired", 1_700_000_000)]);
     let again = republished(&properties(&[("huge", huge), ("x-death", x_death)]), JOBS);
     assert_eq!(names(&again), ["huge", "x-death"]);
+}
+
+/// In a wait queue, a message of a higher priority keeps the others from expiring.
+#[test]
+fn a_priority_travels_as_a_header_and_is_given_back_at_the_end() {
+    let published = BasicProperties::default().with_priority(9);
+    let waits = carry(&published, &History::default(), None);
+    let waits_again = carry(&waits, &History::default(), None);
+    for carried in [&waits, &waits_again] {
+        assert_eq!(carried.priority(), &None);
+        assert_eq!(number(carried.headers().as_ref().unwrap(), PRIORITY), Some(9));
+        assert_eq!(of_result(carried, NOW_MS).priority(), &Some(9));
+        let replay = replayed(carried, &History::default());
+        assert_eq!(replay.priority(), &Some(9));
+        assert!(!names(&replay).contains(&PRIORITY.to_owned()));
+    }
+    assert_eq!(of_result(&published, NOW_MS).priority(), &Some(9));
+}
+
+#[test]
+fn no_priority_is_made_of_nothing_or_of_nonsense() {
+    for header in [AMQPValue::LongInt(256), AMQPValue::LongInt(-1), long("9"), AMQPValue::Void] {
+        let odd = properties(&[(PRIORITY, header)]);
+        let carried = carry(&odd, &History::default(), None);
+        assert!(!names(&carried).contains(&PRIORITY.to_owned()), "{odd:?}");
+        assert_eq!(of_result(&odd, NOW_MS).priority(), &None);
+    }
+    let zero = carry(&BasicProperties::default().with_priority(0), &History::default(), None);
+    assert_eq!(of_result(&zero, NOW_MS).priority(), &Some(0));
+}
+
+#[test]
+fn a_death_in_a_queue_of_ours_counts_unless_the_queue_waits() {
+    let died_in = |queue: &str| {
+        let death: BTreeMap<_, _> = [("queue".into(), long(queue))].into();
+        let deaths = vec![AMQPValue::FieldTable(death.into())];
+        let table = properties(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
+        names_a_death_of_ours(&table, "capture")
+    };
+    for ours in ["capture.jobs", "capture.dead.poison", "capture.audit", "capture.waiting"] {
+        assert!(died_in(ours), "{ours}");
+    }
+    for other in ["capture.wait.5s", "captures", "theirs", "", "capture"] {
+        assert!(!died_in(other), "{other}");
+    }
+    assert!(!names_a_death_of_ours(&properties(&[("x-death", long("capture.jobs"))]), "capture"));
+}
+
+#[test]
+fn a_refused_result_is_carried_on_until_it_is_told() {
+    let refused = RefusedResult { times: 3, ended: Some(Class::Unreachable) };
+    let mut waits = carry(&BasicProperties::default(), &History::default(), None);
+    put_refused_result(&mut waits, &refused);
+    assert_eq!(refused_result(&waits), refused);
+    let told = carry(&waits, &History::default(), None);
+    assert_eq!(refused_result(&told), RefusedResult::default());
+    let nonsense = properties(&[(REFUSALS, long("3")), (ENDED, long("nonsense"))]);
+    assert_eq!(refused_result(&nonsense), RefusedResult::default());
 }

@@ -2,6 +2,7 @@
 
 mod judging;
 mod properties;
+mod refusing;
 mod replaying;
 mod settling;
 

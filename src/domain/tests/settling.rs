@@ -96,6 +96,15 @@ fn a_deferral_waits_by_its_own_schedule_and_spends_no_attempt() {
     check(doubt(), Sent::No, &nth(3), "wait 60s, 3 attempts, 0 deferrals, sent");
 }
 
+/// The broker could drop it until then.
+#[test]
+fn a_death_header_is_published_away_at_once_whatever_the_age() {
+    let forged = Outcome::Deferred(Deferral::DeathHeader);
+    let smallest = "wait 1s, 0 attempts, 1 deferrals";
+    check(forged.clone(), Sent::Unknown, &History { attempts: 0, ..history() }, smallest);
+    check(forged, Sent::Unknown, &old(History { attempts: 0, ..history() }), smallest);
+}
+
 #[test]
 fn ends_of_our_own_are_told_as_what_they_are() {
     let not_a_job = Outcome::Malformed { error: JobError::NoAmount, inquired: false };

@@ -1,0 +1,168 @@
+//! A connection whose socket is ours to close. The client runs a thread for each connection, and that thread reads
+//! until its socket ends: a peer that accepts and stays silent would keep thread and descriptor for ever, for every
+//! attempt that timed out.
+
+use std::{
+    io,
+    net::{Shutdown, TcpStream},
+    ops::Deref,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lapin::{
+    Connection, ConnectionProperties,
+    tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig},
+    uri::AMQPScheme,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    address,
+    session::{BrokerOptions, OpenError},
+};
+
+/// The longest that connecting may take, if the URL says nothing else (`connection_timeout`, in milliseconds).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that a connection may take to close before its socket is closed.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A dead broker is noticed after twice this, if the URL says nothing else.
+const HEARTBEAT_S: u16 = 10;
+
+/// A connection to the broker. When it is closed or dropped, its socket is closed at the latest after
+/// [`CLOSE_TIMEOUT`], whatever the peer does.
+pub(super) struct BrokerConnection {
+    connection: Connection,
+    socket: Socket,
+}
+
+impl BrokerConnection {
+    /// Connects; an attempt that takes too long, or is given up, leaves neither thread nor descriptor behind.
+    pub(super) async fn open(options: &BrokerOptions, purpose: &str) -> Result<Self, OpenError> {
+        let mut uri = address::parse(&options.url).ok_or(OpenError::Url)?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+        let limit = uri.query.connection_timeout.map_or(CONNECT_TIMEOUT, Duration::from_millis);
+        let name = format!("capture-worker {} {purpose}", env!("CARGO_PKG_VERSION"));
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let tls = OwnedTLSConfig {
+            identity: options.client.clone().map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key }),
+            cert_chain: options.ca.clone(),
+        };
+        let attempt = Attempt(Socket::default());
+        let socket = attempt.0.clone();
+        let connecting = Connection::connector(
+            uri,
+            lapin::runtime::default_runtime()?,
+            async move |uri, runtime| {
+                let connect = async {
+                    let authority = &uri.authority;
+                    let address = (authority.host.clone(), authority.port);
+                    let addresses = runtime.to_socket_addrs(address);
+                    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                    if let AsyncTcpStream::Plain(plain) = &stream {
+                        socket.keep(plain.get_ref())?;
+                    }
+                    match uri.scheme {
+                        AMQPScheme::AMQP => Ok(stream),
+                        AMQPScheme::AMQPS => stream.into_tls(&authority.host, tls.as_ref()).await,
+                    }
+                };
+                tokio::select! {
+                    () = socket.shut.cancelled() => Err(io::ErrorKind::TimedOut.into()),
+                    connected = connect => connected,
+                }
+                .map_err(lapin::Error::from)
+            },
+            properties,
+        );
+        let connected = tokio::time::timeout(limit, connecting).await;
+        let connection = connected.map_err(|_| OpenError::TimedOut)??;
+        Ok(Self { connection, socket: attempt.succeeded() })
+    }
+
+    /// Closes the connection, then its socket.
+    pub(super) async fn close(&self) {
+        let closing = self.connection.close(200, "done".into());
+        match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection was closed already"),
+            Err(_) => tracing::debug!("a connection did not close in time"),
+        }
+        self.socket.shut();
+    }
+}
+
+impl Deref for BrokerConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for BrokerConnection {
+    fn drop(&mut self) {
+        let socket = self.socket.clone();
+        if socket.shut.is_cancelled() {
+            return;
+        }
+        // Dropping the client's half asks the broker to close. A broker that does not answer is not waited for.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                tokio::time::sleep(CLOSE_TIMEOUT).await;
+                socket.shut();
+            })),
+            Err(_) => socket.shut(),
+        }
+    }
+}
+
+/// An attempt to connect; its socket is closed when it is dropped before it succeeded.
+struct Attempt(Socket);
+
+impl Attempt {
+    fn succeeded(mut self) -> Socket {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.0.shut();
+    }
+}
+
+/// Another handle of the socket that the client reads from.
+#[derive(Clone, Default)]
+struct Socket {
+    stream: Arc<Mutex<Option<TcpStream>>>,
+    shut: CancellationToken,
+}
+
+impl Socket {
+    fn keep(&self, socket: &impl AsFd) -> io::Result<()> {
+        let twin = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
+        let mut stream = self.stream();
+        if self.shut.is_cancelled() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        *stream = Some(twin);
+        Ok(())
+    }
+
+    /// Ends the socket for both handles, which ends the client's thread.
+    fn shut(&self) {
+        let mut stream = self.stream();
+        self.shut.cancel();
+        if let Some(stream) = stream.take()
+            && let Err(error) = stream.shutdown(Shutdown::Both)
+        {
+            tracing::debug!(%error, "the broker had closed the connection before");
+        }
+    }
+
+    fn stream(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,393 @@
+//! What the broker refuses: a permission that is missing, an exchange that is gone, a subscriber whose queue is full. None
+//! of it is charged to jobs.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::net::TcpListener;
+
+use capture_worker::domain::class::Class;
+use lapin::{
+    BasicProperties,
+    options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldArray, FieldTable},
+};
+use serde_json::json;
+
+use crate::{
+    shop::{LIMIT, Shop, headers, job, text},
+    support::{
+        broker::Letter,
+        http,
+        poll::eventually,
+        servers::{PrivateRabbit, shared_rabbit},
+    },
+};
+
+/// A user that may not configure, and else what these patterns allow.
+async fn user(rabbit: &PrivateRabbit, shop: Shop, write: &str, read: &str) -> Shop {
+    let name = format!("user-{}", shop.prefix);
+    rabbit.ctl(&["add_user", &name, "secret"]).await.unwrap();
+    let url = format!("amqp://{name}:secret@127.0.0.1:{}/%2f", rabbit.port());
+    let shop = shop.set("BROKER__URL", &url).set("BROKER__TOPOLOGY", "check");
+    allow(rabbit, &shop, write, read).await;
+    shop
+}
+
+async fn allow(rabbit: &PrivateRabbit, shop: &Shop, write: &str, read: &str) {
+    let name = format!("user-{}", shop.prefix);
+    let ours = |pattern: &str| format!("^{}\\.({pattern})$", shop.prefix);
+    let (write, read) = (ours(write), ours(read));
+    rabbit.ctl(&["set_permissions", "-p", "/", &name, "", &write, &read]).await.unwrap();
+}
+
+fn check(shop: &Shop) -> (Option<i32>, String) {
+    let done = shop.program(&["check", "--json"]).output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    (done.status.code(), said["checks"]["broker"].to_string())
+}
+
+async fn says_not_ready(worker: &crate::shop::Worker, why: &str) {
+    eventually(&format!("readyz says {why}"), LIMIT, async || {
+        http::get(&worker.url, "/readyz")
+            .await
+            .err()
+            .is_some_and(|said| format!("{said:#}").contains(why))
+    })
+    .await;
+}
+
+/// How often jobs came back to the broker is counted on those that wait in the queue.
+async fn returns(shop: &Shop) -> Vec<String> {
+    let jobs = shop.broker.peek_queue(&format!("{}.jobs", shop.prefix)).await.unwrap();
+    let count = |job: &Letter| job.header("x-delivery-count").unwrap_or_else(|| "0".into());
+    jobs.iter().map(count).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_on_results_pauses_and_uses_no_job_up() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open().await.declare().await.set("BROKER__PREFETCH", "3");
+    let shop = user(rabbit, shop, "wait|dead", "jobs").await;
+    for n in 0..8 {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+    }
+    let worker = shop.start_worker().await;
+    let exchange = format!("{}.results", shop.prefix);
+    says_not_ready(&worker, &exchange).await;
+    // In hand are those that were taken before; the others lie in the queue, untouched.
+    eventually("consumption has paused", LIMIT, async || {
+        worker.process.stderr().contains("consumption pauses")
+    })
+    .await;
+    let untouched = returns(&shop).await;
+    assert!(untouched.len() >= 5 && untouched.iter().all(|count| count == "0"), "{untouched:?}");
+    let captured_before = shop.sandbox.ledger()["captures"].as_array().unwrap().len();
+    let lines = |of: &str| worker.process.stderr().matches(of).count();
+    // The client's own line, of each try.
+    eventually("it tries again", LIMIT, async || lines("Channel closed") >= 4).await;
+    assert_eq!(lines("publishing is refused"), 1, "the reason is said once");
+    assert_eq!(shop.results.all().len(), 0);
+    assert_eq!(shop.sandbox.ledger()["captures"].as_array().unwrap().len(), captured_before);
+    allow(rabbit, &shop, "wait|dead|results", "jobs").await;
+    worker.becomes_ready().await;
+    for n in 0..8 {
+        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+        assert_eq!(shop.posts(&format!("p-{n}"), &format!("c-{n}")), 1);
+    }
+    let log = worker.process.stderr();
+    assert_eq!(log.matches("the broker's session is open").count(), 1, "no session was lost");
+    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    shop.assert_clean_books();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_to_bury_or_to_wait_holds_the_job() {
+    let rabbit = shared_rabbit().await.unwrap();
+    for (missing, kept, payment) in
+        [("dead", "wait|results", "sim-RISK_REJECT-1"), ("wait", "dead|results", "sim-http-500-1")]
+    {
+        let shop = Shop::open().await.declare().await;
+        let shop = user(rabbit, shop, kept, "jobs").await;
+        let worker = shop.worker().await;
+        shop.publish(&job("c", payment, 100)).await;
+        says_not_ready(&worker, &format!("{}.{missing}", shop.prefix)).await;
+        allow(rabbit, &shop, "wait|dead|results", "jobs").await;
+        worker.becomes_ready().await;
+        if missing == "dead" {
+            shop.dead(Class::Risk, 1).await;
+        } else {
+            shop.ends_as("c", "CAPTURED", None).await;
+        }
+        let log = worker.process.stderr();
+        assert_eq!(log.matches("the broker's session is open").count(), 1, "{missing}: {log}");
+    }
+}
+
+/// Other publishes of the same batch, and of the same channel, are not harmed by one that is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_exchange_keeps_nothing_from_the_others() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open().await.declare().await.set("BROKER__PREFETCH", "200");
+    let shop = user(rabbit, shop, "wait|results", "jobs").await;
+    for n in 0..60 {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        shop.publish(&job(&format!("r-{n}"), &format!("sim-RISK_REJECT-{n}"), 100)).await;
+    }
+    let worker = shop.start_worker().await;
+    says_not_ready(&worker, &format!("{}.dead", shop.prefix)).await;
+    // What is in hand and was captured is told.
+    eventually("captures are told", LIMIT, async || {
+        let ledger = shop.sandbox.ledger()["captures"].as_array().unwrap().len();
+        let told = shop.results.all();
+        told.iter().filter(|result| result.routing_key == "captured").count() == ledger
+    })
+    .await;
+    allow(rabbit, &shop, "wait|dead|results", "jobs").await;
+    worker.becomes_ready().await;
+    for n in 0..60 {
+        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+        shop.ends_as(&format!("r-{n}"), "FAILED", Some("risk")).await;
+    }
+    assert_eq!(shop.dead(Class::Risk, 60).await.len(), 60, "each of them once");
+    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_that_is_gone_is_declared_again_or_waited_for() {
+    let delete = async |shop: &Shop| {
+        let channel = shop.broker.channel().await.unwrap();
+        let results = format!("{}.results", shop.prefix);
+        let options = ExchangeDeleteOptions::default();
+        channel.exchange_delete(results.as_str().into(), options).await.unwrap();
+    };
+    let shop = Shop::open().await;
+    let worker = shop.worker().await;
+    delete(&shop).await;
+    shop.publish(&job("c", "p", 100)).await;
+    eventually("the job is acked", LIMIT, async || {
+        let log = worker.process.stderr();
+        log.contains("publishing is accepted again") && shop.queued().await.is_empty()
+    })
+    .await;
+    assert_eq!(worker.process.stderr().matches("the broker's session is open").count(), 1);
+
+    let shop = Shop::open().await.declare().await.set("BROKER__TOPOLOGY", "none");
+    let worker = shop.worker().await;
+    delete(&shop).await;
+    shop.publish(&job("c", "p", 100)).await;
+    says_not_ready(&worker, &format!("{}.results", shop.prefix)).await;
+    let results = shop.broker.subscribe_results(&shop.prefix).await.unwrap();
+    assert_eq!(results.wait_for(1, LIMIT).await.unwrap()[0].routing_key, "captured");
+    worker.becomes_ready().await;
+}
+
+/// A worker that drains meanwhile leaves its jobs to the wait queues: no return is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_while_results_are_refused_returns_no_job() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open().await.declare().await.set("RETRY__SCHEDULE", "100ms,200ms");
+    let shop = user(rabbit, shop, "wait|dead", "jobs").await;
+    let mut worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    says_not_ready(&worker, &format!("{}.results", shop.prefix)).await;
+    assert_eq!(worker.drain().await, Some(0));
+    eventually("the job is back", LIMIT, async || {
+        shop.queued().await == [("jobs".to_owned(), 1)].into()
+    })
+    .await;
+    let jobs = shop.broker.peek_queue(&format!("{}.jobs", shop.prefix)).await.unwrap();
+    assert_eq!(jobs[0].header("x-capture-sent").as_deref(), Some("true"));
+    assert_eq!((jobs[0].header("x-capture-returns"), jobs[0].redelivered), (None, false));
+    allow(rabbit, &shop, "wait|dead|results", "jobs").await;
+    let _next = shop.worker().await;
+    shop.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(shop.posts("p", "c"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_proves_each_right_and_leaves_no_message() {
+    let rabbit = shared_rabbit().await.unwrap();
+    let shop = Shop::open().await.declare().await;
+    shop.publish(&job("c", "p", 100)).await;
+    let shop = user(rabbit, shop, "wait|dead|results", "jobs").await;
+    let (code, said) = check(&shop);
+    assert_eq!((code, said.contains("\"ok\":true")), (Some(0), true), "{said}");
+    for (write, read, missing) in [
+        ("dead|results", "jobs", "wait"),
+        ("wait|results", "jobs", "dead"),
+        ("wait|dead", "jobs", "results"),
+        ("wait|dead|results", "nothing", "jobs"),
+    ] {
+        allow(rabbit, &shop, write, read).await;
+        let (code, said) = check(&shop);
+        let named = said.contains(&format!("{}.{missing}", shop.prefix));
+        assert!(code == Some(1) && named && said.contains("ACCESS_REFUSED"), "{missing}: {said}");
+    }
+    assert_eq!(shop.queued().await, [("jobs".to_owned(), 1)].into());
+    assert_eq!(shop.results.all().len(), 0);
+    assert_eq!(returns(&shop).await, ["0"], "and takes none");
+}
+
+/// A queue of a subscriber that takes so many results and refuses the others.
+async fn bounded_subscriber(shop: &Shop, length: i32) -> String {
+    let channel = shop.broker.channel().await.unwrap();
+    let queue = format!("{}.reports", shop.prefix);
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let bounded = headers([
+        ("x-max-length", AMQPValue::LongInt(length)),
+        ("x-overflow", text("reject-publish")),
+    ]);
+    channel.queue_declare(queue.as_str().into(), durable, bounded).await.unwrap();
+    let (exchange, bind) = (format!("{}.results", shop.prefix), QueueBindOptions::default());
+    let none = FieldTable::default();
+    channel
+        .queue_bind(queue.as_str().into(), exchange.as_str().into(), "#".into(), bind, none)
+        .await
+        .unwrap();
+    queue
+}
+
+async fn delete_queue(shop: &Shop, queue: &str) {
+    let channel = shop.broker.channel().await.unwrap();
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_of_one_subscriber_stops_no_capture() {
+    let shop = Shop::open().await.declare().await.set("BROKER__PREFETCH", "8");
+    // Jobs that wait for their results are older than this when they can tell them.
+    let shop = shop.set("RETRY__MAX_AGE", "1s").set("RETRY__SCHEDULE", "500ms,2s");
+    let queue = bounded_subscriber(&shop, 2).await;
+    let _worker = shop.worker().await;
+    for n in 0..40 {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        if n % 4 == 0 {
+            shop.publish(&job(&format!("r-{n}"), &format!("sim-RISK_REJECT-{n}"), 100)).await;
+        }
+    }
+    eventually("all are captured", LIMIT, async || {
+        shop.sandbox.ledger()["captures"].as_array().unwrap().len() == 40
+    })
+    .await;
+    let waiting = async || {
+        let queued = shop.queued().await;
+        (queued.get("wait.2s").copied().unwrap_or_default() > 30).then_some(queued)
+    };
+    let queued = eventually("jobs wait for their results", LIMIT, waiting).await;
+    assert!(queued.get("dead.risk").copied().unwrap_or_default() <= 2, "{queued:?}");
+    let peeked = shop.broker.peek_queue(&format!("{}.wait.2s", shop.prefix)).await.unwrap();
+    for job in &peeked {
+        assert_eq!(job.header("x-capture-sent").as_deref(), Some("true"));
+        assert_eq!(job.header("x-capture-attempt").as_deref(), Some("0"), "no attempt is spent");
+    }
+    delete_queue(&shop, &queue).await;
+    let told = |id: String, status: &str| {
+        let results = shop.results_now(&id);
+        results.last().is_some_and(|result| result["status"] == status)
+    };
+    eventually("all are told, and acked", LIMIT, async || {
+        let all = (0..40).all(|n| told(format!("c-{n}"), "CAPTURED"));
+        all && shop.queued().await == [("dead.risk".to_owned(), 10)].into()
+    })
+    .await;
+    for n in 0..40 {
+        let results = shop.results_now(&format!("c-{n}"));
+        assert!(results.iter().all(|result| result["status"] == "CAPTURED"), "{results:?}");
+        assert_eq!(shop.posts(&format!("p-{n}"), &format!("c-{n}")), 1);
+    }
+    shop.assert_clean_books();
+}
+
+/// Other subscribers may have acted on the failure: the publisher may have sent a new id by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_whose_result_was_refused_captures_no_more() {
+    let shop = Shop::open().await.declare().await.set("RETRY__SCHEDULE", "300ms,600ms");
+    let real = shop.settings["GATEWAY__BASE_URL"].clone();
+    let queue = bounded_subscriber(&shop, 0).await;
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", nowhere.local_addr().unwrap());
+    drop(nowhere);
+    let shop = shop.set("GATEWAY__BASE_URL", &address).set("BREAKER__FAILURES", "1000");
+    let mut worker = shop.worker().await;
+    shop.publish(&job("c", "p", 100)).await;
+    let refused = || worker.process.stderr().contains("the result was refused, job waits");
+    eventually("its failure was refused", LIMIT, async || refused()).await;
+    assert_eq!(worker.drain().await, Some(0));
+    // The network is mended, and the job comes back.
+    let shop = shop.set("GATEWAY__BASE_URL", &real);
+    let _next = shop.worker().await;
+    let settled = async || shop.queued().await.keys().any(|queue| queue.starts_with("wait"));
+    eventually("it waits again", LIMIT, settled).await;
+    delete_queue(&shop, &queue).await;
+    shop.dead(Class::Unreachable, 1).await;
+    let results = shop.results_now("c");
+    assert!(results.iter().all(|result| result["class"] == "unreachable"), "{results:?}");
+    assert_eq!((shop.posts("p", "c"), shop.captures_of("c")), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_priority_reaches_no_wait_queue_and_comes_back_with_the_result() {
+    let shop = Shop::open().await.set("RETRY__SCHEDULE", "1s,1500ms,2s");
+    let _worker = shop.worker().await;
+    shop.script("p", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": 2}]));
+    shop.script(
+        "r",
+        json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}}, {"answer": {"code": "RISK_REJECT"}}]),
+    );
+    let urgent = BasicProperties::default().with_delivery_mode(2).with_priority(9);
+    let exchange = format!("{}.jobs", shop.prefix);
+    for (id, payment) in [("c", "p"), ("d", "r")] {
+        shop.broker
+            .publish(&exchange, "job", &job(id, payment, 100), urgent.clone())
+            .await
+            .unwrap();
+    }
+    for delay in ["1s", "1500ms"] {
+        let queue = format!("{}.wait.{delay}", shop.prefix);
+        let waiting = eventually(&format!("it waits in {queue}"), LIMIT, async || {
+            let waiting = shop.broker.peek_queue(&queue).await.unwrap();
+            (!waiting.is_empty()).then_some(waiting)
+        })
+        .await;
+        for job in waiting {
+            assert_eq!(job.properties.priority(), &None);
+            assert_eq!(job.header("x-capture-priority").as_deref(), Some("9"));
+        }
+    }
+    shop.ends_as("c", "CAPTURED", None).await;
+    shop.ends_as("d", "FAILED", Some("risk")).await;
+    for result in shop.results.all() {
+        assert_eq!(result.properties.priority(), &Some(9));
+    }
+    let dead = shop.dead(Class::Risk, 1).await;
+    assert_eq!(dead[0].header("x-capture-priority").as_deref(), Some("9"));
+}
+
+/// RabbitMQ 3.x reads `x-death` from what a publisher wrote, and drops what would go where it seems to have been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_a_forged_death_is_never_dropped() {
+    let shop = Shop::open().await.set("RETRY__DEFER_SCHEDULE", "100ms,30s");
+    let shop = shop.set("GATEWAY__TIMEOUT", "15s");
+    let mut worker = shop.worker().await;
+    let death = headers([
+        ("queue", text(&format!("{}.dead.poison", shop.prefix))),
+        ("reason", text("delivery_limit")),
+        ("count", AMQPValue::LongLongInt(1)),
+        ("exchange", text("")),
+        ("routing-keys", AMQPValue::FieldArray(FieldArray::from(vec![text("poison")]))),
+    ]);
+    let deaths = FieldArray::from(vec![AMQPValue::FieldTable(death)]);
+    shop.script("p", json!([{"answer": "hang", "executes": false, "times": "forever"}]));
+    shop.publish_with(&job("c", "p", 100), headers([("x-death", AMQPValue::FieldArray(deaths))]))
+        .await;
+    eventually("its capture hangs", LIMIT, async || shop.posts("p", "c") == 1).await;
+    worker.process.kill9();
+    let jobs = format!("{}.jobs", shop.prefix);
+    let poison = format!("{}.dead.poison", shop.prefix);
+    // Consumers die of it until the broker gives it up.
+    eventually("the broker gives it up", LIMIT, async || {
+        shop.broker.peek_queue(&jobs).await.unwrap();
+        shop.broker.queue_depth(&poison).await.unwrap() == Some(1)
+    })
+    .await;
+    assert_eq!(shop.dead(Class::Poison, 1).await[0].body, job("c", "p", 100));
+}

@@ -1,0 +1,43 @@
+//! An address of the broker that accepts connections and stays silent.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::{fs, net::TcpListener};
+
+use crate::{
+    shop::{LIMIT, Shop},
+    support::poll::eventually,
+};
+
+/// The threads by which a process reads from the broker, and its descriptors.
+fn held_by(pid: u32) -> (usize, usize) {
+    let names = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    let entries = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().flatten();
+    let loops = entries("task").filter_map(names).filter(|name| name.trim() == "lapin-io-loop");
+    (loops.count(), entries("fd").count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_stays_silent_costs_neither_threads_nor_descriptors() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for scheme in ["amqp", "amqps"] {
+        let url = format!("{scheme}://guest:guest@127.0.0.1:{port}/%2f?connection_timeout=200");
+        let shop = Shop::open().await.set("BROKER__URL", &url);
+        let worker = shop.start_worker().await;
+        let log = || worker.process.stderr();
+        let tries = || log().matches("no session with the broker").count();
+        eventually("Redis answers", LIMIT, async || log().contains("Redis answers")).await;
+        // Between two tries nothing is held.
+        let between = async |after: usize| {
+            let what = format!("{scheme}: nothing is held after {after} tries");
+            eventually(&what, LIMIT, async || {
+                let (threads, descriptors) = held_by(worker.process.pid());
+                (tries() >= after && threads == 0).then_some(descriptors)
+            })
+            .await
+        };
+        let before = between(1).await;
+        let after = between(6).await;
+        assert!(after <= before, "{scheme}: {before} descriptors before, {after} after");
+    }
+}
