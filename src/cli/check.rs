@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, say, settings};
+use super::{Exit, complain, say, say_json, settings};
 use crate::{
     broker::{BrokerOptions, Session},
     config::Settings,
@@ -86,7 +86,7 @@ impl Check {
             let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
             let document =
                 serde_json::json!({"settings": shown, "warnings": warnings, "checks": found});
-            return say(&document.to_string());
+            return say_json(&document);
         }
         for (key, value) in settings.describe() {
             say(&format!("{key} = {value}"));

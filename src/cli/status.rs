@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     Exit, complain,
     desk::{age, connect_redis, plain},
-    say, settings,
+    say, say_json, settings,
 };
 use crate::{
     dead_letters::{Shown, StatusOf},
@@ -50,7 +50,7 @@ impl StatusArgs {
         let status = StatusOf::ask(&gateway, &leases, &self.payment, &self.id).await;
         keeper.abort();
         if self.json {
-            say(&self.document(&status).to_string());
+            say_json(&self.document(&status));
         } else {
             self.lines(&status).iter().for_each(|line| say(line));
         }

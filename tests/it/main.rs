@@ -27,6 +27,7 @@ mod outages;
 mod owners;
 mod probes;
 mod records;
+mod output;
 mod replays;
 mod scripts;
 mod servers;
