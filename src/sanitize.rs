@@ -1,8 +1,10 @@
-//! How text that others wrote is shown to people: every character in it can be seen, and none is acted on by a terminal.
+//! How text that others wrote is shown to people: every character in it can be seen, and none is
+//! acted on by a terminal.
 //!
-//! Hidden are: control characters (Cc), format characters (Cf: marks that reverse text, joiners, zero-width ones, tags), the
-//! line and paragraph separators of Unicode, and whatever else Unicode calls ignorable, such as variation selectors and
-//! fillers: two ids that differ in one of them look the same.
+//! Hidden are: control characters (Cc), format characters (Cf: marks that reverse text, joiners,
+//! zero-width ones, tags), the line and paragraph separators of Unicode, and whatever else Unicode
+//! calls ignorable, such as variation selectors and fillers: two ids that differ in one of them
+//! look the same.
 
 use std::{borrow::Cow, fmt::Write as _, io};
 
@@ -26,7 +28,8 @@ pub(crate) fn is_hidden(c: char) -> bool {
     ) || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
 }
 
-/// For people: a hidden character as `\u{202e}`. What has none stays as it is, so doing it twice changes nothing.
+/// For people: a hidden character as `\u{202e}`. What has none stays as it is, so doing it twice
+/// changes nothing.
 pub(crate) fn text(text: &str) -> Cow<'_, str> {
     replace(text, is_hidden, push_text)
 }
@@ -36,8 +39,9 @@ pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     replace(text, |c| c != '\n' && is_hidden(c), push_text)
 }
 
-/// The same for a JSON document: `\u202e`. Beyond ASCII and at DEL a document has characters in strings only, and what
-/// is below U+0020 is white space between values: in strings it is escaped already.
+/// The same for a JSON document: `\u202e`. Beyond ASCII and at DEL a document has characters in
+/// strings only, and what is below U+0020 is white space between values: in strings it is escaped
+/// already.
 pub(crate) fn json(document: &str) -> Cow<'_, str> {
     let is_hidden = |c: char| c >= '\u{7f}' && is_hidden(c);
     replace(document, is_hidden, |out, c| {

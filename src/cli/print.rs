@@ -1,9 +1,10 @@
 //! Output on stdout, for people and for programs; messages on stderr, for the person who called.
 //!
-//! Somebody may rely on output: a cut-off audit must not pass for the whole. So the first error of stdout is kept, nothing
-//! more is written after it (what followed would have a gap before it), and [`finish`] makes it the exit code: a reader
-//! that went away has read enough, any other error is a failure. Errors are kept here rather than returned by each
-//! function: a process has one stdout, and a caller that forgets a result would report a lost document as done.
+//! Somebody may rely on output: a cut-off audit must not pass for the whole. So the first error of
+//! stdout is kept, nothing more is written after it (what followed would have a gap before it), and
+//! [`finish`] makes it the exit code: a reader that went away has read enough, any other error is a
+//! failure. Errors are kept here rather than returned by each function: a process has one stdout,
+//! and a caller that forgets a result would report a lost document as done.
 
 use std::{
     io::{self, ErrorKind, Write as _},
@@ -21,7 +22,7 @@ fn failed() -> MutexGuard<'static, Option<io::Error>> {
 
 /// Prints a line of output for people.
 pub(super) fn say(line: &str) {
-    write(&format!("{}\n", sanitize::lines(line)));
+    write(&format!("{}\n", sanitize::text(line)));
 }
 
 /// Prints a line that is a JSON document or its end.
@@ -46,7 +47,9 @@ fn write(text: &str) {
 pub(super) fn printed(result: io::Result<()>) {
     let result = result.and_then(|()| io::stdout().flush());
     let mut failed = failed();
-    *failed = failed.take().or(result.err());
+    if failed.is_none() {
+        *failed = result.err();
+    }
 }
 
 /// Whether nobody will read what is printed from now on: there is no use in gathering more of it.

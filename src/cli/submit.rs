@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use serde_json::value::RawValue;
 
-use super::{Exit, complain, desk::plain, say, say_json, settings};
+use super::{Exit, complain, desk::plain, has_failed, say, say_json, settings};
 use crate::{
     broker::{BrokerOptions, Session},
     domain::{
@@ -100,6 +100,9 @@ impl Submit {
             say_json(&serde_json::json!({"jobs": total, "confirmed": confirmed}));
         } else {
             say(&format!("{confirmed} of {total} jobs are in the queue"));
+        }
+        if has_failed() {
+            complain(&format!("{confirmed} of {total} jobs are in the queue"));
         }
         match failed.first() {
             None => Exit::Done,

@@ -1,13 +1,14 @@
 //! The one connection to Redis: single server, Cluster or Sentinel; watched, and made again whenever it fails.
 
 use std::{
+    slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use redis::{
-    AsyncConnectionConfig, ClientTlsConfig, ErrorKind, IntoConnectionInfo, RedisError, RedisFuture,
-    RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, ClientTlsConfig, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -17,7 +18,12 @@ use redis::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::guard::{self, Guard};
+use super::{
+    claim::Owner,
+    guard::{self, Guard},
+    outage::{Outage, describe},
+    probe,
+};
 
 /// How long Redis may take to answer, and to be connected to.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,26 +62,34 @@ pub(super) enum Wire {
 
 enum Target {
     Single(Box<redis::Client>),
-    Cluster(Box<ClusterClient>),
+    /// With a client for each address, to ask for the reason of a failure.
+    Cluster(Box<ClusterClient>, Vec<redis::Client>),
     Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
 
 /// The connection, and whether it works.
 pub(super) struct Link {
     target: Target,
+    owner: Owner,
     /// The connection, and a number that grows with each.
     wire: Mutex<(u64, Option<Wire>)>,
     guard: Guard,
     up: watch::Sender<bool>,
     failed: Notify,
+    outage: Outage,
 }
 
 impl Link {
-    pub(super) fn new(options: &RedisOptions, guard: Guard) -> Result<Arc<Self>, BadUrl> {
+    pub(super) fn new(
+        options: &RedisOptions,
+        owner: Owner,
+        guard: Guard,
+    ) -> Result<Arc<Self>, BadUrl> {
         let target = Target::parse(options)?;
         let (up, _) = watch::channel(false);
         let wire = Mutex::new((0, None));
-        Ok(Arc::new(Self { target, wire, guard, up, failed: Notify::new() }))
+        let (failed, outage) = (Notify::new(), Outage::default());
+        Ok(Arc::new(Self { target, owner, wire, guard, up, failed, outage }))
     }
 
     /// Keeps the connection until the token is cancelled.
@@ -83,20 +97,23 @@ impl Link {
         let mut backoff = BACKOFF_MIN;
         while !stop.is_cancelled() {
             let kept = async {
-                let wire = self.target.connect().await?;
+                let wire = self.target.connect(&self.owner).await?;
                 self.keep(wire, &mut backoff).await
             };
             let error = tokio::select! {
                 () = stop.cancelled() => return,
                 kept = kept => kept.err(),
             };
-            let was_up = self.up.send_replace(false);
-            self.guard.disconnected();
-            self.lock().1 = None;
-            if was_up || backoff == BACKOFF_MIN {
-                let error = error.map(|error| describe(&error)).unwrap_or_default();
+            // Whoever sees that it is away is to find the reason.
+            if let Some(error) = error
+                && self.outage.begins(&error)
+            {
+                let error = describe(&error);
                 tracing::warn!(error, "Redis is away: no capture begins without a lease");
             }
+            self.up.send_replace(false);
+            self.guard.disconnected();
+            self.lock().1 = None;
             let jitter =
                 rand::random_range(0..=u64::try_from(backoff.as_millis()).unwrap_or(0) / 2);
             tokio::select! {
@@ -109,7 +126,7 @@ impl Link {
 
     /// Holds a fresh connection up as long as it answers.
     async fn keep(&self, mut wire: Wire, backoff: &mut Duration) -> RedisResult<()> {
-        self.guard.ping(&mut wire).await?;
+        probe::whole(&self.owner, &wire, self.target.reason(&self.owner)).await?;
         let server = guard::server(&mut wire).await?;
         let server = server.as_deref();
         self.guard.settle(&mut wire, server).await?;
@@ -117,17 +134,23 @@ impl Link {
             let mut current = self.lock();
             *current = (current.0 + 1, Some(wire.clone()));
         }
+        self.outage.ends();
         self.up.send_replace(true);
         tracing::info!("Redis answers");
         *backoff = BACKOFF_MIN;
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(PING_EVERY) => {}
-                () = self.failed.notified() => {}
-            }
+            let has_failed = tokio::select! {
+                () = tokio::time::sleep(PING_EVERY) => false,
+                () = self.failed.notified() => true,
+            };
             // As a whole: the client of a Cluster tries each call again and again.
             let looked = async {
                 self.guard.ping(&mut wire).await?;
+                if has_failed {
+                    probe::spread(&self.owner, &wire).await?;
+                } else {
+                    probe::run(&self.owner, &wire).await?;
+                }
                 self.guard.check(&mut wire, server).await
             };
             match tokio::time::timeout(RESPONSE_TIMEOUT, looked).await {
@@ -143,8 +166,11 @@ impl Link {
     }
 
     /// Why there is no connection to use.
-    pub(super) fn absence(&self) -> &'static str {
-        self.guard.withholds().unwrap_or("it does not answer")
+    pub(super) fn absence(&self) -> String {
+        let withheld = self.guard.withholds().map(str::to_owned);
+        withheld
+            .or_else(|| self.outage.reason())
+            .unwrap_or_else(|| "it has not answered yet".to_owned())
     }
 
     /// Why no lease may be taken although there is a connection; a command may have to wait before it can tell.
@@ -153,6 +179,20 @@ impl Link {
             tokio::time::sleep_until(until).await;
         }
         self.guard.withholds()
+    }
+
+    /// Connects for one command, which takes the lease of a payment that does not exist.
+    pub(super) async fn borrow_connection(&self) -> RedisResult<()> {
+        let wire = self.target.connect(&self.owner).await?;
+        probe::whole(&self.owner, &wire, self.target.reason(&self.owner)).await?;
+        let mut current = self.lock();
+        *current = (current.0 + 1, Some(wire));
+        Ok(())
+    }
+
+    /// The end of [`Self::borrow_connection`].
+    pub(super) fn drop_connection(&self) {
+        self.lock().1 = None;
     }
 
     /// Which connection it is, if there is one: leases that were taken on another one may be lost.
@@ -166,22 +206,17 @@ impl Link {
     }
 
     /// A call on the connection failed: look at it now rather than at the next tick.
-    pub(super) fn suspect(&self) {
+    pub(super) fn suspect(&self, error: &RedisError) {
+        if self.outage.call_failed(error) {
+            let error = describe(error);
+            tracing::warn!(error, "Redis refused a call of the lease: its job waits");
+        }
         self.failed.notify_one();
     }
 
     /// Whether Redis answers, and when that changes.
     pub(super) fn up(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
-    }
-}
-
-/// An error without the address, which may hold a password.
-pub(super) fn describe(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), _) => format!("{} {code}", error.category()),
-        (None, Some(detail)) if error.is_io_error() => format!("{}: {detail}", error.category()),
-        (None, _) => error.to_string(),
     }
 }
 
@@ -209,41 +244,71 @@ impl Target {
             [node] => {
                 let info = node.into_connection_info().map_err(bad)?;
                 let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-                if is_tls {
-                    redis::Client::build_with_tls(info, certificates)
-                } else {
-                    redis::Client::open(info)
-                }
-                .map(|client| Self::Single(Box::new(client)))
-                .map_err(bad)
+                let certificates = is_tls.then_some(&certificates);
+                single(info, certificates).map(|client| Self::Single(Box::new(client))).map_err(bad)
             }
             nodes => {
+                let certificates = is_tls.then_some(certificates);
+                let infos = nodes.iter().map(|node| node.into_connection_info());
+                let askers = infos.map(|info| single(info?, certificates.as_ref()));
+                let askers = askers.collect::<RedisResult<_>>().map_err(bad)?;
                 let mut builder = ClusterClient::builder(nodes.iter().copied())
                     .connection_timeout(CONNECT_TIMEOUT)
                     .response_timeout(RESPONSE_TIMEOUT)
                     .tcp_settings(TcpSettings::default().set_nodelay(true));
-                if is_tls {
+                if let Some(certificates) = certificates {
                     builder = builder.certs(certificates);
                 }
-                builder.build().map(|client| Self::Cluster(Box::new(client))).map_err(bad)
+                let client = builder.build().map_err(bad)?;
+                Ok(Self::Cluster(Box::new(client), askers))
             }
         }
     }
 
-    async fn connect(&self) -> RedisResult<Wire> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        match self {
+    async fn connect(&self, owner: &Owner) -> RedisResult<Wire> {
+        let config = config();
+        let connected = match self {
             Self::Single(client) => {
                 client.get_multiplexed_async_connection_with_config(&config).await.map(Wire::Single)
             }
-            Self::Cluster(client) => client.get_async_connection().await.map(Wire::Cluster),
+            Self::Cluster(client, _) => client.get_async_connection().await.map(Wire::Cluster),
             Self::Sentinel(client) => {
                 let mut client = client.lock().await;
                 client.get_async_connection_with_config(&config).await.map(Wire::Single)
             }
+        };
+        match connected {
+            Err(error) if error.code().is_none() => Err(self.reason(owner).await.unwrap_or(error)),
+            connected => connected,
         }
+    }
+
+    /// Why it could not be connected to, in the words of a server.
+    async fn reason(&self, owner: &Owner) -> Option<RedisError> {
+        match self {
+            Self::Single(client) => probe::refusal(owner, slice::from_ref(client), &config()).await,
+            Self::Cluster(_, nodes) => probe::refusal(owner, nodes, &config()).await,
+            Self::Sentinel(client) => {
+                let primary = client.lock().await.async_get_client().await.ok()?;
+                probe::refusal(owner, &[primary], &config()).await
+            }
+        }
+    }
+}
+
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+}
+
+fn single(
+    info: ConnectionInfo,
+    certificates: Option<&TlsCertificates>,
+) -> RedisResult<redis::Client> {
+    match certificates {
+        Some(certificates) => redis::Client::build_with_tls(info, certificates.clone()),
+        None => redis::Client::open(info),
     }
 }
 
@@ -329,7 +394,7 @@ mod tests {
     #[test]
     fn the_url_says_what_kind_of_redis_it_is() {
         assert!(matches!(parse("redis://:secret@127.0.0.1:6379/2"), Ok(Target::Single(_))));
-        assert!(matches!(parse("redis://a:1,redis://b:2"), Ok(Target::Cluster(_))));
+        assert!(matches!(parse("redis://a:1,redis://b:2"), Ok(Target::Cluster(..))));
         assert!(matches!(
             parse("redis-sentinel://:secret@a:26379,b:26379/1#main"),
             Ok(Target::Sentinel(_))

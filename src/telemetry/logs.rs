@@ -76,7 +76,7 @@ fn writer(is_json: bool, is_coloured: bool) -> impl Fn() -> LogLines<Stderr> + S
     move || LogLines { to: std::io::stderr(), is_json, is_coloured }
 }
 
-/// As https://no-color.org says; and some terminals have none.
+/// As <https://no-color.org> says; and some terminals have none.
 fn takes_colour() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

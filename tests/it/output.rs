@@ -1,5 +1,5 @@
-//! Output that somebody relies on, and text of others in it: a full disk, a reader that goes away, and characters that
-//! nobody can see or that a terminal acts on.
+//! Output that somebody relies on, and text of others in it: a full disk, a reader that goes away,
+//! and characters that nobody can see or that a terminal acts on.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// A colour, a bell, DEL, a C1 control, a line feed; what reverses text, what nobody sees, what ends a line in Unicode; and
-/// an invisible letter above U+FFFF.
+/// A colour, a bell, DEL, a C1 control, a line feed; what reverses text, what nobody sees, what
+/// ends a line in Unicode; and an invisible letter above U+FFFF.
 const HOSTILE: &str = "a\u{1b}[31m\u{7}\u{7f}\u{9b}\nb\u{202e}\u{200b}\u{2028}\u{2029}\u{ad}\u{feff}\u{e0041}\u{3164}z";
 /// What of it an id may hold.
 const ID: &str = "b\u{202e}\u{200b}\u{2028}\u{2029}\u{ad}\u{feff}\u{e0041}\u{3164}z";
@@ -120,7 +120,7 @@ async fn a_reader_that_went_away_is_exit_0_in_silence() {
     assert_eq!(help, (Some(0), String::new()));
 }
 
-/// What was asked for is done, whoever reads of it; and the audit has it.
+/// What was asked for is done, though nobody reads of it; and the audit has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn acts_are_finished_when_their_output_is_lost() {
     let shop = shop_with_letters().await;
