@@ -11,10 +11,14 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::{Health, Metrics};
+use crate::{
+    lease::Leases,
+    sanitize,
+    telemetry::{Health, Metrics},
+};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -25,8 +29,8 @@ pub struct Probes {
     pub health: Arc<Health>,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// Whether Redis answers.
-    pub redis_up: watch::Receiver<bool>,
+    /// Whether Redis gives leases, and why not.
+    pub leases: Leases,
 }
 
 /// Serves them until `stop` is cancelled.
@@ -48,7 +52,8 @@ async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
 }
 
 async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
-    let redis_away = (!*probes.redis_up.borrow()).then(|| "Redis is away".to_owned());
+    let redis_away = (!*probes.leases.up().borrow())
+        .then(|| format!("Redis is away: {}", sanitize::text(&probes.leases.absence())));
     // The gateway is told of, and never makes a worker unready: no restart and no other worker mends it.
     let guard = probes.metrics.guard();
     match probes.health.unready().or(redis_away) {

@@ -21,6 +21,7 @@ pub mod http;
 pub mod lease;
 
 pub mod sandbox;
+mod sanitize;
 pub mod telemetry;
 pub mod worker;
 

@@ -5,7 +5,9 @@ use std::{path::Path, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Exit, complain, say,
+    Exit, complain,
+    desk::plain,
+    say, say_json,
     settings::{self, Service},
 };
 use crate::{
@@ -13,14 +15,14 @@ use crate::{
     config::Settings,
     domain::{
         class::{Class, Codes},
-        reply::{InquiryReply, Reply, Signature, Status},
+        reply::{GatewayResult, InquiryReply, Reply, Status},
     },
-    gateway::Gateway,
+    gateway::{Flaw, Gateway, TriedOut},
     lease::{Leases, Role},
 };
 
-/// How long Redis may take to be connected to.
-const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long Redis may take to be connected to, and to be tried.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A payment that no gateway knows: asking about it tries address, keys and signatures, and moves no money.
 const NO_PAYMENT: &str = "capture-worker-check";
 
@@ -89,7 +91,7 @@ impl Check {
             let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
             let document =
                 serde_json::json!({"settings": shown, "warnings": warnings, "checks": found});
-            return say(&document.to_string());
+            return say_json(&document);
         }
         for (key, value) in settings.describe() {
             say(&format!("{key} = {value}"));
@@ -99,8 +101,8 @@ impl Check {
         }
         for Finding { what, result } in findings {
             match result {
-                Ok(text) => say(&format!("{what}: ok, {text}")),
-                Err(text) => say(&format!("{what}: FAILED, {text}")),
+                Ok(text) => say(&format!("{what}: ok, {}", plain(text))),
+                Err(text) => say(&format!("{what}: FAILED, {}", plain(text))),
             }
         }
     }
@@ -123,47 +125,46 @@ async fn try_broker(options: &BrokerOptions) -> Result<String, String> {
 }
 
 async fn try_redis(leases: &Leases) -> Result<String, String> {
-    let stop = CancellationToken::new();
-    let mut up = leases.up();
-    let answers = tokio::select! {
-        () = leases.keep_connected(stop.clone()) => false,
-        answers = tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)) => {
-            matches!(answers, Ok(Ok(_)))
-        }
-    };
-    let absence = leases.absence();
-    stop.cancel();
-    match leases.withheld().await {
-        _ if !answers => Err(absence.into()),
-        Some(why) => Ok(format!("it answers; {why}")),
-        None => Ok("it answers".into()),
+    match tokio::time::timeout(REDIS_TIMEOUT, leases.try_out()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(error.reason().to_owned()),
+        Err(_) => return Err(format!("it does not answer within {} s", REDIS_TIMEOUT.as_secs())),
     }
+    // And as a worker connects: whether its leases can be relied on.
+    let mut up = leases.up();
+    let is_up = tokio::select! {
+        () = leases.keep_connected(CancellationToken::new()) => false,
+        up = tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)) => matches!(up, Ok(Ok(_))),
+    };
+    if !is_up {
+        return Err(leases.absence());
+    }
+    let tried = "every script ran, and left nothing behind";
+    Ok(match leases.withheld().await {
+        Some(why) => format!("{tried}; {why}"),
+        None => format!("it gives leases: {tried}"),
+    })
 }
 
 async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
-    match gateway.inquire(NO_PAYMENT).await {
-        Reply::Answered(answer) => match (answer.signature, answer.result.status) {
-            (Signature::Good, Status::F)
-                if Codes::default().class_of(&answer.result.code) == Class::Access =>
-            {
-                Err(format!("it knows us, and refuses: {}", answer.result.code))
-            }
-            (Signature::Good, Status::S | Status::F) => {
-                Ok("it knows us, and its signature is good".into())
-            }
-            (Signature::Good, _) => Ok(format!("it answers, with {}", answer.result.code)),
-            (Signature::Bad, _) => {
-                Err("its answer is signed with another key than gateway.public_key".into())
-            }
-            (Signature::Stale, _) => Err(
-                "its clock and ours differ by more than 5 minutes, or its response-time can't be read: check NTP".into(),
-            ),
-            (Signature::Missing, _) => Err(format!(
-                "it does not know us: {} (look at gateway.client_id, key_version and private_key)",
-                answer.result.code
-            )),
-        },
-        reply => Err(describe(&reply)),
+    let TriedOut { reply, flaw } = gateway.try_out(NO_PAYMENT).await;
+    let Reply::Answered(answer) = reply else { return Err(describe(&reply)) };
+    let GatewayResult { status, code, .. } = &answer.result;
+    let is_access = *status == Status::F && Codes::default().class_of(code) == Class::Access;
+    match (flaw, status) {
+        (None, _) if is_access => Err(format!("it knows us, and refuses: {code}")),
+        (None, Status::S | Status::F) => Ok("it knows us, and its signature is good".into()),
+        (None, _) => Ok(format!("it answers, with {code}")),
+        (Some(Flaw::NoSignature), _) if is_access => Err(format!(
+            "it does not know us: {code} (look at gateway.client_id, key_version and private_key)"
+        )),
+        (Some(flaw @ (Flaw::Key | Flaw::OtherClient | Flaw::Stale)), _) => {
+            Err(format!("its answer ({code}) can't be believed: {flaw}"))
+        }
+        (Some(flaw), _) => Err(format!(
+            "its answer ({code}) can't be believed: {flaw}. Look at what stands between (a proxy, a \
+             firewall), and whether gateway.base_url is the gateway's"
+        )),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{complain, say};
-use crate::{dead_letters::Who, lease::Leases};
+use crate::{dead_letters::Who, lease::Leases, sanitize};
 
 /// How long Redis may take to be connected to before work begins without it.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -115,9 +115,9 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// What others wrote, without what a terminal would act on.
+/// What others wrote, on one line, with every hidden character written out.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    sanitize::text(text).into_owned()
 }
 
 #[cfg(test)]
@@ -148,6 +148,6 @@ mod tests {
         table.add(["long".into(), "b".into()]);
         let lines: Vec<_> = table.rows.iter().map(|row| table.line(row)).collect();
         assert_eq!(lines, ["A     B", "long  b"]);
-        assert_eq!(plain("a\u{1b}[31mb"), "a\u{fffd}[31mb");
+        assert_eq!(plain("a\u{1b}[31mb"), "a\\u{1b}[31mb");
     }
 }

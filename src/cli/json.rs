@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{say, say_part};
+use super::{say_json, say_json_part};
 
 /// An array.
 pub(super) struct Array {
@@ -12,18 +12,18 @@ pub(super) struct Array {
 impl Array {
     /// Begins to print it.
     pub(super) fn begin() -> Self {
-        say_part("[");
+        say_json_part("[");
         Self { is_empty: true }
     }
 
     /// Prints one more entry.
     pub(super) fn add(&mut self, entry: &Value) {
         let before = if std::mem::replace(&mut self.is_empty, false) { "\n" } else { ",\n" };
-        say_part(&format!("{before}{entry}"));
+        say_json_part(&format!("{before}{entry}"));
     }
 
     /// Ends it.
     pub(super) fn end(self) {
-        say(if self.is_empty { "]" } else { "\n]" });
+        say_json(if self.is_empty { &"]" } else { &"\n]" });
     }
 }

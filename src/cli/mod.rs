@@ -7,6 +7,7 @@ mod dead;
 mod desk;
 mod json;
 mod name_list;
+mod print;
 mod run;
 mod sandbox;
 mod settings;
@@ -15,12 +16,14 @@ mod submit;
 mod tls;
 mod watch;
 
-use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::OsStringValueParser,
     parser::ValueSource,
 };
+
+use self::print::{complain, has_failed, is_lost, say, say_json, say_json_part};
 
 /// Header tables nest as deep as their sender likes, and what walks them goes down with them. Only what is used of a stack
 /// takes memory.
@@ -103,9 +106,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
-            // Nothing is left to be done if the terminal is gone.
-            error.print().unwrap_or_default();
-            return exit.into();
+            let printed = error.print();
+            if !error.use_stderr() {
+                print::printed(printed);
+            }
+            return print::finish(exit).into();
         }
     };
     // Bodies of others may be nested deeper than the stack of a first thread takes.
@@ -141,33 +146,7 @@ fn run(cli: Cli) -> ExitCode {
     });
     // Blocking readers of stdin and threads of half-open connections must not hold up the end.
     runtime.shutdown_background();
-    exit.into()
-}
-
-/// Prints a line of output.
-fn say(line: &str) {
-    say_part(&format!("{line}\n"));
-}
-
-/// Prints a part of a line. Whoever reads may have gone: then there is nobody to print for.
-fn say_part(part: &str) {
-    write(part).unwrap_or_default();
-}
-
-/// Prints a line that somebody relies on.
-fn try_say(line: &str) -> std::io::Result<()> {
-    write(&format!("{line}\n"))
-}
-
-fn write(text: &str) -> std::io::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
-}
-
-/// Prints an error, for the person who called.
-#[expect(clippy::print_stderr, reason = "the command line is where errors are printed")]
-fn complain(line: &str) {
-    eprintln!("{line}");
+    print::finish(exit).into()
 }
 
 fn fail(line: &str, exit: Exit) -> ExitCode {

@@ -66,7 +66,7 @@ async fn run_traced(settings: &Settings) -> Exit {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "probes and metrics are served");
     }
-    let probes = Probes { health, metrics, redis_up: worker.leases.up() };
+    let probes = Probes { health, metrics, leases: worker.leases.clone() };
     work(worker, listener, probes).await
 }
 

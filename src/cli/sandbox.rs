@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, say};
+use super::{Exit, complain, has_failed, say, say_json};
 use crate::{
     domain::duration,
     sandbox::{self, CLIENT_ID, Keys, Sandbox, SandboxOptions},
@@ -73,6 +73,10 @@ impl SandboxArgs {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         self.tell(listener.local_addr()?, sandbox.keys());
+        if has_failed() {
+            // Nobody knows where it listens.
+            return Ok(());
+        }
         let told = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -87,13 +91,12 @@ impl SandboxArgs {
     /// Says that it listens, and what a worker needs to call it.
     fn tell(&self, address: SocketAddr, keys: &Keys) {
         if self.json {
-            say(&json!({
+            say_json(&json!({
                 "listen": address,
                 "client_id": keys.client_id,
                 "private_key": keys.private_key,
                 "public_key": keys.public_key,
-            })
-            .to_string());
+            }));
         } else {
             say(&format!("# The gateway's sandbox listens. A page for people: http://{address}/"));
             say("# For a worker (these keys are worth nothing elsewhere):");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     Exit, complain,
     desk::{age, connect_redis, plain},
-    say,
+    say, say_json,
     settings::{self, Service},
 };
 use crate::{
@@ -51,7 +51,7 @@ impl StatusArgs {
         let status = StatusOf::ask(&gateway, &leases, &self.payment, &self.id).await;
         keeper.abort();
         if self.json {
-            say(&self.document(&status).to_string());
+            say_json(&self.document(&status));
         } else {
             self.lines(&status).iter().for_each(|line| say(line));
         }

@@ -10,7 +10,9 @@ use futures_util::{StreamExt, stream};
 use serde_json::value::RawValue;
 
 use super::{
-    Exit, complain, say,
+    Exit, complain,
+    desk::plain,
+    has_failed, say, say_json,
     settings::{self, Service},
 };
 use crate::{
@@ -100,9 +102,12 @@ impl Submit {
         let failed: Vec<_> = published.iter().flat_map(|done| done.as_ref().err()).collect();
         let confirmed = total - failed.len();
         if self.json {
-            say(&serde_json::json!({"jobs": total, "confirmed": confirmed}).to_string());
+            say_json(&serde_json::json!({"jobs": total, "confirmed": confirmed}));
         } else {
             say(&format!("{confirmed} of {total} jobs are in the queue"));
+        }
+        if has_failed() {
+            complain(&format!("{confirmed} of {total} jobs are in the queue"));
         }
         match failed.first() {
             None => Exit::Done,
@@ -142,9 +147,11 @@ fn jobs(text: &str, forward: &ForwardFields) -> Result<Vec<String>, String> {
     for (n, body) in bodies.iter().enumerate() {
         let job = Job::parse_with(body.as_bytes(), forward).and_then(Job::complete);
         if let Err(malformed) = job {
-            let id = malformed.subject.capture_request_id.unwrap_or_else(|| "?".into());
+            let id =
+                malformed.subject.capture_request_id.as_deref().map_or_else(|| "?".into(), plain);
+            let reason = plain(&malformed.reason.to_string());
             // Writing to a string can't fail.
-            write!(wrong, "\n  job {} ({id}): {}", n + 1, malformed.reason).unwrap_or_default();
+            write!(wrong, "\n  job {} ({id}): {reason}", n + 1).unwrap_or_default();
         }
     }
     if wrong.is_empty() {

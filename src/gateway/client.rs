@@ -9,7 +9,7 @@ use std::{
 
 use reqwest::{
     RequestBuilder, Response, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use time::{
@@ -41,11 +41,14 @@ const UNKNOWN: i64 = i64::MIN;
 /// Why a call was not sent that no thread could sign.
 pub(crate) const NOT_SIGNED: &str = "the call could not be signed";
 
-const CLIENT_ID: HeaderName = HeaderName::from_static("client-id");
-const REQUEST_TIME: HeaderName = HeaderName::from_static("request-time");
-const RESPONSE_TIME: HeaderName = HeaderName::from_static("response-time");
-const SIGNATURE: HeaderName = HeaderName::from_static("signature");
-const AGENT_TOKEN: HeaderName = HeaderName::from_static("agent-token");
+/// As much of an unasked encoding's name is told.
+const ENCODING_CHARS_MAX: usize = 32;
+
+static CLIENT_ID: HeaderName = HeaderName::from_static("client-id");
+static REQUEST_TIME: HeaderName = HeaderName::from_static("request-time");
+static RESPONSE_TIME: HeaderName = HeaderName::from_static("response-time");
+static SIGNATURE: HeaderName = HeaderName::from_static("signature");
+static AGENT_TOKEN: HeaderName = HeaderName::from_static("agent-token");
 
 /// Where the gateway is, and who calls.
 pub struct GatewayOptions {
@@ -144,11 +147,11 @@ impl Gateway {
             |name, text: &str| HeaderValue::from_str(text).map_err(|_| ClientError::Header(name));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
-        headers.insert(CLIENT_ID, value("client_id", client_id)?);
+        headers.insert(&CLIENT_ID, value("client_id", client_id)?);
         if let Some(token) = agent_token {
             let mut token = value("agent_token", token)?;
             token.set_sensitive(true);
-            headers.insert(AGENT_TOKEN, token);
+            headers.insert(&AGENT_TOKEN, token);
         }
         let mut http = reqwest::Client::builder()
             .redirect(redirect::Policy::none())
@@ -215,6 +218,15 @@ impl Gateway {
         self.inquiry.timeout
     }
 
+    /// Asks about a payment, and says also why an answer can't be verified.
+    pub async fn try_out(&self, payment_id: &str) -> TriedOut {
+        let (reply, flaw) = match self.sign_inquiry(payment_id).await {
+            Some(call) => call.send_and_examine().await,
+            None => (Reply::NotSent(NOT_SIGNED.to_owned()), None),
+        };
+        TriedOut { reply, flaw }
+    }
+
     async fn sign<'g, B>(
         &'g self,
         endpoint: &'g Endpoint,
@@ -229,8 +241,8 @@ impl Gateway {
             .http
             .post(endpoint.url.clone())
             .headers(self.headers.clone())
-            .header(REQUEST_TIME, time)
-            .header(SIGNATURE, signature_header(self.key_version, &signature))
+            .header(&REQUEST_TIME, time)
+            .header(&SIGNATURE, signature_header(self.key_version, &signature))
             .body(body);
         Some(SignedCall { gateway: self, endpoint, requested_ms, request, reply: PhantomData })
     }
@@ -240,7 +252,7 @@ impl Gateway {
         endpoint: &Endpoint,
         mut response: Response,
         requested_ms: i64,
-    ) -> Result<Reply<B>, Reply<B>> {
+    ) -> Result<(Reply<B>, Option<Flaw>), Reply<B>> {
         let retry_after = retry_after(response.headers());
         if response.status() != StatusCode::OK {
             let status = response.status().as_u16();
@@ -253,8 +265,15 @@ impl Gateway {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let signature = self.verify(endpoint, response.headers(), requested_ms, &bytes);
-        Ok(wire::read(&bytes, signature, retry_after))
+        let flaw = self.verify(endpoint, response.headers(), requested_ms, &bytes).err();
+        let signature = match flaw {
+            None => Signature::Good,
+            Some(Flaw::NoSignature) => Signature::Missing,
+            Some(Flaw::Stale) => Signature::Stale,
+            Some(_) => Signature::Bad,
+        };
+        let reply = wire::read(&bytes, signature, retry_after);
+        Ok((with_encoding(reply, response.headers()), flaw))
     }
 
     /// Whose word an answer is. It must be about a call of ours, so our client id is what is verified.
@@ -264,26 +283,23 @@ impl Gateway {
         headers: &HeaderMap,
         requested_ms: i64,
         body: &[u8],
-    ) -> Signature {
-        let Ok(signature) = single(headers, &SIGNATURE) else { return Signature::Bad };
-        let Some(signature) = signature.filter(|text| !text.trim().is_empty()) else {
-            return Signature::Missing;
-        };
-        let (Ok(Some(time)), Ok(client_id)) =
-            (single(headers, &RESPONSE_TIME), single(headers, &CLIENT_ID))
-        else {
-            return Signature::Bad;
-        };
-        let is_ours = client_id.is_none_or(|id| id == self.client_id);
-        let good = is_ours
-            && self.verifying_keys.verify(&endpoint.path, &self.client_id, time, body, signature);
-        if !good {
-            return Signature::Bad;
+    ) -> Result<(), Flaw> {
+        let signature = single(headers, &SIGNATURE)?
+            .filter(|text| !text.trim().is_empty())
+            .ok_or(Flaw::NoSignature)?;
+        let time = single(headers, &RESPONSE_TIME)?.ok_or(Flaw::NoTime)?;
+        let client_id = single(headers, &CLIENT_ID)?;
+        if client_id.is_some_and(|id| id != self.client_id) {
+            return Err(Flaw::OtherClient);
+        }
+        let keys = &self.verifying_keys;
+        if !keys.verify(&endpoint.path, &self.client_id, time, body, signature) {
+            return Err(Flaw::Key);
         }
         let ahead_ms = parse_time(time).map(|time| epoch_ms_of(time).saturating_sub(requested_ms));
         self.clock_ahead_ms.store(ahead_ms.unwrap_or(UNKNOWN), Ordering::Relaxed);
         if ahead_ms.is_some_and(|ahead_ms| ahead_ms >= -STALE_MS) {
-            return Signature::Good;
+            return Ok(());
         }
         let requested =
             OffsetDateTime::from_unix_timestamp_nanos(i128::from(requested_ms) * 1_000_000);
@@ -294,7 +310,7 @@ impl Gateway {
             requested,
             "the gateway's answer has a response-time that does not fit the request; check NTP"
         );
-        Signature::Stale
+        Err(Flaw::Stale)
     }
 
     /// How many milliseconds the gateway's clock was ahead of ours at its last signed answer; seconds are all that most
@@ -309,25 +325,81 @@ impl Gateway {
 impl<B: Body> SignedCall<'_, B> {
     /// Sends it, once.
     pub async fn send(self) -> Reply<B> {
+        self.send_and_examine().await.0
+    }
+
+    /// Says also why the answer can't be verified.
+    async fn send_and_examine(self) -> (Reply<B>, Option<Flaw>) {
         let Self { gateway, endpoint, requested_ms, request, .. } = self;
         let exchange = async {
             let response = request.send().await.map_err(|error| of_send(&error))?;
             gateway.read(endpoint, response, requested_ms).await
         };
         match tokio::time::timeout(endpoint.timeout, exchange).await {
-            Ok(Ok(reply) | Err(reply)) => reply,
-            Err(_) => Reply::NoAnswer(NoAnswer::TimedOut(endpoint.timeout)),
+            Ok(Ok(examined)) => examined,
+            Ok(Err(reply)) => (reply, None),
+            Err(_) => (Reply::NoAnswer(NoAnswer::TimedOut(endpoint.timeout)), None),
         }
     }
 }
 
-/// The one value of a header; an error if it stands twice or is no text.
-fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ()> {
+/// An inquiry that was made to see whether the gateway can be reached and believed.
+#[derive(Debug)]
+pub struct TriedOut {
+    /// What came back.
+    pub reply: InquiryReply,
+    /// Why an answer could not be verified.
+    pub flaw: Option<Flaw>,
+}
+
+/// Why an answer can't be verified as the gateway's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// The gateway leaves it out where it can't tell who calls; otherwise something took it away.
+    #[error("it has no `signature` header")]
+    NoSignature,
+    /// The signature covers it.
+    #[error("it is signed and has no `response-time` header, which the signature covers")]
+    NoTime,
+    /// It is not known which one is meant.
+    #[error("its `{0}` header stands there twice")]
+    Twice(&'static str),
+    /// It can't be what the gateway wrote.
+    #[error("its `{0}` header is not ASCII text")]
+    NoText(&'static str),
+    /// Another merchant's answer.
+    #[error("its `client-id` header names another client id than gateway.client_id")]
+    OtherClient,
+    /// By another key, or another text.
+    #[error("it is signed with another key than gateway.public_key, or was changed on the way")]
+    Key,
+    /// It may answer an earlier call.
+    #[error(
+        "its clock and ours differ by more than 5 minutes, or its response-time can't be read: check NTP"
+    )]
+    Stale,
+}
+
+/// The one value of a header, if it has one.
+fn single<'h>(headers: &'h HeaderMap, name: &'static HeaderName) -> Result<Option<&'h str>, Flaw> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(Some).map_err(drop),
-        (Some(_), Some(_)) => Err(()),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| Flaw::NoText(name.as_str())),
+        (Some(_), Some(_)) => Err(Flaw::Twice(name.as_str())),
+    }
+}
+
+/// Says of a body that can't be read that it is encoded: no encoding was asked for.
+fn with_encoding<B>(reply: Reply<B>, headers: &HeaderMap) -> Reply<B> {
+    let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+    match (reply, encoding) {
+        (Reply::NoAnswer(NoAnswer::Unreadable(shape)), Some(encoding)) => {
+            let encoding: String = encoding.chars().take(ENCODING_CHARS_MAX).collect();
+            let shape = format!("{shape}; its `content-encoding` header is {encoding}");
+            Reply::NoAnswer(NoAnswer::Unreadable(shape))
+        }
+        (reply, _) => reply,
     }
 }
 

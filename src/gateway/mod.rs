@@ -8,4 +8,4 @@ pub mod signing;
 mod wire;
 
 pub(crate) use self::client::NOT_SIGNED;
-pub use self::client::{ClientError, Gateway, GatewayOptions, SignedCall};
+pub use self::client::{ClientError, Flaw, Gateway, GatewayOptions, SignedCall, TriedOut};

@@ -5,7 +5,7 @@ use redis::FromRedisValue;
 use super::{
     Away, Leases,
     claim::{Keys, TOKEN_CHARS},
-    link, read_record,
+    outage, read_record,
 };
 use crate::domain::outcome::Fate;
 
@@ -65,8 +65,8 @@ impl Leases {
         let mut wire = self.wire()?;
         let read = redis::cmd(command).arg(key).query_async(&mut wire).await;
         read.map_err(|error| {
-            self.link.suspect();
-            Away(link::describe(&error))
+            self.link.suspect(&error);
+            Away(outage::describe(&error))
         })
     }
 }

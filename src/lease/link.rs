@@ -15,8 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     address::{BadUrl, RedisOptions},
+    claim::Owner,
     eviction,
     guard::{self, Guard},
+    outage::{Outage, describe},
+    probe,
     target::{RESPONSE_TIMEOUT, Target},
 };
 
@@ -38,22 +41,28 @@ pub(super) enum Wire {
 /// The connection, and whether it works.
 pub(super) struct Link {
     target: Target,
+    owner: Owner,
     /// The connection, and a number that grows with each.
     wire: Mutex<(u64, Option<Wire>)>,
     guard: Guard,
     up: watch::Sender<bool>,
     failed: Notify,
+    outage: Outage,
     /// By which policy Redis may evict keys, as the last connection told.
     eviction: Mutex<Option<String>>,
 }
 
 impl Link {
-    pub(super) fn new(options: &RedisOptions, guard: Guard) -> Result<Arc<Self>, BadUrl> {
+    pub(super) fn new(
+        options: &RedisOptions,
+        owner: Owner,
+        guard: Guard,
+    ) -> Result<Arc<Self>, BadUrl> {
         let target = Target::new(options)?;
         let (up, _) = watch::channel(false);
         let wire = Mutex::new((0, None));
-        let (failed, eviction) = (Notify::new(), Mutex::default());
-        Ok(Arc::new(Self { target, wire, guard, up, failed, eviction }))
+        let (failed, outage, eviction) = (Notify::new(), Outage::default(), Mutex::default());
+        Ok(Arc::new(Self { target, owner, wire, guard, up, failed, outage, eviction }))
     }
 
     /// Keeps the connection until the token is cancelled.
@@ -61,20 +70,23 @@ impl Link {
         let mut backoff = BACKOFF_MIN;
         while !stop.is_cancelled() {
             let kept = async {
-                let wire = self.target.connect().await?;
+                let wire = self.target.connect(&self.owner).await?;
                 self.keep(wire, &mut backoff).await
             };
             let error = tokio::select! {
                 () = stop.cancelled() => return,
                 kept = kept => kept.err(),
             };
-            let was_up = self.up.send_replace(false);
-            self.guard.disconnected();
-            self.lock().1 = None;
-            if was_up || backoff == BACKOFF_MIN {
-                let error = error.map(|error| describe(&error)).unwrap_or_default();
+            // Whoever sees that it is away is to find the reason.
+            if let Some(error) = error
+                && self.outage.begins(&error)
+            {
+                let error = describe(&error);
                 tracing::warn!(error, "Redis is away: no capture begins without a lease");
             }
+            self.up.send_replace(false);
+            self.guard.disconnected();
+            self.lock().1 = None;
             let jitter =
                 rand::random_range(0..=u64::try_from(backoff.as_millis()).unwrap_or(0) / 2);
             tokio::select! {
@@ -87,7 +99,7 @@ impl Link {
 
     /// Holds a fresh connection up as long as it answers.
     async fn keep(&self, mut wire: Wire, backoff: &mut Duration) -> RedisResult<()> {
-        self.guard.ping(&mut wire).await?;
+        probe::whole(&self.owner, &wire, self.target.reason(&self.owner)).await?;
         let server = guard::server(&mut wire).await?;
         let server = server.as_deref();
         self.guard.settle(&mut wire, server).await?;
@@ -96,17 +108,23 @@ impl Link {
             let mut current = self.lock();
             *current = (current.0 + 1, Some(wire.clone()));
         }
+        self.outage.ends();
         self.up.send_replace(true);
         tracing::info!("Redis answers");
         *backoff = BACKOFF_MIN;
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(PING_EVERY) => {}
-                () = self.failed.notified() => {}
-            }
+            let has_failed = tokio::select! {
+                () = tokio::time::sleep(PING_EVERY) => false,
+                () = self.failed.notified() => true,
+            };
             // As a whole: the client of a Cluster tries each call again and again.
             let looked = async {
                 self.guard.ping(&mut wire).await?;
+                if has_failed {
+                    probe::spread(&self.owner, &wire).await?;
+                } else {
+                    probe::run(&self.owner, &wire).await?;
+                }
                 self.guard.check(&mut wire, server).await
             };
             match tokio::time::timeout(RESPONSE_TIMEOUT, looked).await {
@@ -141,8 +159,11 @@ impl Link {
     }
 
     /// Why there is no connection to use.
-    pub(super) fn absence(&self) -> &'static str {
-        self.guard.withholds().unwrap_or("it does not answer")
+    pub(super) fn absence(&self) -> String {
+        let withheld = self.guard.withholds().map(str::to_owned);
+        withheld
+            .or_else(|| self.outage.reason())
+            .unwrap_or_else(|| "it has not answered yet".to_owned())
     }
 
     /// Why no lease may be taken although there is a connection; a command may have to wait before it can tell.
@@ -151,6 +172,20 @@ impl Link {
             tokio::time::sleep_until(until).await;
         }
         self.guard.withholds()
+    }
+
+    /// Connects for one command, which takes the lease of a payment that does not exist.
+    pub(super) async fn borrow_connection(&self) -> RedisResult<()> {
+        let wire = self.target.connect(&self.owner).await?;
+        probe::whole(&self.owner, &wire, self.target.reason(&self.owner)).await?;
+        let mut current = self.lock();
+        *current = (current.0 + 1, Some(wire));
+        Ok(())
+    }
+
+    /// The end of [`Self::borrow_connection`].
+    pub(super) fn drop_connection(&self) {
+        self.lock().1 = None;
     }
 
     /// Which connection it is, if there is one: leases that were taken on another one may be lost.
@@ -164,22 +199,17 @@ impl Link {
     }
 
     /// A call on the connection failed: look at it now rather than at the next tick.
-    pub(super) fn suspect(&self) {
+    pub(super) fn suspect(&self, error: &RedisError) {
+        if self.outage.call_failed(error) {
+            let error = describe(error);
+            tracing::warn!(error, "Redis refused a call of the lease: its job waits");
+        }
         self.failed.notify_one();
     }
 
     /// Whether Redis answers, and when that changes.
     pub(super) fn up(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
-    }
-}
-
-/// An error without the address, which may hold a password.
-pub(super) fn describe(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), _) => format!("{} {code}", error.category()),
-        (None, Some(detail)) if error.is_io_error() => format!("{}: {detail}", error.category()),
-        (None, _) => error.to_string(),
     }
 }
 

@@ -15,6 +15,8 @@ mod eviction;
 mod guard;
 mod inspect;
 mod link;
+mod outage;
+mod probe;
 mod target;
 
 use std::{
@@ -142,6 +144,14 @@ pub struct Released {
     pub recorded: Option<Recorded>,
 }
 
+impl Away {
+    /// The error alone.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.0
+    }
+}
+
 /// As the scripts say it: verb, detail, 1 if marked, ms that the hold had left, place in line.
 type Taken = (String, String, i64, i64, i64);
 
@@ -169,7 +179,7 @@ impl Leases {
             hand_over: script!("hand_over.lua"),
         };
         Ok(Self {
-            link: Link::new(options, Guard::new(&owner, role, times.longest_call))?,
+            link: Link::new(options, owner.clone(), Guard::new(&owner, role, times.longest_call))?,
             scripts: Arc::new(scripts),
             owner,
             times,
@@ -207,7 +217,7 @@ impl Leases {
 
     /// Why it is not up, for people.
     #[must_use]
-    pub fn absence(&self) -> &'static str {
+    pub fn absence(&self) -> String {
         self.link.absence()
     }
 
@@ -399,13 +409,13 @@ impl Leases {
     async fn run<T: redis::FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, Away> {
         let mut wire = self.wire()?;
         call.invoke_async(&mut wire).await.map_err(|error| {
-            self.link.suspect();
-            Away(link::describe(&error))
+            self.link.suspect(&error);
+            Away(outage::describe(&error))
         })
     }
 
     fn wire(&self) -> Result<link::Wire, Away> {
-        self.link.wire().ok_or_else(|| Away(self.link.absence().into()))
+        self.link.wire().ok_or_else(|| Away(self.link.absence()))
     }
 }
 

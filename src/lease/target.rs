@@ -1,7 +1,7 @@
 //! How a connection to Redis is made: what answers at one address may be a Cluster, and Sentinels
 //! may ask for a password.
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo as _,
@@ -16,7 +16,9 @@ use tokio::sync::Mutex;
 
 use super::{
     address::{Address, BadUrl, RedisOptions, SentinelAddress, SentinelLogin},
+    claim::Owner,
     link::Wire,
+    probe,
 };
 
 /// How long Redis may take to answer, and to be connected to.
@@ -26,7 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is connected to.
 pub(super) enum Target {
     Node(Box<Node>),
-    Cluster(Box<ClusterClient>),
+    /// With a client for each node, to ask for the reason of a failure.
+    Cluster(Box<ClusterClient>, Vec<Client>),
     Sentinel(Box<Watched>),
 }
 
@@ -62,8 +65,11 @@ impl Target {
             }
             Address::Cluster(nodes) => {
                 let certificates = nodes.first().is_some_and(is_tls).then_some(certificates);
+                let each = nodes.iter().cloned();
+                let askers = each.map(|node| client(node, certificates.as_ref()));
+                let askers = askers.collect::<Result<_, _>>()?;
                 let client = cluster(nodes, certificates).map_err(|_| BadUrl::Client)?;
-                Ok(Self::Cluster(Box::new(client)))
+                Ok(Self::Cluster(Box::new(client), askers))
             }
             Address::Sentinel(address) => {
                 let certificates = address.is_tls.then_some(certificates);
@@ -73,11 +79,29 @@ impl Target {
         }
     }
 
-    pub(super) async fn connect(&self) -> RedisResult<Wire> {
-        match self {
+    pub(super) async fn connect(&self, owner: &Owner) -> RedisResult<Wire> {
+        let connected = match self {
             Self::Node(node) => node.connect().await,
-            Self::Cluster(client) => client.get_async_connection().await.map(Wire::Cluster),
+            Self::Cluster(client, _) => client.get_async_connection().await.map(Wire::Cluster),
             Self::Sentinel(watched) => watched.connect().await.map(Wire::Single),
+        };
+        match connected {
+            Err(error) if error.code().is_none() => Err(self.reason(owner).await.unwrap_or(error)),
+            connected => connected,
+        }
+    }
+
+    /// Why it could not be connected to, in the words of a server.
+    pub(super) async fn reason(&self, owner: &Owner) -> Option<RedisError> {
+        match self {
+            Self::Node(node) => {
+                probe::refusal(owner, slice::from_ref(&node.client), &config()).await
+            }
+            Self::Cluster(_, nodes) => probe::refusal(owner, nodes, &config()).await,
+            Self::Sentinel(watched) => {
+                let primary = watched.client.lock().await.async_get_client().await.ok()?;
+                probe::refusal(owner, &[primary], &config()).await
+            }
         }
     }
 }

@@ -7,7 +7,10 @@ use super::{
     ledger::{Request, State},
     simulation::SIMULATIONS,
 };
-use crate::domain::money::{Currency, major};
+use crate::{
+    domain::money::{Currency, major},
+    sanitize,
+};
 
 /// So many rows of a table are shown, the newest first.
 const ROWS_MAX: usize = 100;
@@ -120,6 +123,7 @@ fn row(cells: &[&str]) -> String {
 
 /// Ids are whatever a caller wrote.
 fn escape(text: &str) -> String {
+    let text = sanitize::text(text);
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -129,6 +133,6 @@ mod tests {
 
     #[test]
     fn what_a_caller_wrote_stays_text() {
-        assert_eq!(row(&["<b>&\""]), "<tr><td>&lt;b&gt;&amp;&quot;");
+        assert_eq!(row(&["<b>&\"\u{202e}"]), "<tr><td>&lt;b&gt;&amp;&quot;\\u{202e}");
     }
 }

@@ -1,6 +1,6 @@
 //! Logs on stderr, and spans to a collector.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Stderr};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
@@ -12,7 +12,7 @@ use tracing_subscriber::{
 };
 
 use super::traces::{Traces, is_ours, is_shown};
-use crate::config::LogFormat;
+use crate::{config::LogFormat, sanitize::LogLines};
 
 /// Sends logs to stderr from now on, without a format as text to a terminal and as JSON elsewhere; and spans to the
 /// collector at this address, if there is one.
@@ -40,9 +40,17 @@ pub fn start(
             .json()
             .flatten_event(true)
             .with_span_list(false)
-            .with_writer(std::io::stderr)
+            .log_internal_errors(false)
+            .with_writer(writer(true, false))
             .boxed(),
-        LogFormat::Text => fmt::layer().with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            let is_coloured = on_terminal && takes_colour();
+            fmt::layer()
+                .with_ansi(is_coloured)
+                .log_internal_errors(false)
+                .with_writer(writer(false, is_coloured))
+                .boxed()
+        }
     };
     let spans = tracer.map(|tracer| {
         tracing_opentelemetry::layer()
@@ -60,6 +68,18 @@ pub fn start(
         .try_init()
         .map_err(|error| error.to_string())?;
     Ok(traces)
+}
+
+/// A line that can't be written is lost, and the work goes on: `log_internal_errors`, which would print that it was lost,
+/// panics where stderr is a pipe without a reader.
+fn writer(is_json: bool, is_coloured: bool) -> impl Fn() -> LogLines<Stderr> + Send + Sync {
+    move || LogLines { to: std::io::stderr(), is_json, is_coloured }
+}
+
+/// As <https://no-color.org> says; and some terminals have none.
+fn takes_colour() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Whatever the filter asks for: below `info`, libraries print frames, with passwords and bodies in them; and the AMQP client

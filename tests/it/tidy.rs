@@ -30,6 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rust_decimal", &["src/domain/money.rs"]),
     ("iso_currency", &["src/domain/money.rs"]),
     ("anyhow", &["src/main.rs", "src/cli"]),
+    ("icu_properties", &["src/sanitize.rs"]),
     ("promql_parser", &["tests/it/dashboards.rs"]),
 ];
 

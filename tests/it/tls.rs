@@ -187,7 +187,9 @@ async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate(
     let shop = shop.set("REDIS__URL", &format!("rediss://127.0.0.1:{rediss}"));
 
     for what in ["broker", "redis"] {
-        assert!(!check(&shop, what).await.0, "{what}: an authority that nobody knows");
+        let (is_ok, says) = check(&shop, what).await;
+        assert!(!is_ok, "{what}: an authority that nobody knows");
+        assert!(says.contains("certificate"), "{what}: {says}");
     }
     let shop = trusting(trusting(shop, "BROKER", &of_nobody), "REDIS", &of_nobody);
     for what in ["broker", "redis"] {

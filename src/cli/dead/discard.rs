@@ -8,8 +8,9 @@ use crate::{
     cli::{
         Exit, complain,
         desk::{can_ask, confirm, plain, who},
+        has_failed, is_lost,
         json::Array,
-        say, say_part,
+        say, say_json, say_json_part,
         watch::Watch,
     },
     config::Settings,
@@ -86,7 +87,7 @@ impl DiscardArgs {
     async fn discard(&self, opened: &Opened, discard: &Discard) -> Exit {
         let (mut discarded, mut refused) = (0, 0);
         if self.json {
-            say_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
+            say_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
         let mut array = self.json.then(Array::begin);
         let done = opened
@@ -101,13 +102,16 @@ impl DiscardArgs {
                     Some(array) => array.add(&document(letter, done)),
                     None => say(&line(letter, done, self.dry_run)),
                 }
+                if self.dry_run && is_lost() {
+                    opened.desk.stop.cancel();
+                }
             })
             .await;
         match array {
             Some(array) => {
                 array.end();
                 let error = json!(done.as_ref().err().map(ToString::to_string));
-                say(&format!(
+                say_json(&format!(
                     ",\"discarded\":{discarded},\"refused\":{refused},\"error\":{error}}}"
                 ));
             }
@@ -116,7 +120,13 @@ impl DiscardArgs {
             }
             None => say(&format!("discarded {discarded}, refused {refused}")),
         }
+        if !self.dry_run && has_failed() {
+            complain(
+                "the dead letters were acted on even so: `capture-worker audit` tells of each",
+            );
+        }
         match done {
+            Err(_) if self.dry_run && is_lost() => Exit::Done,
             Err(error) => ended(&error),
             Ok(()) if refused > 0 => Exit::Failed,
             Ok(()) => Exit::Done,

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::{FilterArgs, Opened, Purpose, ended, letters};
 use crate::{
     broker::Found,
-    cli::{Exit, complain, try_say, watch::Watch},
+    cli::{Exit, is_lost, say_json, watch::Watch},
     config::Settings,
     dead_letters::{DeskError, Flow, Who},
     domain::{letter::DeadLetter, settle::epoch_ms},
@@ -33,34 +33,28 @@ impl Export {
         let exported = self.export(&opened).await;
         opened.close().await;
         match exported {
-            Ok(Ok(())) => Exit::Done,
-            Ok(Err(error)) => {
-                complain(&format!("error: not everything could be written: {error}"));
-                Exit::Failed
-            }
+            Ok(()) => Exit::Done,
             Err(error) => ended(&error),
         }
     }
 
-    /// Whether everything could be written: what is discarded afterwards must be there.
-    async fn export(&self, opened: &Opened) -> Result<std::io::Result<()>, DeskError> {
+    async fn export(&self, opened: &Opened) -> Result<(), DeskError> {
         let filter = self.filter.filter();
         let mut left = self.filter.limit;
-        let mut written = Ok(());
         for class in filter.classes() {
             let visit = async |found: &Found, letter: DeadLetter| {
                 if left == Some(0) {
                     return Ok(Flow::Stop);
                 }
                 left = left.map(|left| left - 1);
-                written = try_say(&whole(found, &letter).to_string());
-                Ok(if written.is_ok() { Flow::Keep } else { Flow::Stop })
+                say_json(&whole(found, &letter));
+                Ok(if is_lost() { Flow::Stop } else { Flow::Keep })
             };
             if opened.desk.walk(class, &filter, visit).await? == Flow::Stop {
                 break;
             }
         }
-        Ok(written)
+        Ok(())
     }
 }
 

@@ -8,8 +8,9 @@ use crate::{
     cli::{
         Exit,
         desk::{Table, age, plain},
+        is_lost,
         json::Array,
-        say,
+        say, say_json,
         watch::Watch,
     },
     config::Settings,
@@ -59,7 +60,7 @@ impl List {
         }
         if self.json {
             let documents = summaries.iter().map(|summary| document(summary, now_ms));
-            say(&Value::Array(documents.collect()).to_string());
+            say_json(&Value::Array(documents.collect()));
         } else if summaries.is_empty() {
             say("no dead letters");
         } else {
@@ -100,7 +101,7 @@ impl List {
                     Some(array) => array.add(&letters::document(&letter, now_ms)),
                     None => table.add(letters::row(&letter, now_ms)),
                 }
-                Ok(Flow::Keep)
+                Ok(if is_lost() { Flow::Stop } else { Flow::Keep })
             };
             walked = opened.desk.walk(class, &filter, visit).await;
             if !matches!(walked, Ok(Flow::Keep)) {

@@ -10,8 +10,9 @@ use crate::{
     cli::{
         Exit, complain,
         desk::{can_ask, confirm, plain, who},
+        has_failed, is_lost,
         json::Array,
-        say, say_part,
+        say, say_json, say_json_part,
         watch::Watch,
     },
     config::{RateLimit, Settings},
@@ -184,7 +185,7 @@ impl ReplayArgs {
     async fn act(&self, opened: &Opened, replays: &Replays) -> Exit {
         let mut tally = Tally::default();
         if self.json {
-            say_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
+            say_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
         let mut array = self.json.then(Array::begin);
         let told = |letter: &DeadLetter, told: &Told| {
@@ -192,6 +193,9 @@ impl ReplayArgs {
             match &mut array {
                 Some(array) => array.add(&document(letter, told)),
                 None => say(&line(letter, told, self.dry_run)),
+            }
+            if self.dry_run && is_lost() {
+                opened.desk.stop.cancel();
             }
         };
         let done = if self.dry_run {
@@ -204,7 +208,7 @@ impl ReplayArgs {
             Some(array) => {
                 array.end();
                 let Tally { sent, settled, refused, .. } = tally;
-                say(&format!(
+                say_json(&format!(
                     ",\"sent\":{sent},\"settled\":{settled},\"refused\":{refused},\"error\":{}}}",
                     json!(error)
                 ));
@@ -212,7 +216,13 @@ impl ReplayArgs {
             None if tally.is_empty() && error.is_none() => say("no letters match"),
             None => say(&tally.words(self.dry_run)),
         }
+        if !self.dry_run && has_failed() {
+            complain(
+                "the dead letters were acted on even so: `capture-worker audit` tells of each",
+            );
+        }
         match done {
+            Err(_) if self.dry_run && is_lost() => Exit::Done,
             Err(error) => ended(&error),
             Ok(()) if tally.refused > 0 => Exit::Failed,
             Ok(()) => Exit::Done,

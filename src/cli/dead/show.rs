@@ -9,6 +9,7 @@ use crate::{
     cli::{
         Exit, complain,
         desk::{age, plain},
+        is_lost,
         json::Array,
         say,
         watch::Watch,
@@ -22,6 +23,7 @@ use crate::{
         replay::{Changes, Policy, fresh_id, prepare},
         settle::epoch_ms,
     },
+    sanitize::is_hidden,
 };
 
 /// Copies of one letter that are shown at most.
@@ -90,6 +92,9 @@ impl Show {
     async fn show(&self, opened: &Opened, copies: &[(Found, DeadLetter)]) {
         let mut array = self.json.then(Array::begin);
         for (n, (found, letter)) in copies.iter().enumerate() {
+            if is_lost() {
+                return;
+            }
             let inquired = match &letter.job {
                 Ok(job) if self.inquire => Some(opened.desk.inquire(job, &letter.history).await),
                 _ => None,
@@ -245,7 +250,22 @@ fn quoted(id: &str) -> String {
     if !id.starts_with('-') && id.chars().all(is_plain) {
         return id.to_owned();
     }
-    format!("'{}'", id.replace('\'', r"'\''"))
+    if !id.chars().any(is_hidden) {
+        return format!("'{}'", id.replace('\'', r"'\''"));
+    }
+    // As bash and zsh read it: the very id, with nothing in it that can't be seen.
+    let mut quoted = "$'".to_owned();
+    for c in id.chars() {
+        match c {
+            '\'' | '\\' => quoted.extend(['\\', c]),
+            c if is_hidden(c) && u32::from(c) > 0xffff => {
+                quoted.push_str(&format!("\\U{:08x}", u32::from(c)));
+            }
+            c if is_hidden(c) => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted + "'"
 }
 
 fn document(found: &Found, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Value {

@@ -1,0 +1,126 @@
+//! Why Redis gives no leases: kept for those who ask, and told once for each kind of reason until it
+//! gives some again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use redis::{ErrorKind, RedisError};
+
+/// A server chooses its codes: more of them are not told in one outage.
+const KINDS_MAX: usize = 16;
+/// A server's sentence is cut there.
+const DETAIL_CHARS_MAX: usize = 300;
+
+/// The present outage, or nothing.
+#[derive(Default)]
+pub(super) struct Outage(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    reason: Option<String>,
+    told: Vec<String>,
+}
+
+impl Outage {
+    /// There is no connection that works, for this reason. Whether it is to be told.
+    pub(super) fn begins(&self, error: &RedisError) -> bool {
+        let mut state = self.lock();
+        state.reason = Some(reason(error));
+        state.is_new(kind(error))
+    }
+
+    /// A call failed for this reason. Whether it is to be told: what ends a connection is told as
+    /// the end of that.
+    pub(super) fn call_failed(&self, error: &RedisError) -> bool {
+        !error.is_io_error() && self.lock().is_new(format!("call {}", kind(error)))
+    }
+
+    /// Leases are given again.
+    pub(super) fn ends(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// Why there is no connection that works, if that is known.
+    pub(super) fn reason(&self) -> Option<String> {
+        self.lock().reason.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_new(&mut self, kind: String) -> bool {
+        let is_new = self.told.len() < KINDS_MAX && !self.told.contains(&kind);
+        if is_new {
+            self.told.push(kind);
+        }
+        is_new
+    }
+}
+
+/// What reasons are told apart by: without what changes from one to the next, such as an address.
+fn kind(error: &RedisError) -> String {
+    error.code().unwrap_or_else(|| error.category()).to_owned()
+}
+
+fn reason(error: &RedisError) -> String {
+    let said = describe(error);
+    if error.code().is_some() || error.kind() == ErrorKind::AuthenticationFailed {
+        format!("it refuses: {said}")
+    } else if error.is_io_error() {
+        format!("it does not answer: {said}")
+    } else {
+        said
+    }
+}
+
+/// An error as Redis told it, without the address, which may hold a password.
+pub(super) fn describe(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => {
+            // After this it repeats what it was sent, which may be a password.
+            let detail = detail.split("with args beginning with").next().unwrap_or_default();
+            let detail: String = detail.chars().take(DETAIL_CHARS_MAX).collect();
+            format!("{code} {}", detail.trim_end_matches([',', ' ']))
+        }
+        (Some(code), None) => code.to_owned(),
+        (None, Some(detail)) if error.is_io_error() => format!("{}: {detail}", error.category()),
+        (None, _) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::{ServerErrorKind, make_extension_error};
+
+    use super::*;
+
+    fn error(code: &str, detail: &str) -> RedisError {
+        make_extension_error(code.to_owned(), Some(detail.to_owned()))
+    }
+
+    #[test]
+    fn a_reason_is_told_once_for_each_kind_and_outage() {
+        let outage = Outage::default();
+        let moved = |slot: u16| {
+            RedisError::from((ServerErrorKind::Moved.into(), "moved", format!("{slot} host:1")))
+        };
+        assert!(outage.begins(&moved(1)));
+        assert!(!outage.begins(&moved(2)));
+        assert!(outage.begins(&error("WRONGPASS", "no")));
+        assert!(!outage.begins(&moved(3)));
+        assert!(outage.call_failed(&error("WRONGTYPE", "no")), "of a call, not of the connection");
+        assert_eq!(outage.reason().as_deref(), Some("it refuses: MOVED 3 host:1"));
+        outage.ends();
+        assert_eq!(outage.reason(), None);
+        assert!(outage.begins(&moved(4)));
+        assert!((0..100).filter(|n| outage.begins(&error(&format!("E{n}"), ""))).count() < 16);
+    }
+
+    #[test]
+    fn an_error_repeats_no_password() {
+        let echo = "unknown command 'AUTH', with args beginning with: 'secret' ";
+        assert_eq!(describe(&error("ERR", echo)), "ERR unknown command 'AUTH'");
+    }
+}

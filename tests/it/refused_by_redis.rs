@@ -1,0 +1,344 @@
+//! A Redis that answers and refuses, and a gateway whose answers are changed on the way: `check`
+//! gives its reason, `run` says it once and is not ready; and the access list that suffices.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    shop::{LIMIT, Shop, Worker, job},
+    support::{
+        http,
+        poll::eventually,
+        servers::{Persistence, PrivateRedis, Reply, free_port, shared_rabbit},
+    },
+    tidy,
+};
+
+const PASSWORD: &str = "pa55";
+
+/// A Redis with this user, who has this access, and a shop that comes as that user.
+async fn shop_as(access: &str) -> (PrivateRedis, Shop) {
+    let rabbit = shared_rabbit().await.unwrap();
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    grant(&redis, access);
+    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let url = redis.url().replace("redis://", &format!("redis://worker:{PASSWORD}@"));
+    let shop = shop.set("REDIS__URL", &url);
+    (redis, shop)
+}
+
+/// Gives the user this access and no other; on connections that are there already, too.
+fn grant(redis: &PrivateRedis, access: &str) {
+    let password = format!(">{PASSWORD}");
+    let words = ["ACL", "SETUSER", "worker", "reset", "on", &password];
+    let words: Vec<&str> = words.into_iter().chain(access.split_whitespace()).collect();
+    redis.cmd(&words).unwrap();
+}
+
+/// What `check` says of Redis.
+async fn check(shop: &Shop) -> (bool, String) {
+    let (_, document) = shop.told_json(&["check"]).await;
+    let found: &Value = &document["checks"]["redis"];
+    (found["ok"] == true, found["says"].as_str().unwrap_or_default().to_owned())
+}
+
+#[track_caller]
+fn assert_refused(found: &(bool, String), reason: &str) {
+    assert!(!found.0 && found.1.contains(reason), "{reason}: {}", found.1);
+    assert!(!found.1.contains(PASSWORD), "{}", found.1);
+}
+
+/// Nothing is left of a payment that does not exist; what the ping wrote ends within a second.
+async fn assert_nothing_left(redis: &PrivateRedis) {
+    eventually("nothing is left behind", LIMIT, async || {
+        let Ok(Reply::List(keys)) = redis.cmd(&["KEYS", "*"]) else { panic!("no keys") };
+        // Which server it is.
+        let is_name = |key: &Reply| matches!(key, Reply::Text(key) if key.ends_with(":server"));
+        keys.iter().all(is_name)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_gives_the_reason_why_redis_is_refused() {
+    let (redis, shop) = shop_as("~* &* +@all").await;
+    assert!(check(&shop).await.0);
+    assert_nothing_left(&redis).await;
+    for (access, reason) in [
+        ("~* +@all -evalsha", "NOPERM"),
+        ("~* +@all -lpop", "NOPERM LPOP"),
+        ("~* +@all -set", "NOPERM SET"),
+        ("~* +@all -script|load", "NOPERM"),
+        ("~other:* +@all", "NOPERM"),
+        ("~capture:* +set +get +pttl +info +ping", "NOPERM"),
+    ] {
+        grant(&redis, access);
+        assert_refused(&check(&shop).await, reason);
+    }
+    assert_nothing_left(&redis).await;
+
+    let with_url = |url: &str| {
+        let mut program = shop.program(&["check", "--json"]);
+        program.env("CAPTURE__REDIS__URL", url);
+        async move {
+            let (_, output, _) = crate::commands::run(program).await;
+            let document: Value = serde_json::from_str(&output).unwrap();
+            let redis = &document["checks"]["redis"];
+            (redis["ok"] == true, redis["says"].as_str().unwrap().to_owned())
+        }
+    };
+    let wrong = redis.url().replace("redis://", "redis://worker:wrong-word@");
+    let found = with_url(&wrong).await;
+    assert_refused(&found, "WRONGPASS");
+    assert!(!found.1.contains("wrong-word"));
+    // A Cluster is asked in another way.
+    assert_refused(&with_url(&format!("{wrong},{wrong}")).await, "WRONGPASS");
+    let sentinel = redis.start_sentinel().await.unwrap();
+    let at_sentinel = sentinel.url().replace("redis://", "redis-sentinel://worker:wrong-word@");
+    // The client keeps only that the primary refused it.
+    assert_refused(&with_url(&format!("{at_sentinel}#main")).await, "authentication failed");
+    redis.cmd(&["CONFIG", "SET", "requirepass", "another-word"]).unwrap();
+    assert_refused(&with_url(&redis.url()).await, "NOAUTH");
+    let nowhere = format!("redis://127.0.0.1:{}", free_port().unwrap());
+    assert_refused(&with_url(&nowhere).await, "Connection refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_gives_the_reason_why_redis_takes_no_writes() {
+    let shop = Shop::open().await;
+    let redis = PrivateRedis::start(Persistence::None).await.unwrap();
+    let shop = shop.set("REDIS__URL", &redis.url());
+    redis.cmd(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+    assert_refused(&check(&shop).await, "OOM");
+    redis.cmd(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+    let nobody = free_port().unwrap().to_string();
+    redis.cmd(&["REPLICAOF", "127.0.0.1", &nobody]).unwrap();
+    assert_refused(&check(&shop).await, "READONLY");
+    redis.cmd(&["REPLICAOF", "NO", "ONE"]).unwrap();
+    assert!(check(&shop).await.0);
+
+    // Some payments fall into slots that nobody has.
+    let cluster = PrivateRedis::start_cluster().await.unwrap();
+    cluster.cmd(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).unwrap();
+    cluster.cmd(&["CLUSTER", "DELSLOTSRANGE", "11901", "16383"]).unwrap();
+    for url in [cluster.url(), format!("{0},{0}", cluster.url())] {
+        let mut program = shop.program(&["check"]);
+        program.env("CAPTURE__REDIS__URL", &url);
+        let (code, output, _) = crate::commands::run(program).await;
+        assert!(code == Some(1) && output.contains("CLUSTERDOWN"), "{url}: {output}");
+    }
+}
+
+fn warnings(worker: &Worker, what: &str) -> usize {
+    let log = worker.process.stderr();
+    log.lines().filter(|line| line.contains("\"WARN\"") && line.contains(what)).count()
+}
+
+async fn not_ready(worker: &Worker, why: &str) {
+    eventually(&format!("not ready: {why}"), LIMIT, async || {
+        let answer = http::call("GET", &worker.url, "/readyz", None).await.unwrap();
+        answer.status == 503 && answer.body.contains(why)
+    })
+    .await;
+}
+
+/// How often calls of a command were refused.
+fn refused_calls(redis: &PrivateRedis, command: &str) -> u64 {
+    let Ok(Reply::Text(info)) = redis.cmd(&["INFO", "commandstats"]) else { return 0 };
+    let line = info.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+    let count = line.and_then(|line| line.split("rejected_calls=").nth(1));
+    count.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_scripts_are_refused_says_so_once_and_is_not_ready() {
+    let (redis, shop) = shop_as("~* +@all -evalsha").await;
+    let shop = shop.declare_with_own_redis().await;
+    let worker = shop.start_worker().await;
+    not_ready(&worker, "NOPERM").await;
+    for n in 0..5 {
+        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+    }
+    let tried = async || refused_calls(&redis, "evalsha") >= 5;
+    eventually("it tries again", LIMIT, tried).await;
+    assert_eq!(warnings(&worker, "NOPERM"), 1);
+    let jobs = format!("{}.jobs", shop.prefix);
+    assert_eq!(shop.broker.queue_depth(&jobs).await.unwrap(), Some(5), "no job is taken");
+    grant(&redis, "~* +@all");
+    for n in 0..5 {
+        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+    }
+    worker.becomes_ready().await;
+
+    // Taken away while it works: the next outage is told again.
+    grant(&redis, "~* +@all -lpos");
+    not_ready(&worker, "NOPERM LPOS").await;
+    shop.publish(&job("late", "late", 100)).await;
+    assert_eq!(warnings(&worker, "NOPERM"), 2);
+    grant(&redis, "~* +@all");
+    shop.ends_as("late", "CAPTURED", None).await;
+    shop.assert_clean_books();
+}
+
+impl Shop {
+    /// As [`Shop::declare`], where this shop's Redis can't be used yet.
+    async fn declare_with_own_redis(self) -> Self {
+        let own = PrivateRedis::start(Persistence::None).await.unwrap();
+        let mut worker = self.worker_with(&[("REDIS__URL", &own.url())]).await;
+        assert_eq!(worker.drain().await, Some(0));
+        self
+    }
+}
+
+/// The access list of `deploy/README.md`, as words after `on >password`.
+fn documented() -> String {
+    let guide = tidy::read("deploy/README.md");
+    let line = guide.lines().find(|line| line.starts_with("ACL SETUSER ")).expect("the ACL");
+    let (_, access) = line.split_once(" >PASSWORD ").expect("the password's place");
+    access.to_owned()
+}
+
+/// The same for a shop, whose prefix is not `capture`.
+fn documented_for(shop: &Shop) -> String {
+    documented().replace("~capture:*", &format!("~{}:*", shop.prefix))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_list_of_the_documents_suffices_and_all_of_it_is_needed() {
+    let (redis, shop) = shop_as("-@all").await;
+    let access = documented_for(&shop);
+    grant(&redis, &access);
+    let (is_ok, says) = check(&shop).await;
+    assert!(is_ok, "{says}");
+    // Captures beside each other on one payment, one in doubt that is asked about, one that is
+    // declined.
+    let shop = shop.set("BROKER__PREFETCH", "4");
+    let first = shop.worker().await;
+    let second = shop.worker().await;
+    shop.script("doubt", json!([{"answer": "no_answer", "executes": true}]));
+    shop.script("poor", json!([{"answer": {"code": "RISK_REJECT"}}]));
+    for n in 0..20 {
+        shop.publish(&job(&format!("h-{n}"), "hot", 100)).await;
+    }
+    shop.publish(&job("doubt", "doubt", 100)).await;
+    shop.publish(&job("poor", "poor", 100)).await;
+    shop.ends_as("doubt", "CAPTURED", None).await;
+    shop.ends_as("poor", "FAILED", Some("risk")).await;
+    for n in 0..20 {
+        shop.ends_as(&format!("h-{n}"), "CAPTURED", None).await;
+    }
+    let (exit, told) = shop.told_json(&["status", "h-0", "--payment", "hot"]).await;
+    assert_eq!((exit, &told["errors"]["redis"]), (Some(0), &Value::Null), "{told}");
+    let (exit, done) = shop.told_json(&["dead", "replay", "--class", "risk", "--yes"]).await;
+    assert_eq!((exit, &done["sent"]), (Some(0), &json!(1)), "{done}");
+    for worker in [&first, &second] {
+        assert_eq!(warnings(worker, "Redis"), 0, "{}", worker.process.stderr());
+    }
+    shop.assert_clean_books();
+
+    // Behind Sentinels, and as a node of a Cluster.
+    let sentinel = redis.start_sentinel().await.unwrap();
+    let login = format!("redis-sentinel://worker:{PASSWORD}@");
+    let at_sentinel = format!("{}#main", sentinel.url().replace("redis://", &login));
+    let cluster = PrivateRedis::start_cluster().await.unwrap();
+    grant(&cluster, &format!("{access} +cluster|slots"));
+    let node = cluster.url().replace("redis://", &format!("redis://worker:{PASSWORD}@"));
+    for url in [at_sentinel, format!("{node},{node}")] {
+        let mut check = shop.program(&["check"]);
+        check.env("CAPTURE__REDIS__URL", &url);
+        let (code, output, errors) = crate::commands::run(check).await;
+        assert_eq!(code, Some(0), "{url}: {output}{errors}");
+    }
+
+    for command in access.split_whitespace().filter(|word| word.starts_with('+')) {
+        // Without it a worker waits at each start for calls that may be under way.
+        if command == "+info" {
+            continue;
+        }
+        grant(&redis, &access.replace(&format!(" {command}"), ""));
+        assert_refused(&check(&shop).await, "NOPERM");
+    }
+}
+
+/// A middlebox in front of the sandbox, which rewrites the head of each answer, one call for each
+/// connection.
+async fn middlebox(shop: &Shop, rewrite: impl Fn(&str) -> String + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let target = shop.sandbox_url.strip_prefix("http://").unwrap().to_owned();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut server = TcpStream::connect(&target).await.unwrap();
+            let request = read_message(&mut client).await;
+            let request = request.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+            server.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            server.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let answer = format!("{}\r\n\r\n{body}", rewrite(head));
+            client.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    url
+}
+
+/// A request with its body.
+async fn read_message(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    loop {
+        let mut chunk = [0; 4096];
+        let count = stream.read(&mut chunk).await.unwrap();
+        read.extend_from_slice(&chunk[..count]);
+        let text = String::from_utf8(read.clone()).unwrap();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if count == 0 || length.is_none_or(|length| body.len() >= length.parse().unwrap()) {
+            return text;
+        }
+    }
+}
+
+fn without(head: &str, name: &str) -> String {
+    head.lines().filter(|line| !line.starts_with(name)).collect::<Vec<_>>().join("\r\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_is_wrong_with_an_answer_that_was_changed() {
+    type Rewrite = fn(&str) -> String;
+    let cases: [(Rewrite, &str); 6] = [
+        (|head| without(head, "signature:"), "no `signature` header"),
+        (|head| without(head, "response-time:"), "no `response-time` header"),
+        (|head| format!("{head}\r\nsignature: x"), "`signature` header stands there twice"),
+        (|head| format!("{head}\r\nresponse-time: x"), "`response-time` header stands there twice"),
+        (|head| head.replace("client-id: ", "client-id: other"), "another client id than"),
+        (|head| head.replace("response-time: ", "response-time: 2"), "was changed on the way"),
+    ];
+    let shop = Shop::open().await;
+    for (rewrite, says) in cases {
+        let mut check = shop.program(&["check", "--json"]);
+        check.env("CAPTURE__GATEWAY__BASE_URL", middlebox(&shop, rewrite).await);
+        let (code, output, _) = crate::commands::run(check).await;
+        let document: Value = serde_json::from_str(&output).unwrap();
+        let found = document["checks"]["gateway"]["says"].as_str().unwrap();
+        assert!(code == Some(1) && found.contains(says), "{says}: {found}");
+        assert!(!found.contains("does not know us"), "{found}");
+    }
+    // What is encoded on the way has lost its signature's text.
+    let mut check = shop.program(&["check"]);
+    let encoded = |head: &str| {
+        format!(
+            "{}\r\ncontent-length: 1\r\ncontent-encoding: gzip",
+            without(head, "content-length")
+        )
+    };
+    check.env("CAPTURE__GATEWAY__BASE_URL", middlebox(&shop, encoded).await);
+    let (code, output, _) = crate::commands::run(check).await;
+    assert!(code == Some(1) && output.contains("`content-encoding` header is gzip"), "{output}");
+}
