@@ -7,6 +7,11 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use self::names::{
+    ACTED_ON, ACTED_ON_PREFIXES, ATTEMPT, BROKER_QUEUE, BROKER_REASON, CLASS, CODE, DEAD_AT,
+    DEFERRALS, DELIVERY_COUNT, ENDED, FIRST_SEEN, LAST_CODE, LAST_STATUS, MESSAGE, ORIGIN, OURS,
+    PARENT, PRIORITY, REFUSALS, REPLAYS, RETURNS, SENT, SIGNED, STATUS,
+};
 use crate::domain::{
     class::Class,
     forward::ForwardFields,
@@ -16,57 +21,6 @@ use crate::domain::{
     settle::Letter,
     trace::{TRACESTATE_BYTES_MAX, TraceContext},
 };
-
-const ATTEMPT: &str = "x-capture-attempt";
-const DEFERRALS: &str = "x-capture-deferrals";
-const FIRST_SEEN: &str = "x-capture-first-seen";
-const LAST_CODE: &str = "x-capture-last-code";
-const LAST_STATUS: &str = "x-capture-last-status";
-const SENT: &str = "x-capture-sent";
-const REPLAYS: &str = "x-capture-replays";
-const RETURNS: &str = "x-capture-returns";
-const PARENT: &str = "x-capture-parent";
-const ORIGIN: &str = "x-capture-origin";
-const PRIORITY: &str = "x-capture-priority";
-const REFUSALS: &str = "x-capture-refusals";
-const ENDED: &str = "x-capture-ended";
-const CLASS: &str = "x-capture-class";
-const CODE: &str = "x-capture-code";
-const STATUS: &str = "x-capture-status";
-const MESSAGE: &str = "x-capture-message";
-const DEAD_AT: &str = "x-capture-dead-at";
-const SIGNED: &str = "x-capture-signed";
-const BROKER_REASON: &str = "x-capture-broker-reason";
-const BROKER_QUEUE: &str = "x-capture-broker-queue";
-const DELIVERY_COUNT: &str = "x-delivery-count";
-
-/// Ours: written anew, or left out, on every republish.
-const OURS: [&str; 21] = [
-    ATTEMPT,
-    DEFERRALS,
-    FIRST_SEEN,
-    LAST_CODE,
-    LAST_STATUS,
-    SENT,
-    REPLAYS,
-    RETURNS,
-    PARENT,
-    ORIGIN,
-    PRIORITY,
-    REFUSALS,
-    ENDED,
-    CLASS,
-    CODE,
-    STATUS,
-    MESSAGE,
-    DEAD_AT,
-    SIGNED,
-    BROKER_REASON,
-    BROKER_QUEUE,
-];
-/// Those by which the broker acts: never republished.
-const ACTED_ON: [&str; 4] = ["CC", "BCC", "x-death", DELIVERY_COUNT];
-const ACTED_ON_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 const YEAR_2020_MS: i64 = 1_577_836_800_000;
 const DAY_MS: i64 = 86_400_000;
@@ -283,12 +237,12 @@ fn with_priority(properties: BasicProperties, priority: Option<u8>) -> BasicProp
     }
 }
 
-/// Everything but `expiration`, `user_id`, the priority and the headers; always persistent.
+/// What [`inert`] leaves; always persistent.
 fn without_what_acts(original: &BasicProperties) -> BasicProperties {
     inert(original).with_delivery_mode(PERSISTENT)
 }
 
-/// Everything but `delivery_mode`, `expiration`, `user_id` and the headers.
+/// Everything but `delivery_mode`, `expiration`, `user_id`, the priority and the headers.
 fn inert(original: &BasicProperties) -> BasicProperties {
     type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&Option<ShortString>, With); 8] = [
@@ -436,6 +390,7 @@ fn flag(table: &FieldTable, name: &str) -> bool {
 }
 
 mod letter;
+mod names;
 pub(super) use self::letter::{of_audit, read_letter, replayed, shown};
 
 mod republish;

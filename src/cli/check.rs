@@ -15,6 +15,7 @@ use crate::{
     config::Settings,
     domain::{
         class::{Class, Codes},
+        duration,
         reply::{GatewayResult, InquiryReply, Reply, Status},
     },
     gateway::{Flaw, Gateway, TriedOut},
@@ -140,10 +141,17 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
         return Err(leases.absence());
     }
     let tried = "every script ran, and left nothing behind";
-    Ok(match leases.withheld().await {
+    let mut found = match leases.withheld().await {
         Some(why) => format!("{tried}; {why}"),
         None => format!("it gives leases: {tried}"),
-    })
+    };
+    if let Some(policy) = leases.eviction_policy() {
+        found.push_str(&format!(
+            "; warning: maxmemory-policy is {policy}, so Redis may evict outcomes and sent markers: \
+             set noeviction"
+        ));
+    }
+    Ok(found)
 }
 
 async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
@@ -153,8 +161,11 @@ async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
     let is_access = *status == Status::F && Codes::default().class_of(code) == Class::Access;
     match (flaw, status) {
         (None, _) if is_access => Err(format!("it knows us, and refuses: {code}")),
-        (None, Status::S | Status::F) => Ok("it knows us, and its signature is good".into()),
-        (None, _) => Ok(format!("it answers, with {code}")),
+        (None, Status::S | Status::F) => Ok(format!(
+            "credentials accepted; response signature verified{}",
+            clocks(gateway.clock_ahead_ms())
+        )),
+        (None, _) => Ok(format!("it answers, with {code}{}", clocks(gateway.clock_ahead_ms()))),
         (Some(Flaw::NoSignature), _) if is_access => Err(format!(
             "it does not know us: {code} (look at gateway.client_id, key_version and private_key)"
         )),
@@ -166,6 +177,14 @@ async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
              firewall), and whether gateway.base_url is the gateway's"
         )),
     }
+}
+
+/// How far the gateway's clock is from ours. Its answers tell whole seconds, as a rule.
+fn clocks(ahead_ms: Option<i64>) -> String {
+    let Some(ahead_ms) = ahead_ms else { return String::new() };
+    let apart = duration::show(Duration::from_millis(ahead_ms.unsigned_abs()));
+    let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
+    format!("; its clock is {apart} {side} ours")
 }
 
 fn describe(reply: &InquiryReply) -> String {

@@ -1,22 +1,18 @@
 //! Which call an attempt makes, and what a reply proves. The rules of money: read them beside the gateway's page.
 
-use std::time::Duration;
-
 use super::{
-    class::{
-        CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT, SUCCESS,
-    },
-    family::{Descendants, Living, living_forebear},
+    class::{CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT},
     history::{History, LastWord},
     job::{Job, JobError},
     outcome::{Capture, Doubt, DoubtKind, Outcome, Throttle, Verdict},
     reply::{
         Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, NoAnswer,
-        Reply, Signature, Standing, Status, Transaction,
+        Reply, Signature, Status,
     },
+    transactions::{Shown, shown},
 };
 
-const TOO_MANY_REQUESTS: u16 = 429;
+pub(super) const TOO_MANY_REQUESTS: u16 = 429;
 /// Why an answer of [`Signature::Stale`] proves no failure.
 const STALE: &str = "the answer is signed, but its response-time can't be read or lies more than 5 minutes before the \
     request: check that both clocks are right (NTP)";
@@ -124,71 +120,6 @@ pub enum Inquired {
     Post,
 }
 
-/// What a reply says of the gateway and the account, rather than of one capture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// A normal answer, whatever it says of the capture.
-    Well,
-    /// No answer that counts. The next job may meet the same.
-    Ill(Illness, String),
-    /// Too many calls.
-    Throttled(Option<Duration>),
-}
-
-/// How far an unhealthy reply may concern other payments too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Illness {
-    /// The gateway was not reached: that has nothing to do with the payment.
-    NotSent,
-    /// No answer, an answer that the gateway did not sign, or one that refuses the account.
-    NoAnswer,
-    /// An HTTP status that refuses this request: a firewall may dislike one job's content.
-    Refused,
-}
-
-/// Statuses from 400 to 499 that are about the account or the gateway, and not about one request.
-const OF_THE_GATEWAY: [u16; 3] = [401, 407, 408];
-
-/// What a reply says of the gateway and the account: class `access`, not sent, no answer that counts; and
-/// too many calls. An answer without a good signature is one of them: a proxy that strips headers, or a
-/// wrong public key, would spend the attempts of every job.
-pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> Health {
-    let answer = match reply {
-        Reply::Answered(answer) => answer,
-        Reply::NotSent(reason) => return Health::Ill(Illness::NotSent, reason.clone()),
-        Reply::NoAnswer(NoAnswer::HttpStatus { status: TOO_MANY_REQUESTS, retry_after }) => {
-            return Health::Throttled(*retry_after);
-        }
-        Reply::NoAnswer(reason) => return Health::Ill(illness(reason), reason.to_string()),
-    };
-    let result = &answer.result;
-    let ill = |reason| Health::Ill(Illness::NoAnswer, reason);
-    if answer.signature == Signature::Bad {
-        ill("a bad signature".into())
-    } else if answer.signature == Signature::Stale {
-        ill("a response-time that does not fit the request: check NTP".into())
-    } else if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
-        Health::Throttled(answer.retry_after)
-    } else if result.status == Status::F && codes.class_of(&result.code) == Class::Access {
-        ill(describe(result))
-    } else if answer.signature == Signature::Missing {
-        ill(format!("an unsigned answer: {}", describe(result)))
-    } else {
-        Health::Well
-    }
-}
-
-fn illness(reason: &NoAnswer) -> Illness {
-    match reason {
-        NoAnswer::HttpStatus { status: status @ 400..=499, .. }
-            if !OF_THE_GATEWAY.contains(status) =>
-        {
-            Illness::Refused
-        }
-        _ => Illness::NoAnswer,
-    }
-}
-
 /// What the reply to a capture proves.
 #[must_use]
 pub fn judge_capture(
@@ -242,14 +173,14 @@ pub fn judge_inquiry(
         )));
     }
     let is_stale = answer.signature == Signature::Stale;
-    match evidence(&answer.body, job, before.history, codes) {
-        Evidence::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
+    match shown(&answer.body, job, before.history, codes) {
+        Shown::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
         _ if is_stale => Inquired::Over(no_evidence(STALE)),
-        Evidence::Proves(outcome) => Inquired::Over(outcome),
-        Evidence::NoSuchCapture if is_under_review(&answer.body) => {
+        Shown::Proves(outcome) => Inquired::Over(outcome),
+        Shown::NoSuchCapture if is_under_review(&answer.body) => {
             Inquired::Over(no_evidence("the authorization is under review: do not capture yet"))
         }
-        Evidence::NoSuchCapture => after_no_such_capture(before, codes),
+        Shown::NoSuchCapture => after_no_such_capture(before, codes),
     }
 }
 
@@ -367,107 +298,6 @@ fn failed(result: GatewayResult, before: &Before<'_>, codes: &Codes) -> Outcome 
     if class.may_precede_the_id() { Outcome::Closed(verdict) } else { Outcome::Failed(verdict) }
 }
 
-enum Evidence {
-    Proves(Outcome),
-    NoSuchCapture,
-}
-
-/// What the transactions of a payment say of one capture: SUCCESS beats PROCESSING beats FAIL. What can't be read or
-/// contradicts itself is no evidence, and keeps others from being evidence of a failure or of no capture.
-fn evidence(body: &InquiryBody, job: &Job, history: &History, codes: &Codes) -> Evidence {
-    match &body.payment_id {
-        Some(payment_id) if *payment_id == job.payment_id => {}
-        Some(_) => {
-            let reason = "the inquiry's answer is about another paymentId";
-            return Evidence::Proves(no_evidence(reason));
-        }
-        None => return Evidence::Proves(no_evidence("the inquiry's answer names no paymentId")),
-    }
-    let Some(transactions) = &body.transactions else {
-        return Evidence::Proves(no_evidence("the inquiry's answer has no readable transactions"));
-    };
-    let is_ours = |item: &&Transaction| item.request_id.as_ref() == Some(&job.capture_request_id);
-    let ours: Vec<&Transaction> = transactions.iter().filter(is_ours).collect();
-    let with = |standing| -> Vec<&Transaction> {
-        ours.iter().filter(|item| item.standing() == standing).copied().collect()
-    };
-    let succeeded = with(Standing::Captured);
-    if !succeeded.is_empty() {
-        return Evidence::Proves(inquired_success(&succeeded, job));
-    }
-    if !with(Standing::InProcess).is_empty() {
-        let word = Some(LastWord::new(PAYMENT_IN_PROCESS, "U"));
-        let reason = "the capture is in process".into();
-        return Evidence::Proves(in_doubt(DoubtKind::Unknown, reason, word));
-    }
-    if !with(Standing::Unclear).is_empty() {
-        let reason = "transactionType, transactionStatus and transactionResult of the capture do \
-            not agree, or are not known";
-        return Evidence::Proves(no_evidence(reason));
-    }
-    if let Some(item) = ours.first() {
-        return Evidence::Proves(Outcome::Failed(inquired_failure(item, codes)));
-    }
-    let id = &job.capture_request_id;
-    if let Some(living) = Descendants::of(transactions, id).nearest() {
-        return Evidence::Proves(Outcome::Failed(beside(living, "the fresh id that replaced it,")));
-    }
-    if let Some(living) = living_forebear(transactions, id, history) {
-        return Evidence::Proves(Outcome::Failed(beside(&living, "the id that it replaces,")));
-    }
-    if transactions.iter().any(Transaction::is_anonymous_capture) {
-        let reason =
-            "the payment has a capture without a transactionRequestId, which may be this one";
-        return Evidence::Proves(no_evidence(reason));
-    }
-    Evidence::NoSuchCapture
-}
-
-/// The gateway does not know the id, and knows another of its family that captured, or may still.
-fn beside(living: &Living, kin: &str) -> Verdict {
-    Verdict {
-        class: Class::Conflict,
-        code: None,
-        message: Some(format!("{kin} {}, captured or may still", living.id)),
-        signed: true,
-    }
-}
-
-fn inquired_success(succeeded: &[&Transaction], job: &Job) -> Outcome {
-    let amounts = || succeeded.iter().map(|item| &item.amount);
-    if let Some(item) = succeeded.iter().find(|item| item.amount == Some(Ok(job.amount))) {
-        return Outcome::Captured(Capture {
-            code: SUCCESS.into(),
-            message: item.result.as_ref().and_then(|result| result.message.clone()),
-            capture_id: item.id.clone(),
-            capture_time: item.time.clone(),
-            acquirer_reference_no: item.acquirer_reference_no.clone(),
-            acquirer_info: item.acquirer_info.clone(),
-        });
-    }
-    if amounts().any(|amount| !matches!(amount, Some(Ok(_)))) {
-        return no_evidence("the capture succeeded, but its amount can't be read");
-    }
-    let amount = amounts().flatten().flatten().next();
-    Outcome::Failed(Verdict {
-        class: Class::Conflict,
-        code: None,
-        message: amount.map(|amount| format!("this id captured another amount: {amount}")),
-        signed: true,
-    })
-}
-
-fn inquired_failure(item: &Transaction, codes: &Codes) -> Verdict {
-    let code = item.result.as_ref().map(|result| result.code.clone()).filter(|c| !c.is_empty());
-    let class = match (item.status.as_deref(), &code) {
-        (Some("CANCELLED"), _) => Class::Order,
-        (_, Some(code)) => codes.class_of(code),
-        (_, None) => Class::Provider,
-    };
-    let message = item.result.as_ref().and_then(|result| result.message.clone());
-    Verdict { class, code, message, signed: true }
-}
-
 fn no_answer(reason: &NoAnswer) -> Outcome {
     match reason {
         NoAnswer::HttpStatus { status: TOO_MANY_REQUESTS, retry_after } => {
@@ -490,28 +320,19 @@ fn without_word(outcome: Outcome) -> Outcome {
     }
 }
 
-fn no_evidence(reason: &str) -> Outcome {
+pub(super) fn no_evidence(reason: &str) -> Outcome {
     in_doubt(DoubtKind::NoEvidence, reason.to_owned(), None)
 }
 
-fn in_doubt(kind: DoubtKind, reason: String, word: Option<LastWord>) -> Outcome {
+pub(super) fn in_doubt(kind: DoubtKind, reason: String, word: Option<LastWord>) -> Outcome {
     Outcome::InDoubt(Doubt { reason, kind, word })
 }
 
 fn word(result: &GatewayResult) -> Option<LastWord> {
-    Some(LastWord::new(&result.code, status_text(&result.status)))
+    Some(LastWord::new(&result.code, result.status.text()))
 }
 
-fn status_text(status: &Status) -> &str {
-    match status {
-        Status::S => "S",
-        Status::F => "F",
-        Status::U => "U",
-        Status::Other(text) => text,
-    }
-}
-
-fn describe(result: &GatewayResult) -> String {
-    let status = super::money::shorten(status_text(&result.status));
+pub(super) fn describe(result: &GatewayResult) -> String {
+    let status = super::money::shorten(result.status.text());
     format!("{status} {}", super::money::shorten(&result.code))
 }

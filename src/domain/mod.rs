@@ -12,6 +12,7 @@ pub mod evidence;
 pub mod family;
 mod fields;
 pub mod forward;
+pub mod health;
 pub mod history;
 pub mod job;
 pub mod judge;
@@ -26,6 +27,7 @@ pub mod schedule;
 pub mod settle;
 pub mod time;
 pub mod trace;
+mod transactions;
 
 #[cfg(test)]
 pub(crate) mod tests;

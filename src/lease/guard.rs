@@ -164,7 +164,8 @@ impl Guard {
             (Wire::Cluster(_), Some(_)) => self::server(wire).await?.as_deref() == server,
         };
         let named = self.named(wire).await?;
-        Ok(is_same && server.map_or(named.is_some(), |server| named.as_deref() == Some(server)))
+        Ok(is_same
+            && server.map_or_else(|| named.is_some(), |server| named.as_deref() == Some(server)))
     }
 }
 

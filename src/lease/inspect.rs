@@ -5,7 +5,7 @@ use redis::FromRedisValue;
 use super::{
     Away, Leases,
     claim::{Keys, TOKEN_CHARS},
-    outage, read_record,
+    outage, record,
 };
 use crate::domain::outcome::Fate;
 
@@ -41,11 +41,11 @@ impl Leases {
     pub async fn inspect(&self, payment_id: &str, id: &str) -> Result<Inspection, Away> {
         let Keys { lease, hold, line, sent, known, replaced } =
             Keys::of(&self.owner, payment_id, id);
-        let mut record: Option<String> = self.read("GET", &known).await?;
-        if record.is_none() {
-            record = self.read("GET", &replaced).await?;
+        let mut kept: Option<String> = self.read("GET", &known).await?;
+        if kept.is_none() {
+            kept = self.read("GET", &replaced).await?;
         }
-        let known = record.as_deref().map(read_record).transpose()?.map(|(_, fate)| fate);
+        let known = kept.as_deref().map(record::read).transpose()?.map(|(_, fate)| fate);
         let holder: Option<String> = self.read("GET", &hold).await?;
         let hold_left_ms: i64 = self.read("PTTL", &hold).await?;
         let lease_left_ms: i64 = self.read("PTTL", &lease).await?;

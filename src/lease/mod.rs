@@ -13,10 +13,12 @@ mod address;
 mod claim;
 mod eviction;
 mod guard;
+mod held;
 mod inspect;
 mod link;
 mod outage;
 mod probe;
+mod record;
 mod target;
 
 use std::{
@@ -31,12 +33,12 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     address::{BadUrl, RedisOptions, SentinelLogin, check_url, without_credentials},
     claim::{Claim, Owner},
+    held::Lease,
     inspect::{Hold, Inspection},
 };
 use self::{guard::Guard, link::Link};
 use crate::domain::{
     job::Job,
-    judge::SentMarker,
     outcome::{Fate, Recorded, Release},
 };
 
@@ -105,18 +107,6 @@ pub enum Acquired {
         /// Whether an earlier acquisition marked this id as sent.
         marked: bool,
     },
-}
-
-/// The lease of a payment, in the hands of one acquisition.
-#[derive(Debug)]
-pub struct Lease {
-    claim: Claim,
-    marker: Option<SentMarker>,
-    hold_left_ms: i64,
-    taken: Instant,
-    until: Instant,
-    /// The connection that it was taken or renewed by.
-    epoch: Option<u64>,
 }
 
 /// Redis did not answer, or not as it should.
@@ -264,7 +254,7 @@ impl Leases {
     /// # Errors
     /// Redis is away.
     pub async fn replace(&self, claim: &Claim, fate: &Fate) -> Result<Option<Recorded>, Away> {
-        let record = record(claim, fate)?;
+        let record = record::write(claim, fate)?;
         let lease = Lease::none(claim);
         let call = self.release_call(&self.scripts.release, &lease, ("replaced", record, ""));
         Self::released(claim, self.run(&call).await?).map(|released| released.recorded)
@@ -307,7 +297,7 @@ impl Leases {
     /// # Errors
     /// Redis is away: the lease ends by its time.
     pub async fn release(&self, lease: &Lease, release: &Release) -> Result<Released, Away> {
-        let parts = parts(&lease.claim, release)?;
+        let parts = record::parts(&lease.claim, release)?;
         let call = self.release_call(&self.scripts.release, lease, parts);
         Self::released(&lease.claim, self.run(&call).await?)
     }
@@ -325,7 +315,7 @@ impl Leases {
         stays: bool,
     ) -> Result<(Released, Acquired), Away> {
         let asked = (Instant::now(), self.link.epoch());
-        let parts = parts(&lease.claim, release)?;
+        let parts = record::parts(&lease.claim, release)?;
         let mut call = self.release_call(&self.scripts.hand_over, lease, parts);
         for key in next.keys().of_id() {
             call.key(key);
@@ -351,13 +341,13 @@ impl Leases {
         Ok(match verb.as_str() {
             "taken" => Acquired::Taken(Lease {
                 claim: claim.clone(),
-                marker: marked.then(|| read_marker(&detail, claim.amount())),
+                marker: marked.then(|| record::read_marker(&detail, claim.amount())),
                 hold_left_ms,
                 taken: asked,
                 until: asked + self.times.ttl,
                 epoch,
             }),
-            "known" => Acquired::Known(read_record(&detail)?.1),
+            "known" => Acquired::Known(record::read(&detail)?.1),
             "replaced" => Acquired::Replaced,
             "hold" => Acquired::OnHold { marked },
             _ => Acquired::Held { place: u32::try_from(place).ok(), marked },
@@ -368,7 +358,7 @@ impl Leases {
     fn released(claim: &Claim, (mine, found): (i64, String)) -> Result<Released, Away> {
         let recorded = match found.as_str() {
             "" => None,
-            found => Some(match read_record(found)? {
+            found => Some(match record::read(found)? {
                 (amount, fate) if amount == claim.amount() => Recorded::Same(fate),
                 (_, Fate::Captured(_)) => Recorded::CapturedOther,
                 _ => Recorded::ReplacedOther,
@@ -416,89 +406,5 @@ impl Leases {
 
     fn wire(&self) -> Result<link::Wire, Away> {
         self.link.wire().ok_or_else(|| Away(self.link.absence()))
-    }
-}
-
-/// The mode of a release, the record that it leaves, and the code of a refusal that it keeps.
-fn parts<'r>(claim: &Claim, release: &'r Release) -> Result<(&'static str, String, &'r str), Away> {
-    Ok(match release {
-        Release::Final(fate) => ("final", record(claim, fate)?, ""),
-        Release::Close(fate) => ("close", record(claim, fate)?, ""),
-        Release::Replace(fate) => ("replace", record(claim, fate)?, ""),
-        Release::EndHold => ("end", String::new(), ""),
-        Release::KeepHold { refused } => {
-            ("keep", String::new(), refused.as_deref().unwrap_or_default())
-        }
-        Release::TakeBack => ("back", String::new(), ""),
-        Release::Forget => ("forget", String::new(), ""),
-    })
-}
-
-/// An outcome as it is kept: amount, kind, and all of it.
-fn record(claim: &Claim, fate: &Fate) -> Result<String, Away> {
-    let json = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
-    Ok(format!("{}\n{}\n{json}", claim.amount(), fate.kind()))
-}
-
-/// The amount and the outcome of a record.
-fn read_record(record: &str) -> Result<(&str, Fate), Away> {
-    let unreadable = || Away("a final outcome on record can't be read".to_owned());
-    let mut lines = record.splitn(3, '\n');
-    let (Some(amount), Some(_), Some(json)) = (lines.next(), lines.next(), lines.next()) else {
-        return Err(unreadable());
-    };
-    Ok((amount, serde_json::from_str(json).map_err(|_| unreadable())?))
-}
-
-/// What a sent marker tells besides that it is there: see `common.lua`.
-fn read_marker(told: &str, our_amount: &str) -> SentMarker {
-    let mut lines = told.splitn(3, '\n');
-    let denied_at_replay = lines.next().and_then(|number| number.parse().ok());
-    let refused = match (lines.next(), lines.next()) {
-        (Some(amount), Some(code)) if amount == our_amount => Some(code.to_owned()),
-        _ => None,
-    };
-    SentMarker { denied_at_replay, refused }
-}
-
-impl Lease {
-    /// What was never taken, to release what belongs to a claim.
-    fn none(claim: &Claim) -> Self {
-        let now = Instant::now();
-        let claim = claim.clone();
-        Self { claim, marker: None, hold_left_ms: -2, taken: now, until: now, epoch: None }
-    }
-
-    /// The sent marker that an earlier acquisition left, if there is one.
-    #[must_use]
-    pub const fn marker(&self) -> Option<&SentMarker> {
-        self.marker.as_ref()
-    }
-
-    /// Whether the id was in doubt when the lease was taken.
-    #[must_use]
-    pub const fn is_on_hold(&self) -> bool {
-        self.hold_left_ms > 0
-    }
-
-    /// Whether hold and mark were written when it was taken.
-    #[must_use]
-    pub fn is_announced(&self) -> bool {
-        self.claim.posts()
-    }
-
-    /// How much of the lease is left, counted from before it was asked for.
-    #[must_use]
-    pub fn left(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
-    }
-
-    /// What is left by now of the hold that was there before.
-    fn hold_left_ms(&self) -> i64 {
-        let passed_ms = i64::try_from(self.taken.elapsed().as_millis()).unwrap_or(i64::MAX);
-        match self.hold_left_ms {
-            left if left > 0 => left.saturating_sub(passed_ms).max(1),
-            none => none,
-        }
     }
 }

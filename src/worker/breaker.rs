@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     domain::{
         class::Codes,
-        judge::{Health, Illness, health},
+        health::{Health, Illness, health},
     },
     gateway::Gateway,
     telemetry::Metrics,

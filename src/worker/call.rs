@@ -8,15 +8,17 @@ use tracing::Instrument;
 
 use super::{
     breaker,
+    ended::Ended,
     line::{Turn, Waiter},
-    process::{Context, Ended, REDIS_RETRY, give_up},
+    process::{Context, REDIS_RETRY, give_up},
 };
 use crate::{
     domain::{
         class::Class,
+        health::{Health, health},
         history::History,
         job::Job,
-        judge::{Before, Call, Health, Inquired, first_call, health, judge_capture, judge_inquiry},
+        judge::{Before, Call, Inquired, first_call, judge_capture, judge_inquiry},
         outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
         refused::RefusedResult,
         reply::Reply,
@@ -114,14 +116,14 @@ struct UnderLease<'a> {
 /// What comes after a step of an attempt.
 enum Step {
     /// The attempt is over.
-    Over(Outcome),
+    Over(Box<Outcome>),
     /// This call.
     Next(Call),
 }
 
 impl From<Outcome> for Step {
     fn from(outcome: Outcome) -> Self {
-        Self::Over(outcome)
+        Self::Over(Box::new(outcome))
     }
 }
 
@@ -149,7 +151,7 @@ impl UnderLease<'_> {
                 (Call::Inquire, _) => self.inquire().await,
             };
             next = match step {
-                Step::Over(outcome) => return outcome,
+                Step::Over(outcome) => return *outcome,
                 Step::Next(call) => call,
             };
         }

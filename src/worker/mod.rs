@@ -2,6 +2,7 @@
 
 mod breaker;
 mod call;
+mod ended;
 mod line;
 mod pace;
 mod process;

@@ -11,17 +11,18 @@ use tracing::{Instrument, Span};
 use super::{
     breaker::Breaker,
     call::{hold, posts_at_once},
+    ended::Ended,
     line::{Entered, Line, Turn, counts_as_first_seen_ms},
     pace::Pace,
 };
 use crate::{
     broker::{DELIVERY_LIMIT, Delivery, HELD_MAX, SessionLost, Settled},
     domain::{
-        class::{Class, Codes},
+        class::Codes,
         forward::ForwardFields,
         history::History,
         job::Job,
-        outcome::{Attempt, Deferral, Doubt, DoubtKind, Evidence, Fate, Outcome, Sent, Verdict},
+        outcome::{Attempt, Deferral, Doubt, DoubtKind, Outcome, Sent},
         settle::{Policy, Settlement, epoch_ms, settle},
         trace::TraceContext,
     },
@@ -170,48 +171,6 @@ async fn contain(pursuit: impl Future<Output = Ended>) -> Ended {
         let doubt = Doubt { reason, kind: DoubtKind::Panic, word: None };
         Ended::of(Outcome::InDoubt(doubt), Sent::Unknown)
     })
-}
-
-/// How a job's attempt ended.
-pub(super) struct Ended {
-    pub(super) outcome: Outcome,
-    pub(super) sent: Sent,
-    pub(super) remembered: bool,
-    /// The breaker was open already when it failed.
-    pub(super) outage: bool,
-    pub(super) evidence: Option<Evidence>,
-}
-
-impl Ended {
-    pub(super) const fn of(outcome: Outcome, sent: Sent) -> Self {
-        Self { outcome, sent, remembered: false, outage: false, evidence: None }
-    }
-
-    /// Of an id whose final outcome was known already.
-    fn known(fate: Fate) -> Self {
-        let evidence = Some(Evidence::Record);
-        Self { remembered: true, evidence, ..Self::of(fate.into(), Sent::Yes) }
-    }
-
-    /// Of an id that a fresh one replaced, for another amount.
-    fn replaced() -> Self {
-        let message = "a fresh id replaced this one, for another amount";
-        let verdict = Verdict {
-            class: Class::Conflict,
-            code: None,
-            message: Some(message.to_owned()),
-            signed: false,
-        };
-        Self { remembered: true, ..Self::of(Outcome::Failed(verdict), Sent::Yes) }
-    }
-
-    const fn deferred(why: Deferral, sent: Sent) -> Self {
-        Self::of(Outcome::Deferred(why), sent)
-    }
-
-    const fn handed_back() -> Self {
-        Self::of(Outcome::HandBack, Sent::Unknown)
-    }
 }
 
 /// Takes the payment's turn and lease, calls the gateway, gives lease and turn to the next.

@@ -1,7 +1,7 @@
 //! The bridge to the pure functions of the program, which the model calls instead of mirroring: histories, replies and
 //! outcomes in the few shapes that the model needs, and what the program makes of them, remembered.
 
-use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey, time::Duration};
+use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey};
 
 use capture_worker::domain::{
     class::{Class, Codes},
@@ -10,24 +10,20 @@ use capture_worker::domain::{
     job::Job,
     judge::{Before, Call, Inquired, SentMarker, first_call, judge_capture, judge_inquiry},
     letter::DeadLetter,
-    money::Money,
     outcome::{
-        Attempt, Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Sent,
-        Throttle, Verdict,
+        Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Throttle, Verdict,
     },
-    replay::{self, Changes, fresh_id, prepare},
-    reply::{
-        Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature, Status,
-        Transaction,
-    },
-    settle::{Policy, ResultStatus, Settlement, settle},
+    replay::{self, Changes, prepare},
 };
 use time::OffsetDateTime;
 
-use crate::redis::{self, Mode, Record, Tells};
+use crate::{
+    redis::{self, Mode, Record, Tells},
+    replies::{capture_reply, inquiry_reply},
+};
 
-const NOW_MS: i64 = 1_800_000_000_000;
-const MAX_AGE_MS: i64 = 3_600_000;
+pub(crate) const NOW_MS: i64 = 1_800_000_000_000;
+pub(crate) const MAX_AGE_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 86_400_000;
 
 /// A word of the gateway: an index into [`WORDS`].
@@ -43,7 +39,7 @@ pub(crate) const CONFLICT: Word = 7;
 pub(crate) const TRAFFIC: Word = 8;
 const PAYMENT_IN_PROCESS: Word = 9;
 
-const WORDS: [(&str, &str); 10] = [
+pub(crate) const WORDS: [(&str, &str); 10] = [
     ("", ""),
     ("UNKNOWN_EXCEPTION", "U"),
     ("CAPTURE_IN_PROCESS", "U"),
@@ -179,7 +175,7 @@ pub(crate) enum Left {
     Yes,
 }
 
-fn remembered<K: Copy + Eq + Hash, V: Copy>(
+pub(crate) fn remembered<K: Copy + Eq + Hash, V: Copy>(
     memory: &'static LocalKey<RefCell<HashMap<K, V>>>,
     key: K,
     work: impl FnOnce(K) -> V,
@@ -196,13 +192,13 @@ const JOB: &str =
     r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
 
 /// The forebear that headers name, if it lives.
-const PARENT: &str = "parent";
+pub(crate) const PARENT: &str = "parent";
 
-fn job() -> Job {
+pub(crate) fn job() -> Job {
     Job::parse(JOB.as_bytes()).expect("a job")
 }
 
-fn history(carried: Carried, is_old: bool) -> History {
+pub(crate) fn history(carried: Carried, is_old: bool) -> History {
     History {
         attempts: u32::from(carried.attempts),
         deferrals: 0,
@@ -219,7 +215,7 @@ fn history(carried: Carried, is_old: bool) -> History {
 }
 
 /// Deferrals are not kept: they decide only how long a job waits.
-fn carried(history: &History) -> Carried {
+pub(crate) fn carried(history: &History) -> Carried {
     Carried {
         attempts: u8::try_from(history.attempts).unwrap_or(u8::MAX),
         word: word(history.last_word.as_ref().map(|word| word.code.as_str())),
@@ -247,7 +243,7 @@ fn came(outcome: &Outcome) -> Came {
     }
 }
 
-fn outcome(came: Came) -> Outcome {
+pub(crate) fn outcome(came: Came) -> Outcome {
     let verdict = |class, word: Word, signed| Verdict {
         class,
         code: spell(word).map(|word| word.code),
@@ -429,114 +425,5 @@ pub(crate) fn replays_fresh(class: Class, signed: bool) -> Option<bool> {
         replay::Policy::Never => None,
         replay::Policy::SameId | replay::Policy::SameBytes => Some(false),
         replay::Policy::FreshId => Some(true),
-    }
-}
-
-fn answer<B>(signature: Signature, word: Word, status: &str, body: B) -> Reply<B> {
-    let code = if word == NO_WORD { "SUCCESS" } else { WORDS[usize::from(word)].0 };
-    let result = GatewayResult { status: Status::of(status), code: code.into(), message: None };
-    Reply::Answered(Answer { signature, result, retry_after: None, body })
-}
-
-fn capture_reply(said: Said) -> Reply<CaptureBody> {
-    let about = CaptureBody { capture_request_id: Some("c".into()), ..CaptureBody::default() };
-    match said {
-        Said::Captured => answer(Signature::Good, NO_WORD, "S", about),
-        Said::Failed(word) => answer(Signature::Good, word, "F", about),
-        Said::Unsure(word) => answer(Signature::Good, word, "U", about),
-        Said::Unsigned => answer(Signature::Missing, DENIED, "F", about),
-        Said::Nothing => Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(1))),
-        Said::NotSent => Reply::NotSent(String::new()),
-    }
-}
-
-fn inquiry_reply(inquiry: Inquiry) -> Reply<InquiryBody> {
-    let item = |id: &str, status: &str, word: Option<Word>, value: &str| Transaction {
-        kind: Some("CAPTURE".into()),
-        request_id: Some(id.into()),
-        status: Some(status.into()),
-        result: word.map(|word| GatewayResult {
-            status: Status::of("F"),
-            code: WORDS[usize::from(word)].0.into(),
-            message: None,
-        }),
-        amount: Money::from_smallest("HKD", value).ok().map(Ok),
-        ..Transaction::default()
-    };
-    let mut transactions = match inquiry.shown {
-        Shown::Success => vec![item("c", "SUCCESS", None, "100")],
-        Shown::OtherAmount => vec![item("c", "SUCCESS", None, "200")],
-        Shown::Fail(word) => vec![item("c", "FAIL", Some(word), "100")],
-        Shown::Processing => vec![item("c", "PROCESSING", None, "100")],
-        Shown::NoSuchCapture => Vec::new(),
-        Shown::Nothing => {
-            return Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(1)));
-        }
-    };
-    let child = fresh_id("c");
-    if inquiry.later_lives {
-        transactions.push(item(&fresh_id(&child), "SUCCESS", None, "100"));
-    }
-    if inquiry.child_lives {
-        transactions.push(item(&child, "SUCCESS", None, "100"));
-    }
-    if inquiry.forebear_lives {
-        transactions.push(item(PARENT, "SUCCESS", None, "100"));
-    }
-    let body = InquiryBody {
-        payment_id: Some("p".into()),
-        transactions: Some(transactions),
-        ..InquiryBody::default()
-    };
-    answer(Signature::Good, NO_WORD, "S", body)
-}
-
-/// What is settled: everything that `src/domain/settle.rs::settle` looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Ended {
-    pub(crate) came: Came,
-    pub(crate) sent: Left,
-    pub(crate) remembered: bool,
-    pub(crate) carried: Carried,
-    pub(crate) is_old: bool,
-    pub(crate) delays: u8,
-}
-
-impl Ended {
-    /// `src/domain/settle.rs::settle`, itself.
-    pub(crate) fn settle(self) -> Todo {
-        thread_local!(static SETTLED: RefCell<HashMap<Ended, Todo>> = RefCell::default());
-        remembered(&SETTLED, self, |ended| {
-            let attempt = Attempt {
-                subject: job().subject(),
-                outcome: outcome(ended.came),
-                sent: match ended.sent {
-                    Left::No => Sent::No,
-                    Left::Unknown => Sent::Unknown,
-                    Left::Yes => Sent::Yes,
-                },
-                remembered: ended.remembered,
-                evidence: None,
-                outage: false,
-            };
-            let policy = Policy {
-                schedule: vec![Duration::from_secs(5); usize::from(ended.delays)],
-                defer_schedule: vec![Duration::from_secs(1)],
-                max_age: Duration::from_millis(u64::try_from(MAX_AGE_MS).unwrap_or(0)),
-            };
-            let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
-            let history = history(ended.carried, ended.is_old);
-            match settle(&attempt, &history, &policy, now) {
-                Settlement::Captured(_) => Todo::Captured,
-                Settlement::Retry { carry, .. } => Todo::Retry(carried(&carry)),
-                Settlement::Dead { letter, carry, result } => Todo::Dead {
-                    class: letter.class,
-                    signed: letter.signed,
-                    carried: carried(&carry),
-                    in_doubt: result.is_none_or(|told| told.status == ResultStatus::InDoubt),
-                },
-                Settlement::HandBack => Todo::Retry(ended.carried),
-            }
-        })
     }
 }

@@ -13,11 +13,15 @@
 //! configuration says otherwise, an inquiry is answered after the requests of its id that are under way; and marks and
 //! known outcomes live long enough (`lease.remember`).
 
+mod big;
 mod domain;
+mod ended;
 mod gateway;
 mod model;
 mod operator;
+mod properties;
 mod redis;
+mod replies;
 mod settle;
 mod setups;
 mod state;
@@ -32,7 +36,8 @@ use std::{
 use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::{
-    setups::{BIG, LIMITS, MUTATIONS, SMALL},
+    big::BIG,
+    setups::{LIMITS, MUTATIONS, SMALL},
     state::{Setup, State},
 };
 

@@ -129,7 +129,7 @@ impl Redis {
     fn on_record(&mut self, claim: Claim) -> Option<Fate> {
         let Keys { known, replaced, .. } = *self.of(claim);
         let same = |record: &Record| record.0 == claim.amount;
-        known.filter(same).or(replaced.filter(same)).map(|(_, fate)| fate)
+        known.filter(same).or_else(|| replaced.filter(same)).map(|(_, fate)| fate)
     }
 
     /// `common.lua::pass_on`.
@@ -183,7 +183,7 @@ impl Redis {
             return record.map_or(Asked::Replaced, Asked::Known);
         }
         let others = mark.filter(|mark| mark.by != claim.token).map(|mark| mark.tells);
-        let marker = others.or(known.map(|_| Tells::default()));
+        let marker = others.or_else(|| known.map(|_| Tells::default()));
         let marked = marker.is_some();
         if self.at(claim).lease.is_some_and(|holder| holder != claim.token) {
             let line = &mut self.at(claim).line;

@@ -1,7 +1,8 @@
 //! The end of a delivery: what is published before it is acked, and what the broker does if the worker falls.
 
 use crate::{
-    domain::{Came, Ended, Left, Said, Todo},
+    domain::{Came, Left, Said, Todo},
+    ended::Ended,
     state::{Job, Message, Mutation, Setup, State, Step, token_of_later, token_of_slot, worker_of},
     worker::{Move, set},
 };

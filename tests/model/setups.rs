@@ -6,23 +6,24 @@ use capture_worker::domain::class::Class;
 
 use crate::{
     domain::{CONFLICT, DENIED, ILLEGAL, IN_PROCESS, PROCESS_FAIL, RISK, Said, TRAFFIC, UNKNOWN},
-    model::{
+    properties::{
         FAILED_STANDS, FRESH, HOLD, NO_LOSS, NO_OVERLAP, ONE_CAPTURE, SIGNED_IS_TRUE,
         UNSENT_IS_TRUE,
     },
     state::{Budget, Mutation, Replay, Setup},
 };
 
-const CALM: Budget = Budget { crashes: 0, cuts: 0, pauses: 0, aways: 0, losses: 0, acts: 0 };
-const CRASH: Budget = Budget { crashes: 1, ..CALM };
-const COPIES: &[(u8, u8)] = &[(0, 0), (0, 0)];
-const TWO_IDS: &[(u8, u8)] = &[(0, 0), (1, 0)];
+pub(crate) const CALM: Budget =
+    Budget { crashes: 0, cuts: 0, pauses: 0, aways: 0, losses: 0, acts: 0 };
+pub(crate) const CRASH: Budget = Budget { crashes: 1, ..CALM };
+pub(crate) const COPIES: &[(u8, u8)] = &[(0, 0), (0, 0)];
+pub(crate) const TWO_IDS: &[(u8, u8)] = &[(0, 0), (1, 0)];
 const ANSWERED_OR_NOT: &[Said] = &[Said::Captured, Said::Nothing];
-const REFUSED: &[Said] = &[Said::Captured, Said::Nothing, Said::Failed(DENIED)];
+pub(crate) const REFUSED: &[Said] = &[Said::Captured, Said::Nothing, Said::Failed(DENIED)];
 
 /// One job, one retry, nothing that goes wrong but calls without an answer; with the mendings that the tests of
 /// `as_it_is` do without.
-const BASE: Setup = Setup {
+pub(crate) const BASE: Setup = Setup {
     name: "",
     jobs: &[(0, 0)],
     payments: [0, 0, 1],
@@ -243,88 +244,6 @@ const FORGED: Setup = Setup {
     reaches: &["all captured"],
     ..BASE
 };
-
-/// Searched if `CAPTURE_MODEL` is a part of the name: minutes each, and gigabytes of memory.
-pub(crate) const BIG: &[Setup] = &[
-    Setup {
-        name: "big: one job, all replies, two crashes",
-        delays: 2,
-        budget: Budget { crashes: 2, ..CALM },
-        reaches: &["all captured", "failed", "unproven failure proven"],
-        ..SMALL[0]
-    },
-    Setup {
-        name: "big: copies, refusals, a crash",
-        jobs: COPIES,
-        delays: 2,
-        budget: CRASH,
-        says: &[Said::Captured, Said::Nothing, Said::Failed(DENIED), Said::Failed(ILLEGAL)],
-        reaches: &["all captured", "unproven failure proven"],
-        ..BASE
-    },
-    Setup {
-        name: "big: two ids, a crash, a lease that runs out",
-        jobs: TWO_IDS,
-        budget: Budget { crashes: 1, pauses: 1, ..CALM },
-        reaches: &["all captured"],
-        ..BASE
-    },
-    Setup {
-        name: "big: two ids, Redis away twice",
-        jobs: TWO_IDS,
-        budget: Budget { aways: 2, ..CALM },
-        reaches: &["all captured"],
-        ..BASE
-    },
-    Setup {
-        name: "big: two ids handed over, a crash",
-        jobs: TWO_IDS,
-        prefetch: [2, 1],
-        delays: 0,
-        in_flight: false,
-        budget: CRASH,
-        reaches: &["all captured", "hand-over"],
-        ..BASE
-    },
-    Setup {
-        name: "big: two operators, two crashes, two replays",
-        delays: 0,
-        budget: Budget { crashes: 2, acts: 2, ..CALM },
-        operators: 2,
-        says: &[Said::Captured, Said::Nothing, Said::Failed(RISK), Said::Failed(DENIED)],
-        reaches: &["fresh id captured"],
-        ..BASE
-    },
-    Setup {
-        name: "big: copies, two replays, a lease that runs out",
-        jobs: COPIES,
-        delays: 0,
-        budget: Budget { pauses: 1, acts: 2, ..CALM },
-        operators: 1,
-        says: REFUSED,
-        reaches: &["fresh id captured"],
-        ..BASE
-    },
-    Setup {
-        name: "big: time passes, copies and a crash",
-        jobs: COPIES,
-        delays: 0,
-        expires: true,
-        ages: true,
-        budget: CRASH,
-        reaches: &["all captured", "expired"],
-        ..BASE
-    },
-    Setup {
-        name: "big: time passes, a crash and a replay",
-        expires: true,
-        ages: true,
-        operators: 1,
-        budget: Budget { crashes: 1, acts: 1, ..CALM },
-        reaches: &["all captured", "expired"],
-        ..BASE
-    },
-];
 
 /// The protocol broken on purpose: the model must notice.
 pub(crate) const MUTATIONS: &[Setup] = &[

@@ -270,7 +270,7 @@ impl Setup {
         let mut marker = marker;
         if self.mutation == Some(Mutation::OneInquiry) {
             let is_first = carried.sent && carried.replays > 0 && carried.attempts == 0;
-            marker = marker.or(carried.sent.then(Tells::default));
+            marker = marker.or_else(|| carried.sent.then(Tells::default));
             carried.replays = u8::from(is_first);
         }
         let looks_not = [Mutation::NoForebears, Mutation::FreshWithoutInquiry];

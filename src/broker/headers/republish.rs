@@ -26,7 +26,7 @@ pub(in crate::broker) fn republished(
     original: &BasicProperties,
     jobs_queue: &str,
 ) -> BasicProperties {
-    let mut properties = inert(original);
+    let mut properties = with_priority(inert(original), *original.priority());
     if let Some(mode) = original.delivery_mode() {
         properties = properties.with_delivery_mode(*mode);
     }

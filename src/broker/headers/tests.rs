@@ -193,11 +193,13 @@ fn a_republished_dead_letter_keeps_all_but_what_acts() {
     .with_expiration("1000".into())
     .with_user_id("guest".into())
     .with_delivery_mode(1)
+    .with_priority(9)
     .with_message_id("m".into());
     assert_eq!(delivery_count(&original), 10);
     let again = republished(&original, JOBS);
     assert_eq!((again.expiration(), again.user_id()), (&None, &None));
     assert_eq!((again.delivery_mode(), again.message_id()), (&Some(1), &Some("m".into())));
+    assert_eq!(again.priority(), &Some(9));
     let kept = ["theirs", BROKER_QUEUE, BROKER_REASON, DEAD_AT, SENT, "x-death"];
     assert_eq!(names(&again), [&kept[..], &["x-first-death-reason"]].concat());
     assert_eq!(republished(&again, JOBS), again, "once is enough");

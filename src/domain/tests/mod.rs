@@ -1,5 +1,6 @@
 //! The rules of money, as tables and as properties: history and reply go in, one settlement comes out.
 
+mod inquiring;
 mod judging;
 mod properties;
 mod refusing;

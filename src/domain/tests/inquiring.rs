@@ -1,0 +1,287 @@
+//! What an inquiry proves.
+
+use super::{
+    judging::{check_inquiry, line},
+    *,
+};
+use crate::domain::{
+    evidence::Seen,
+    job::JobError,
+    judge::{Call, first_call},
+    outcome::Fate,
+    replay::fresh_id,
+    reply::{AcquirerInfo, NoAnswer},
+};
+
+#[test]
+fn of_our_transactions_success_beats_processing_beats_fail() {
+    let history = sent_history();
+    let (ok, busy, fail) = (
+        transaction("SUCCESS", Some("SUCCESS")),
+        transaction("PROCESSING", None),
+        transaction("FAIL", Some("RISK_REJECT")),
+    );
+    check_inquiry(
+        inquiry(vec![fail.clone(), busy.clone(), ok.clone()]),
+        &history,
+        "captured SUCCESS",
+    );
+    check_inquiry(
+        inquiry(vec![fail.clone(), busy]),
+        &history,
+        "in doubt unknown PAYMENT_IN_PROCESS,U",
+    );
+    check_inquiry(
+        inquiry(vec![transaction("PENDING", None)]),
+        &history,
+        "in doubt unknown PAYMENT_IN_PROCESS,U",
+    );
+    check_inquiry(inquiry(vec![fail]), &history, "failed risk RISK_REJECT");
+    check_inquiry(inquiry(vec![transaction("FAIL", None)]), &history, "failed provider -");
+    check_inquiry(inquiry(vec![transaction("CANCELLED", None)]), &history, "failed order -");
+    check_inquiry(
+        inquiry(vec![transaction("HIBERNATING", None)]),
+        &history,
+        "in doubt no_evidence -",
+    );
+}
+
+#[test]
+fn transactions_of_others_are_none_of_ours() {
+    let others = [
+        Transaction { request_id: Some("C".into()), ..transaction("FAIL", None) },
+        Transaction { request_id: Some("C".into()), ..transaction("SUCCESS", None) },
+        Transaction {
+            kind: Some("AUTHORIZATION".into()),
+            request_id: None,
+            ..transaction("SUCCESS", None)
+        },
+    ];
+    check_inquiry(inquiry(others.to_vec()), &sent_history(), "post");
+    check_inquiry(inquiry(vec![]), &sent_history(), "post");
+}
+
+#[test]
+fn what_contradicts_itself_is_no_evidence_and_hides_no_success() {
+    let with = |status: &str, result: &str| Transaction {
+        result: Some(GatewayResult { status: Status::of(result), code: "X".into(), message: None }),
+        ..transaction(status, None)
+    };
+    let anonymous = |kind: Option<&str>, id: Option<&str>| Transaction {
+        kind: kind.map(str::to_owned),
+        request_id: id.map(str::to_owned),
+        ..transaction("SUCCESS", None)
+    };
+    for item in [
+        with("FAIL", "U"),
+        with("FAIL", "S"),
+        with("CANCELLED", "S"),
+        with("SUCCESS", "F"),
+        with("SUCCESS", "U"),
+        with("PROCESSING", "F"),
+        Transaction { kind: Some("REFUND".into()), ..transaction("SUCCESS", None) },
+        Transaction { kind: None, ..transaction("FAIL", None) },
+        anonymous(Some("CAPTURE"), None),
+        anonymous(Some("CAPTURE"), Some(" ")),
+        anonymous(Some("capture"), None),
+        anonymous(None, None),
+    ] {
+        let told = format!("{item:?}");
+        let found = inquired(inquiry(vec![item.clone()]), &before(&sent_history()));
+        let Inquired::Over(outcome) = found else { panic!("posted: {told}") };
+        assert_eq!(line(&outcome), "in doubt no_evidence -", "{told}");
+        let hides = vec![item, transaction("SUCCESS", Some("SUCCESS"))];
+        check_inquiry(inquiry(hides), &sent_history(), "captured SUCCESS");
+    }
+}
+
+#[test]
+fn an_authorization_under_review_allows_no_post() {
+    let body = InquiryBody {
+        payment_id: Some("p".into()),
+        transactions: Some(Vec::new()),
+        auth_review_status: Some("PROCESSING".into()),
+        ..InquiryBody::default()
+    };
+    let reply = answer(Signature::Good, "S", "SUCCESS", body);
+    check_inquiry(reply.clone(), &sent_history(), "in doubt no_evidence -");
+    assert!(matches!(Seen::of(&reply, &job(), &Codes::default()), Seen::Nothing { .. }));
+}
+
+#[test]
+fn an_id_with_a_living_descendant_is_never_posted() {
+    let of = |generation: usize, status: &str| Transaction {
+        request_id: Some((0..generation).fold("c".to_owned(), |id, _| fresh_id(&id))),
+        ..transaction(status, None)
+    };
+    for generation in [1, 2, 5, 32] {
+        for status in ["SUCCESS", "PROCESSING", "UNHEARD"] {
+            let items = vec![of(generation, status)];
+            check_inquiry(inquiry(items), &sent_history(), "failed conflict -");
+        }
+        let dead = vec![of(generation, "FAIL")];
+        check_inquiry(inquiry(dead), &sent_history(), "post");
+    }
+    let own = |status, code| vec![of(2, "SUCCESS"), transaction(status, code)];
+    check_inquiry(inquiry(own("SUCCESS", None)), &sent_history(), "captured SUCCESS");
+    let failed = own("FAIL", Some("RISK_REJECT"));
+    check_inquiry(inquiry(failed), &sent_history(), "failed risk RISK_REJECT");
+}
+
+#[test]
+fn a_success_of_another_amount_is_a_conflict_and_an_unreadable_one_no_evidence() {
+    let other = Transaction { amount: Some(Ok(hkd("99"))), ..transaction("SUCCESS", None) };
+    check_inquiry(inquiry(vec![other.clone()]), &sent_history(), "failed conflict -");
+    check_inquiry(
+        inquiry(vec![other, transaction("SUCCESS", None)]),
+        &sent_history(),
+        "captured SUCCESS",
+    );
+    for amount in [None, Some(Err("no money".into()))] {
+        let unreadable = Transaction { amount, ..transaction("SUCCESS", None) };
+        check_inquiry(inquiry(vec![unreadable]), &sent_history(), "in doubt no_evidence -");
+    }
+}
+
+#[test]
+fn only_a_signed_s_about_our_payment_with_transactions_is_evidence() {
+    let body = |payment: &str, transactions| InquiryBody {
+        payment_id: Some(payment.into()),
+        transactions,
+        ..InquiryBody::default()
+    };
+    let none = Some(Vec::new());
+    for reply in [
+        answer(Signature::Missing, "S", "SUCCESS", body("p", none.clone())),
+        answer(Signature::Bad, "S", "SUCCESS", body("p", none.clone())),
+        answer(Signature::Good, "F", "ORDER_NOT_EXIST", body("p", none.clone())),
+        answer(Signature::Good, "U", "UNKNOWN_EXCEPTION", body("p", none.clone())),
+        answer(Signature::Good, "S", "SUCCESS", body("q", none.clone())),
+        answer(
+            Signature::Good,
+            "S",
+            "SUCCESS",
+            InquiryBody { payment_id: None, ..body("p", none) },
+        ),
+        answer(Signature::Good, "S", "SUCCESS", body("p", None)),
+        Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(5))),
+    ] {
+        check_inquiry(reply, &with_last_word("ACCESS_DENIED", "F"), "in doubt no_evidence -");
+    }
+    check_inquiry(Reply::NotSent("refused".into()), &sent_history(), "not_sent");
+}
+
+#[test]
+fn evidence_of_no_capture_lets_a_recorded_refusal_stand() {
+    let (sent, marker) = (sent_history(), marker(Some("ACCESS_DENIED")));
+    let denied = Before { marker: Some(&marker), ..before(&sent) };
+    let expired = Before { past_expiry: true, ..denied };
+    for (items, before, expected) in [
+        (vec![], denied, "failed access ACCESS_DENIED"),
+        (vec![transaction("SUCCESS", None)], denied, "captured SUCCESS"),
+        // A verdict comes before the time.
+        (vec![], expired, "failed access ACCESS_DENIED"),
+    ] {
+        let Inquired::Over(outcome) = inquired(inquiry(items), &before) else { panic!("posted") };
+        assert_eq!(line(&outcome), expected);
+    }
+}
+
+/// Anybody can write headers; only Redis tells what the gateway has signed.
+#[test]
+fn a_refusal_that_only_headers_tell_of_chooses_the_call_and_proves_nothing() {
+    let claims = with_last_word("ACCESS_DENIED", "F");
+    assert_eq!(first_call(&before(&claims), &Codes::default()), Call::Inquire);
+    check_inquiry(inquiry(vec![]), &claims, "post");
+    let empty = marker(None);
+    let marked = Before { marker: Some(&empty), ..before(&claims) };
+    assert_eq!(first_call(&marked, &Codes::default()), Call::Inquire);
+    assert_eq!(inquired(inquiry(vec![]), &marked), Inquired::Post);
+}
+
+#[test]
+fn evidence_of_no_capture_past_its_time_is_expired() {
+    let history = History { redelivered: true, ..history() };
+    let late = Before { past_expiry: true, ..before(&history) };
+    assert_eq!(
+        inquired(inquiry(vec![]), &late),
+        Inquired::Over(Outcome::Expired { inquired: true })
+    );
+}
+
+#[test]
+fn a_fresh_id_is_not_posted_beside_a_living_forebear() {
+    let replaces = |origin: &str| History {
+        replays: 1,
+        parent: Some("b".into()),
+        origin: Some(origin.into()),
+        ..history()
+    };
+    let of = |id: &str, status: &str| Transaction {
+        request_id: Some(id.into()),
+        ..transaction(status, None)
+    };
+    for status in ["SUCCESS", "PROCESSING", "UNHEARD"] {
+        check_inquiry(inquiry(vec![of("b", status)]), &replaces("b"), "failed conflict -");
+    }
+    check_inquiry(inquiry(vec![of("b", "FAIL")]), &replaces("b"), "post");
+    check_inquiry(inquiry(vec![of("a", "SUCCESS")]), &replaces("a"), "post");
+}
+
+#[test]
+fn a_sent_job_with_bad_forwarded_fields_is_malformed_only_after_an_inquiry() {
+    let codes = Codes::default();
+    let error = JobError::Repeated("goods".into());
+    let marker = marker(None);
+    let bad = |history, marked: bool| Before {
+        marker: marked.then_some(&marker),
+        forward_error: Some(&error),
+        ..before(history)
+    };
+    let (fresh, redelivered) = (history(), History { redelivered: true, ..history() });
+    let denied = with_last_word("ACCESS_DENIED", "F");
+    let late = Before { past_expiry: true, ..bad(&fresh, false) };
+    assert_eq!(first_call(&bad(&fresh, false), &codes), Call::Malformed);
+    assert_eq!(first_call(&late, &codes), Call::Malformed);
+    for before in [
+        bad(&fresh, true),
+        bad(&redelivered, false),
+        bad(&denied, false),
+        Before { past_expiry: true, ..bad(&fresh, true) },
+    ] {
+        assert_eq!(first_call(&before, &codes), Call::Inquire, "{before:?}");
+        let malformed = Outcome::Malformed { error: error.clone(), inquired: true };
+        assert_eq!(inquired(inquiry(vec![]), &before), Inquired::Over(malformed), "{before:?}");
+        let shown = |status| inquired(inquiry(vec![transaction(status, None)]), &before);
+        let Inquired::Over(captured) = shown("SUCCESS") else { panic!("posted") };
+        assert_eq!(line(&captured), "captured SUCCESS");
+        let Inquired::Over(in_process) = shown("PROCESSING") else { panic!("posted") };
+        assert_eq!(in_process.name(), "in_doubt");
+    }
+}
+
+#[test]
+fn an_inquiry_tells_of_the_acquirer_too() {
+    let info = || {
+        let info = serde_json::value::RawValue::from_string(r#"{"a": 1.0}"#.into()).unwrap();
+        AcquirerInfo::of(info)
+    };
+    let item = Transaction {
+        acquirer_reference_no: Some("reference".into()),
+        acquirer_info: info(),
+        ..transaction("SUCCESS", None)
+    };
+    let Inquired::Over(Outcome::Captured(capture)) =
+        inquired(inquiry(vec![item]), &before(&sent_history()))
+    else {
+        panic!("not captured")
+    };
+    assert_eq!(capture.acquirer_reference_no.as_deref(), Some("reference"));
+    assert_eq!(capture.acquirer_info, info());
+    // Redis keeps the outcome so.
+    let kept = serde_json::to_string(&Fate::Captured(capture.clone())).unwrap();
+    assert!(kept.contains(r#""acquirer_info":{"a": 1.0}"#), "{kept}");
+    assert_eq!(serde_json::from_str::<Fate>(&kept).unwrap(), Fate::Captured(capture));
+    let older = r#"{"captured":{"code":"SUCCESS","message":null,"capture_id":null,"capture_time":null,"acquirer_reference_no":null}}"#;
+    assert!(serde_json::from_str::<Fate>(older).is_ok());
+}

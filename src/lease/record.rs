@@ -1,0 +1,52 @@
+//! What is kept in Redis of outcomes and of ids that were sent: as text, for the scripts and for us.
+
+use super::{Away, Claim};
+use crate::domain::{
+    judge::SentMarker,
+    outcome::{Fate, Release},
+};
+
+/// The mode of a release, the record that it leaves, and the code of a refusal that it keeps.
+pub(super) fn parts<'r>(
+    claim: &Claim,
+    release: &'r Release,
+) -> Result<(&'static str, String, &'r str), Away> {
+    Ok(match release {
+        Release::Final(fate) => ("final", write(claim, fate)?, ""),
+        Release::Close(fate) => ("close", write(claim, fate)?, ""),
+        Release::Replace(fate) => ("replace", write(claim, fate)?, ""),
+        Release::EndHold => ("end", String::new(), ""),
+        Release::KeepHold { refused } => {
+            ("keep", String::new(), refused.as_deref().unwrap_or_default())
+        }
+        Release::TakeBack => ("back", String::new(), ""),
+        Release::Forget => ("forget", String::new(), ""),
+    })
+}
+
+/// An outcome as it is kept: amount, kind, and all of it.
+pub(super) fn write(claim: &Claim, fate: &Fate) -> Result<String, Away> {
+    let json = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
+    Ok(format!("{}\n{}\n{json}", claim.amount(), fate.kind()))
+}
+
+/// The amount and the outcome of a record.
+pub(super) fn read(record: &str) -> Result<(&str, Fate), Away> {
+    let unreadable = || Away("a final outcome on record can't be read".to_owned());
+    let mut lines = record.splitn(3, '\n');
+    let (Some(amount), Some(_), Some(json)) = (lines.next(), lines.next(), lines.next()) else {
+        return Err(unreadable());
+    };
+    Ok((amount, serde_json::from_str(json).map_err(|_| unreadable())?))
+}
+
+/// What a sent marker tells besides that it is there: see `common.lua`.
+pub(super) fn read_marker(told: &str, our_amount: &str) -> SentMarker {
+    let mut lines = told.splitn(3, '\n');
+    let denied_at_replay = lines.next().and_then(|number| number.parse().ok());
+    let refused = match (lines.next(), lines.next()) {
+        (Some(amount), Some(code)) if amount == our_amount => Some(code.to_owned()),
+        _ => None,
+    };
+    SentMarker { denied_at_replay, refused }
+}

@@ -1,0 +1,171 @@
+//! What must always hold, and what some run must come to.
+
+use capture_worker::domain::class::Class;
+use stateright::{Model as _, Property};
+
+use crate::{
+    redis::Fate,
+    state::{Account, Job, Setup, State, Step},
+};
+
+/// Every copy of a job is somewhere, or was told about.
+pub(crate) const NO_LOSS: &str = "nothing is lost";
+/// What is a dead letter, and nothing else any more, was told about.
+pub(crate) const TOLD: &str = "what has ended was told";
+/// At most one capture for each job that a publisher wrote, fresh ids included.
+pub(crate) const ONE_CAPTURE: &str = "nothing is captured twice";
+/// An id that was told to have failed by the gateway's verdict has not captured and can't by what is under way, until an
+/// operator sends the same id again, as long as Redis keeps what it was told: where it has forgotten a failure for want of
+/// a capture, a copy may capture, and CAPTURED overrides FAILED.
+pub(crate) const FAILED_STANDS: &str = "failed stands";
+/// When an id is given up for want of time as `expired`, `unreachable` or unsigned `access`, nothing that may have
+/// captured it was sent. Another copy may be sent afterwards: such a FAILED is true of a copy.
+pub(crate) const UNSENT_IS_TRUE: &str = "unsent is true";
+/// An id that was told to have captured has.
+pub(crate) const CAPTURED_IS_TRUE: &str = "captured is true";
+/// No two capture calls of a payment are under way at once, as long as Redis keeps what it was told. A call is under
+/// way from the moment in which its worker has made sure of the lease until it returns or times out, and counts unless
+/// its worker stood still meanwhile until the lease was over.
+pub(crate) const NO_OVERLAP: &str = "no two captures of a payment side by side";
+/// While one id of a payment is in doubt, no capture of another begins, until the doubt or its hold ends.
+pub(crate) const HOLD: &str = "a doubt keeps others out";
+/// An id that was told to have failed by the gateway's signed verdict was given an `F` by the gateway.
+pub(crate) const SIGNED_IS_TRUE: &str = "signed is true";
+/// When nothing is under way any more, no hold is left of an id whose outcome is on record.
+pub(crate) const HOLD_ENDS: &str = "a hold ends with its outcome";
+/// A fresh id is posted only if none of its forebears has captured or can by what is under way.
+pub(crate) const FRESH: &str = "fresh only after the end";
+/// Where nothing can happen any more, nothing is left to do.
+pub(crate) const NO_DEAD_END: &str = "no dead end";
+
+fn is_active(state: &State, copy: u8) -> bool {
+    let operators = state.operators.iter().flatten().map(|(letter, _)| letter);
+    let slots = state.slots.iter().flatten().filter(|job| !job.cut).map(|job| &job.message);
+    state.queue.iter().chain(slots).chain(operators).any(|message| message.copy == copy)
+}
+
+fn copies(model: &Setup) -> impl Iterator<Item = u8> {
+    (0_u8..).zip(model.jobs).map(|(copy, _)| copy)
+}
+
+pub(crate) fn no_loss(model: &Setup, state: &State) -> bool {
+    copies(model).all(|copy| {
+        state.ended & (1 << copy) != 0
+            || is_active(state, copy)
+            || state.dead.iter().any(|letter| letter.copy == copy)
+    })
+}
+
+pub(crate) fn ended_is_told(model: &Setup, state: &State) -> bool {
+    copies(model).all(|copy| state.ended & (1 << copy) != 0 || is_active(state, copy))
+}
+
+pub(crate) fn one_capture(_: &Setup, state: &State) -> bool {
+    (0..3).all(|id| (0..3).filter(|n| state.has_captured(id + 3 * n)).count() <= 1)
+}
+
+pub(crate) fn failed_stands(_: &Setup, state: &State) -> bool {
+    state.forgot
+        || (0_u8..).zip(&state.told).all(|(id, told)| !told.failed || !state.may_have_captured(id))
+}
+
+pub(crate) fn captured_is_true(_: &Setup, state: &State) -> bool {
+    (0_u8..).zip(&state.told).all(|(id, told)| !told.captured || state.has_captured(id))
+}
+
+pub(crate) fn no_overlap(model: &Setup, state: &State) -> bool {
+    let posting = |payment| {
+        let live = state.posting().filter(|(_, lease)| !lease.overdue);
+        live.filter(|(id, _)| model.payment(*id) == payment).count()
+    };
+    state.forgot || (posting(0) <= 1 && posting(1) <= 1)
+}
+
+pub(crate) fn hold_keeps_out(model: &Setup, state: &State) -> bool {
+    let mut posting = state.posting().filter(|(_, lease)| !lease.overdue);
+    posting.all(|(id, _)| {
+        let doubt = state.doubt[usize::from(model.payment(id))];
+        state.forgot || doubt.is_none_or(|doubt| doubt == id)
+    })
+}
+
+pub(crate) fn fresh_only_after_the_end(_: &Setup, state: &State) -> bool {
+    let mut children = state.posting().filter(|(id, _)| *id >= 3);
+    children.all(|(id, _)| (1..=id / 3).all(|n| !state.may_have_captured(id - 3 * n)))
+}
+
+pub(crate) fn signed_is_true(_: &Setup, state: &State) -> bool {
+    let told = state.told.iter().zip(&state.gateway);
+    told.into_iter().all(|(told, account)| !told.failed || account.said_failed)
+}
+
+pub(crate) fn hold_ends_with_its_outcome(_: &Setup, state: &State) -> bool {
+    let has_outcome = |id: u8| {
+        let known = state.redis.keys[usize::from(id)].known;
+        matches!(known, Some((_, Fate::Captured | Fate::Failed(_))))
+    };
+    !state.is_ended()
+        || state.redis.payments.iter().all(|at| at.hold.is_none_or(|(_, id)| !has_outcome(id)))
+}
+
+pub(crate) fn no_dead_end(model: &Setup, state: &State) -> bool {
+    let mut actions = Vec::new();
+    state.is_ended() || {
+        model.actions(state, &mut actions);
+        !actions.is_empty()
+    }
+}
+
+/// What some run must come to, where a configuration says so.
+pub(crate) fn examples() -> Vec<Property<Setup>> {
+    vec![
+        Property::sometimes("all captured", |_, state: &State| {
+            state.is_ended()
+                && state.dead.is_empty()
+                && (0..3)
+                    .all(|id| state.told[id].captured || state.gateway[id] == Account::default())
+                && state.told.iter().any(|told| told.captured)
+        }),
+        Property::sometimes("known outcome", |_, state: &State| {
+            let is_known = |job: &Job| matches!(job.step, Step::Settles { remembered: true, .. });
+            state.slots.iter().flatten().any(is_known)
+        }),
+        Property::sometimes("hand-over", |_, state: &State| {
+            state.posting().any(|(_, lease)| lease.handed)
+        }),
+        Property::sometimes("granted to the other worker", |_, state: &State| {
+            let stands = |slot: usize| {
+                matches!(state.slots[slot], Some(Job { step: Step::Stands { .. }, .. }))
+            };
+            let grants = |token| Setup::slot_of(token).is_some_and(stands);
+            state.redis.payments.iter().any(|payment| payment.lease.is_some_and(grants))
+        }),
+        Property::sometimes("fresh id captured", |_, state: &State| {
+            state.is_ended() && state.told.iter().skip(3).any(|told| told.captured)
+        }),
+        Property::sometimes("failed", |_, state: &State| {
+            state.is_ended() && state.told.iter().any(|told| told.failed)
+        }),
+        Property::sometimes("dead in doubt, captured after a replay", |_, state: &State| {
+            let replayed = |job: &Job| job.message.carried.replays > 0;
+            state.slots.iter().flatten().any(replayed) && state.told[0].captured
+        }),
+        Property::sometimes("poison", |_, state: &State| is_dead(state, Class::Poison)),
+        Property::sometimes("expired", |_, state: &State| is_dead(state, Class::Expired)),
+        Property::sometimes("conflict", |_, state: &State| is_dead(state, Class::Conflict)),
+        Property::sometimes("unproven failure proven", |_, state: &State| {
+            let verdict = state
+                .gateway
+                .iter()
+                .any(|account| account.verdict.is_some_and(|(fate, _)| fate != Fate::Captured));
+            !verdict
+                && state.dead.iter().any(|letter| {
+                    letter.carried.attempts > 1 && letter.letter.is_some_and(|(_, signed)| signed)
+                })
+        }),
+    ]
+}
+
+fn is_dead(state: &State, class: Class) -> bool {
+    state.dead.iter().any(|letter| letter.letter.is_some_and(|(is, _)| is == class))
+}
