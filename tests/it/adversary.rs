@@ -3,6 +3,7 @@
 //!
 //! `CAPTURE_ADVERSARY=2000 cargo test --release --test it adversary -- --nocapture` takes that many jobs.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::print_stdout, reason = "the figures of a run, for people")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

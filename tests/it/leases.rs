@@ -122,7 +122,7 @@ async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease()
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
     let lease = taken(acquire(&leases, &a).await);
-    assert!(!lease.marker().is_some());
+    assert!(lease.marker().is_none());
     refused(acquire(&leases, &b).await, false, false);
     refused(acquire(&leases, &a).await, false, true);
     assert!(release(&leases, &lease, Release::Final(captured())).await);
@@ -133,7 +133,7 @@ async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease()
     assert!(other.marker().is_some());
     assert!(release(&leases, &other, Release::TakeBack).await);
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
-    assert!(!taken(acquire(&leases, &b).await).marker().is_some());
+    assert!(taken(acquire(&leases, &b).await).marker().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,7 +196,7 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
     let claim = claim(&a, true);
     taken(leases.acquire(&claim, false).await.unwrap());
     let mut lease = taken(leases.acquire(&claim, false).await.unwrap());
-    assert!(!lease.marker().is_some(), "its own mark is none of an earlier acquisition");
+    assert!(lease.marker().is_none(), "its own mark is none of an earlier acquisition");
 
     redis.cmd(&["DEL", "capture:client:{p}:lease", "capture:client:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
@@ -324,7 +324,7 @@ async fn a_lease_is_handed_over_in_one_step_and_to_another_worker_in_its_turn() 
     // The lease stays, though another waits.
     let handed = leases.hand_over(&lease, &Release::Final(captured()), b, true).await.unwrap();
     let (KEPT, Acquired::Taken(lease)) = handed else { panic!("{handed:?}") };
-    assert!(!lease.marker().is_some());
+    assert!(lease.marker().is_none());
     let known = |id| redis.cmd(&["EXISTS", &format!("capture:client:{{p}}:known:{id}")]).unwrap();
     assert!(matches!((known("a"), known("b")), (Reply::Int(1), Reply::Int(0))));
     assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 590_000, "the hold of b");

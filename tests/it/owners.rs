@@ -1,5 +1,4 @@
 //! Whose memory Redis keeps: deployments and merchants that share a server know nothing of each other.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
 use std::time::Duration;
 
