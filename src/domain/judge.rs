@@ -176,6 +176,12 @@ pub fn judge_inquiry(
     match shown(&answer.body, job, before.history, codes) {
         Shown::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
         _ if is_stale => Inquired::Over(no_evidence(STALE)),
+        Shown::Proves(Outcome::Failed(verdict)) => {
+            // What the gateway said of the repeat is the code that an operator knows.
+            let of_repeat = before.refused().filter(|code| codes.class_of(code) == verdict.class);
+            let code = verdict.code.or_else(|| of_repeat.map(str::to_owned));
+            Inquired::Over(Outcome::Failed(Verdict { code, ..verdict }))
+        }
         Shown::Proves(outcome) => Inquired::Over(outcome),
         Shown::NoSuchCapture if is_under_review(&answer.body) => {
             Inquired::Over(no_evidence("the authorization is under review: do not capture yet"))

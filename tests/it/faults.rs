@@ -222,12 +222,15 @@ async fn a_frozen_broker_is_noticed_and_its_jobs_come_again() {
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
     let shop = shop.set("BROKER__URL", &proxy.url(&rabbit.url()));
     let worker = shop.worker().await;
+    // The channel for results is opened by the first of them.
+    shop.publish(&job("before", "o", 100)).await;
+    shop.ends_as("before", "CAPTURED", None).await;
     shop.script("p", json!([{"delay_ms": 500}]));
     shop.publish(&job("c", "p", 100)).await;
     eventually("the capture is under way", LIMIT, async || shop.posts("p", "c") == 1).await;
     // What the worker publishes arrives, and it never hears of it.
     proxy.freeze_answers();
-    captures_reach(&shop, 1).await;
+    captures_reach(&shop, 2).await;
     eventually("the worker gives the session up", LIMIT, async || {
         http::get(&worker.url, "/readyz").await.is_err()
     })
@@ -237,7 +240,7 @@ async fn a_frozen_broker_is_noticed_and_its_jobs_come_again() {
     worker.becomes_ready().await;
     shop.publish(&job("d", "q", 100)).await;
     shop.ends_as("d", "CAPTURED", None).await;
-    assert_all_captured_once(&shop, 2).await;
+    assert_all_captured_once(&shop, 3).await;
     // The first result arrived before, unconfirmed; then the job came again.
     let results = async || (shop.results_now("c").len() == 2).then_some(());
     eventually("a second result of the first job", LIMIT, results).await;
