@@ -43,6 +43,16 @@ impl Seen {
     pub fn of(reply: &InquiryReply, job: &Job, codes: &Codes) -> Self {
         let history = &History::default();
         let before = Before { history, marker: None, past_expiry: false, forward_error: None };
+        let mut reply = reply.clone();
+        // Others of its family are seen by [`PaymentSeen`]: one that lives is no capture of this id.
+        if let Reply::Answered(answer) = &mut reply
+            && let Some(transactions) = &mut answer.body.transactions
+        {
+            transactions.retain(|item| {
+                item.request_id.as_ref() == Some(&job.capture_request_id)
+                    || item.is_anonymous_capture()
+            });
+        }
         match judge_inquiry(reply.clone(), job, &before, codes) {
             Inquired::Post => Self::NoSuchCapture,
             Inquired::Over(Outcome::Captured(capture)) => Self::Captured(capture),
@@ -52,7 +62,7 @@ impl Seen {
             Inquired::Over(Outcome::Failed(verdict)) => Self::Failed(verdict),
             Inquired::Over(Outcome::InDoubt(Doubt { word: Some(_), .. })) => Self::InProcess,
             Inquired::Over(Outcome::InDoubt(doubt)) => {
-                Self::Nothing { reason: doubt.reason, code: refused(reply) }
+                Self::Nothing { reason: doubt.reason, code: refused(&reply) }
             }
             Inquired::Over(Outcome::NotSent(reason)) => Self::Nothing {
                 reason: format!("the gateway can't be reached: {reason}"),

@@ -293,7 +293,9 @@ fn a_fresh_id_goes_again_beside_nothing_that_lives_after_it() {
         };
         let reply = answer(Signature::Good, "S", "SUCCESS", body);
         let payment = PaymentSeen::of(&reply, &job(), &history());
-        let decision = decided(&risk, &Seen::NoSuchCapture, &payment);
+        let seen = Seen::of(&reply, &job(), &Codes::default());
+        assert_eq!(seen, Seen::NoSuchCapture, "none of them is a capture of the id itself");
+        let decision = decided(&risk, &seen, &payment);
         assert_eq!(matches!(decision, Decision::Send(_)), goes, "{items:?}");
     }
 }
