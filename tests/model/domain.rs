@@ -5,17 +5,13 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey};
 
 use capture_worker::domain::{
     class::{Class, Codes},
-    evidence::{Decision, PaymentSeen, Seen, decide},
     history::{History, LastWord},
     job::Job,
     judge::{Before, Call, Inquired, SentMarker, first_call, judge_capture, judge_inquiry},
-    letter::DeadLetter,
     outcome::{
         Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Throttle, Verdict,
     },
-    replay::{self, Changes, prepare},
 };
-use time::OffsetDateTime;
 
 use crate::{
     redis::{self, Mode, Record, Tells},
@@ -52,7 +48,7 @@ pub(crate) const WORDS: [(&str, &str); 10] = [
     ("PAYMENT_IN_PROCESS", "U"),
 ];
 
-fn spell(word: Word) -> Option<LastWord> {
+pub(crate) fn spell(word: Word) -> Option<LastWord> {
     let (code, status) = WORDS[usize::from(word)];
     (word != NO_WORD).then(|| LastWord::new(code, status))
 }
@@ -151,14 +147,6 @@ impl Inquiry {
     };
 }
 
-/// What becomes of a dead letter, by the program's own decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decided {
-    Send,
-    Settle,
-    Refuse,
-}
-
 /// What is published before the ack: `src/domain/settle.rs::Settlement`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Todo {
@@ -188,7 +176,7 @@ pub(crate) fn remembered<K: Copy + Eq + Hash, V: Copy>(
     })
 }
 
-const JOB: &str =
+pub(crate) const JOB: &str =
     r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
 
 /// The forebear that headers name, if it lives.
@@ -384,46 +372,5 @@ impl Known {
                 Inquired::Post => None,
             })
         })
-    }
-}
-
-/// `src/domain/replay.rs::prepare` and `src/domain/evidence.rs::decide`, themselves: what becomes of a dead letter when
-/// an inquiry shows this.
-pub(crate) fn decide_replay(
-    class: Class,
-    signed: bool,
-    carried: Carried,
-    seen: Inquiry,
-) -> Decided {
-    let letter = DeadLetter {
-        class,
-        body: JOB.as_bytes().into(),
-        job: Ok(job()),
-        history: history(carried, false),
-        code: spell(carried.word).map(|word| word.code),
-        status: spell(carried.word).map(|word| word.status),
-        message: None,
-        dead_at_ms: None,
-        signed,
-        broker_death: None,
-    };
-    let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
-    let Ok(replay) = prepare(&letter, &Changes::default(), now) else { return Decided::Refuse };
-    let reply = inquiry_reply(seen);
-    let evidence = Seen::of(&reply, &job(), &Codes::default());
-    match decide(&letter, replay, &evidence, &PaymentSeen::of(&reply, &job(), &letter.history), now)
-    {
-        Decision::Send(_) => Decided::Send,
-        Decision::Settle(_) => Decided::Settle,
-        Decision::Refuse(_) => Decided::Refuse,
-    }
-}
-
-/// `src/domain/replay.rs::Policy::of`, itself: whether a replay sends a fresh id, the same, or nothing.
-pub(crate) fn replays_fresh(class: Class, signed: bool) -> Option<bool> {
-    match replay::Policy::of(class, signed) {
-        replay::Policy::Never => None,
-        replay::Policy::SameId | replay::Policy::SameBytes => Some(false),
-        replay::Policy::FreshId => Some(true),
     }
 }

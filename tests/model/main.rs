@@ -21,6 +21,7 @@ mod model;
 mod operator;
 mod properties;
 mod redis;
+mod replaying;
 mod replies;
 mod settle;
 mod setups;

@@ -3,8 +3,9 @@
 use capture_worker::domain::class::Class;
 
 use crate::{
-    domain::{Carried, Decided, Inquiry, decide_replay, replays_fresh},
+    domain::{Carried, Inquiry},
     redis::{Asked, Claim, Fate, Mode},
+    replaying::{Decided, decide_replay, replays_fresh},
     settle::publish_captured,
     state::{
         Act, Closing, Message, Mutation, Replay, Setup, State, Verdict, child_of, token_of_operator,

@@ -1,0 +1,63 @@
+//! What becomes of a dead letter: the bridge to `src/domain/replay.rs` and `src/domain/evidence.rs`.
+
+use capture_worker::domain::{
+    class::{Class, Codes},
+    evidence::{Decision, PaymentSeen, Seen, decide},
+    letter::DeadLetter,
+    replay::{self, Changes, prepare},
+};
+use time::OffsetDateTime;
+
+use crate::{
+    domain::{Carried, Inquiry, JOB, NOW_MS, history, job, spell},
+    replies::inquiry_reply,
+};
+
+/// What becomes of a dead letter, by the program's own decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decided {
+    Send,
+    Settle,
+    Refuse,
+}
+
+/// `src/domain/replay.rs::prepare` and `src/domain/evidence.rs::decide`, themselves: what becomes of a dead letter when
+/// an inquiry shows this.
+pub(crate) fn decide_replay(
+    class: Class,
+    signed: bool,
+    carried: Carried,
+    seen: Inquiry,
+) -> Decided {
+    let letter = DeadLetter {
+        class,
+        body: JOB.as_bytes().into(),
+        job: Ok(job()),
+        history: history(carried, false),
+        code: spell(carried.word).map(|word| word.code),
+        status: spell(carried.word).map(|word| word.status),
+        message: None,
+        dead_at_ms: None,
+        signed,
+        broker_death: None,
+    };
+    let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
+    let Ok(replay) = prepare(&letter, &Changes::default(), now) else { return Decided::Refuse };
+    let reply = inquiry_reply(seen);
+    let evidence = Seen::of(&reply, &job(), &Codes::default());
+    match decide(&letter, replay, &evidence, &PaymentSeen::of(&reply, &job(), &letter.history), now)
+    {
+        Decision::Send(_) => Decided::Send,
+        Decision::Settle(_) => Decided::Settle,
+        Decision::Refuse(_) => Decided::Refuse,
+    }
+}
+
+/// `src/domain/replay.rs::Policy::of`, itself: whether a replay sends a fresh id, the same, or nothing.
+pub(crate) fn replays_fresh(class: Class, signed: bool) -> Option<bool> {
+    match replay::Policy::of(class, signed) {
+        replay::Policy::Never => None,
+        replay::Policy::SameId | replay::Policy::SameBytes => Some(false),
+        replay::Policy::FreshId => Some(true),
+    }
+}
