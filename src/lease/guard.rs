@@ -9,7 +9,6 @@
 //! A command never names the server, since it does not wait; without the name it takes no lease.
 
 use std::{
-    collections::HashMap,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,10 +16,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult,
-    cluster_routing::MultipleNodeRoutingInfo, cluster_routing::RoutingInfo, cmd,
-};
+use redis::{ErrorKind, RedisError, RedisResult, cmd};
 use tokio::time::Instant;
 
 use super::{
@@ -171,9 +167,7 @@ impl Guard {
 
 /// Which server answers; `None` if we may not ask (an access list without `INFO`).
 pub(super) async fn server(wire: &mut Wire) -> RedisResult<Option<String>> {
-    let mut info = cmd("INFO");
-    info.arg("server");
-    let infos = match said(wire, info).await {
+    let infos = match wire.info("server").await {
         Err(error) if error.code() == Some("NOPERM") => return Ok(None),
         infos => infos?,
     };
@@ -183,19 +177,6 @@ pub(super) async fn server(wire: &mut Wire) -> RedisResult<Option<String>> {
         return Err(RedisError::from((ErrorKind::UnexpectedReturnType, "INFO without a run_id")));
     }
     Ok(Some(ids.join(",")))
-}
-
-/// What each primary says.
-async fn said(wire: &mut Wire, info: Cmd) -> RedisResult<Vec<String>> {
-    match wire {
-        Wire::Single(connection) => Ok(vec![info.query_async(connection).await?]),
-        Wire::Cluster(connection) => {
-            let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-            let said = connection.route_command(info, all).await?;
-            let by_node: HashMap<String, String> = FromRedisValue::from_redis_value(said)?;
-            Ok(by_node.into_values().collect())
-        }
-    }
 }
 
 fn run_id(info: &str) -> Option<&str> {

@@ -1,14 +1,17 @@
 //! The one connection to Redis: single server, Cluster or Sentinel; watched, and made again whenever it fails.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use redis::{
-    ErrorKind, RedisError, RedisFuture, RedisResult, Value,
+    ErrorKind, FromRedisValue, RedisError, RedisFuture, RedisResult, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster_async::ClusterConnection,
+    cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo},
+    cmd,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +39,23 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub(super) enum Wire {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+impl Wire {
+    /// What each primary says in a section of its `INFO`.
+    pub(super) async fn info(&mut self, section: &str) -> RedisResult<Vec<String>> {
+        let mut info = cmd("INFO");
+        info.arg(section);
+        match self {
+            Self::Single(connection) => Ok(vec![info.query_async(connection).await?]),
+            Self::Cluster(connection) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                let said = connection.route_command(info, all).await?;
+                let by_node: HashMap<String, String> = FromRedisValue::from_redis_value(said)?;
+                Ok(by_node.into_values().collect())
+            }
+        }
+    }
 }
 
 /// The connection, and whether it works.
