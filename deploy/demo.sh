@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A day of shipments on this machine: a private RabbitMQ and Redis, the gateway's sandbox, two workers, some 400 jobs, and at
-# the end the proof that each was captured once or given up for a reason. Needs nothing running, leaves nothing running.
+# Runs the demo on this machine: a private RabbitMQ and Redis, the gateway's sandbox, two workers
+# and some 400 jobs. At the end it proves that each job was captured once, or became a dead letter
+# with a reason. It needs no running servers, and leaves none running.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/setup.sh

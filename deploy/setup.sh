@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by tests/run.sh, deploy/demo.sh and the scripts that validate: makes sure that what they need is there, and installs
-# what Debian has of it.
+# Sourced by tests/run.sh, deploy/demo.sh and the validation scripts. Checks that what they need is
+# installed, and installs Debian packages that are missing.
 #
-# Rust's toolchain is the one thing that must be there already. From Debian come a C compiler (the cryptography is built from
-# source), RabbitMQ and Redis, and for validation Python. Only the servers' programs are used, as private processes: no system
-# service is left running that was not running before.
+# Rust's toolchain must be installed already. From Debian come a C compiler (the cryptography is
+# built from source), RabbitMQ, Redis and, for validation, Python. The servers run as private
+# processes only: no system service is left running that was not running before.
 
 say() { printf '\n== %s\n' "$*"; }
 die() {
@@ -12,30 +12,33 @@ die() {
     exit 1
 }
 
-# Rust: cargo may be installed, but not on the PATH of a shell that started before.
+# cargo may be installed, but not on the PATH of a shell that started before the installation.
 PATH="$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin"
 
 need_cargo() {
     local minimum found
     minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     if ! found=$(cargo --version 2>/dev/null); then
-        die "Rust $minimum or newer is needed, and cargo was not found. To install it:" \
+        die "cargo was not found. Rust $minimum or newer is needed. To install it:" \
             "    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
     fi
     found=${found#cargo } found=${found%%[ -]*}
     if [[ $(printf '%s\n' "$minimum" "$found" | sort -V | head -n 1) != "$minimum" ]]; then
-        die "Rust $minimum or newer is needed, and this is $found: rustup update stable"
+        die "cargo is version $found. Rust $minimum or newer is needed. To update it:" \
+            "    rustup update stable"
     fi
 }
 
-# rustfmt and clippy are left out of a minimal toolchain.
+# A minimal toolchain has no rustfmt and no clippy.
 need_rust_components() {
     local missing=()
     cargo fmt --version >/dev/null 2>&1 || missing+=(rustfmt)
     cargo clippy --version >/dev/null 2>&1 || missing+=(clippy)
     ((${#missing[@]} == 0)) && return
     say "rustup component add ${missing[*]}"
-    command -v rustup >/dev/null || die "Missing: ${missing[*]}. Install them with your Rust toolchain."
+    command -v rustup >/dev/null || die \
+        "These components of the Rust toolchain are missing, and there is no rustup: ${missing[*]}" \
+        "Install them in the way in which you installed Rust."
     rustup component add "${missing[@]}"
 }
 
@@ -43,8 +46,10 @@ compiles_c() {
     printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | cc -x c -o /dev/null - 2>/dev/null
 }
 
-# What is missing, as Debian's package names.
-missing_packages() { # for what: running (the program and its servers), validation (of what is deployed)
+# Prints the names of the Debian packages that are missing.
+#
+# Purposes: running (the program and its servers), validation (of the files in deploy).
+missing_packages() { # purpose...
     local purpose
     for purpose in "$@"; do
         case $purpose in
@@ -54,7 +59,8 @@ missing_packages() { # for what: running (the program and its servers), validati
                 command -v redis-server >/dev/null || [[ -x /usr/bin/redis-server ]] || echo redis-server
                 ;;
             validation)
-                # Debian's python3 has a venv module that can't make one without python3-venv.
+                # Debian's python3 has the module venv, which fails without the package
+                # python3-venv.
                 python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
                 [[ -s /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
                 command -v openssl >/dev/null || echo openssl
@@ -63,7 +69,7 @@ missing_packages() { # for what: running (the program and its servers), validati
     done
 }
 
-# Those of our services that run now; empty where there is no systemd.
+# Prints the system services of RabbitMQ and Redis that are active; nothing without systemd.
 running_services() {
     [[ -d /run/systemd/system ]] || return 0
     local service
@@ -72,16 +78,18 @@ running_services() {
     done
 }
 
-# In a subshell, so that its trap is its own: the system's policy for starting services is as before, whatever happens.
+# Runs in a subshell, so that its trap always restores the system's policy for starting services.
 install_packages() (
     as_root=()
     if ((EUID != 0)); then
         command -v sudo >/dev/null ||
-            die "These Debian packages are missing, and installing them needs root or sudo:" "    $*"
+            die "These Debian packages are missing:" "    $*" \
+                "To install them, run this script as root or install sudo."
         as_root=(sudo)
     fi
     command -v apt-get >/dev/null ||
-        die "These are missing, and there is no apt-get to install them (the names are Debian's):" "    $*"
+        die "These Debian packages are missing:" "    $*" \
+            "There is no apt-get to install them with: install their programs in another way."
 
     before=$(running_services)
     policy=/usr/sbin/policy-rc.d
@@ -93,7 +101,8 @@ install_packages() (
     fi
     "${as_root[@]}" apt-get update -q
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@" </dev/null
-    # A policy that was there already may have let them start; and none keeps them from starting at the next boot.
+    # An existing policy may have let the services start, and no policy prevents a start at the next
+    # boot.
     if [[ -d /run/systemd/system ]]; then
         for package in "$@"; do
             case $package in
@@ -109,14 +118,15 @@ install_packages() (
     fi
 )
 
-need_packages() { # for what, as for missing_packages
+need_packages() { # purposes, as for missing_packages
     local packages
     mapfile -t packages < <(missing_packages "$@")
     ((${#packages[@]} > 0)) || return 0
     say "Installing from Debian: ${packages[*]}"
     install_packages "${packages[@]}"
     mapfile -t packages < <(missing_packages "$@")
-    ((${#packages[@]} == 0)) || die "Installed, and still not usable: ${packages[*]}"
+    ((${#packages[@]} == 0)) ||
+        die "These packages were installed, and still do not work: ${packages[*]}"
 }
 
 setup() {

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Validates what is deployed: scripts, Dockerfile, the image's root, compose file, chart.
+# Validates the files in deploy: scripts, Dockerfile, the image's root file system, compose file,
+# chart.
 #
 #     bash deploy/validate.sh
 #
-# Arguments and environment are those of helm/validate.sh, which it ends with.
+# It ends with helm/validate.sh, which documents the arguments and the environment variables.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/setup.sh
@@ -28,9 +29,10 @@ image_root() {
     program=/usr/local/bin/$(basename "$CAPTURE_WORKER")
     bash deploy/rootfs.sh "$root" "$CAPTURE_WORKER"
     if [[ -n $(find "$root" -perm /6000 -o ! -type l -perm /022 ! -path "$root/tmp") ]]; then
-        die "A file in the image's root can be written to, or acts as its owner."
+        die "A file in the image's root is writable for others, or has the setuid or setgid bit."
     fi
-    # As the image's user: it resolves names, and says that nobody listens where it looks.
+    # Runs as the image's user: the program must resolve the name, and report that the connection
+    # was refused.
     printf '127.0.0.1 gateway.test\n' >"$root/etc/hosts"
     openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$root/private.pem" 2>/dev/null
     openssl pkey -in "$root/private.pem" -pubout -out "$root/public.pem"
@@ -40,15 +42,16 @@ image_root() {
         CAPTURE__GATEWAY__PRIVATE_KEY_FILE=/private.pem CAPTURE__GATEWAY__PUBLIC_KEY_FILE=/public.pem \
         "$(command -v chroot)" --userspec=65532:65532 "$root" "$program" check >"$1/said" 2>&1 || code=$?
     if ((code != 1)) || ! grep -q '^gateway: .*Connection refused' "$1/said"; then
-        die "$(cat "$1/said")" "capture-worker check in the image's root: exit code $code"
+        die "$(cat "$1/said")" "capture-worker check in the image's root file system:" \
+            "exit code $code, expected 1 and 'Connection refused'"
     fi
     printf '    runs as 65532 and resolves names; %s files without the program: %s KiB\n' \
         "$(find "$root" -type f ! -path "$root$program" | wc -l)" "$(du -sk --exclude="$(basename "$program")" "$root" | cut -f 1)"
 }
 if [[ -z ${CAPTURE_WORKER:-} ]]; then
-    step "root of the image: left out without CAPTURE_WORKER, a program to put into it"
+    step "root of the image: skipped, CAPTURE_WORKER does not name a program"
 elif ((EUID != 0)) || ! command -v dpkg-query >/dev/null; then
-    step "root of the image: left out, chroot needs root and the libraries are Debian's"
+    step "root of the image: skipped, it needs root (for chroot) and Debian's libraries"
 else
     step "root of the image"
     work=$(mktemp -d)

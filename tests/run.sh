@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is merged. Installs what is missing, needs nothing running, leaves nothing
-# running. Arguments go to `cargo test`, and leave out what is deployed: tests/run.sh --test it a_declined
+# Checks everything that must hold before a change is merged. Installs missing tools. It needs no
+# running servers and leaves none running. Arguments are passed to `cargo test`, and then the checks
+# of what is deployed are skipped: tests/run.sh --test it a_drain
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/setup.sh
@@ -17,13 +18,14 @@ cargo clippy --all-targets --locked -- -D warnings
 say "Documentation"
 RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
-say "Examples and benchmarks compile"
+say "Examples and benchmarks"
 cargo build --examples --benches --locked
 
-say "Tests: real RabbitMQ, real Redis, the gateway's sandbox"
+say "Tests with a real RabbitMQ, a real Redis and the gateway's sandbox"
 cargo test --locked "$@"
 
 (($# == 0)) || exit 0
 say "Dockerfile, compose file, chart and alerts"
 target=${CARGO_TARGET_DIR:-target}
-CAPTURE_WORKER=$target/debug/capture-worker CAPTURE_METRICS=$target/tmp/metrics.txt bash deploy/validate.sh
+CAPTURE_WORKER=$target/debug/capture-worker CAPTURE_METRICS=$target/tmp/metrics.txt \
+    bash deploy/validate.sh

@@ -1,9 +1,11 @@
-// Custom resources against the models of their operators: validate.sh runs it from the folder that has them.
+// Validates custom resources against the models of their operators. validate.sh runs it from the
+// folder that has them.
 //
-//     node custom.mjs FILE.json...    each a list of objects
+//     node custom.mjs FILE.json...    each file is a list of objects
 //
-// Two looks at each object, because neither is enough: the type checker refuses fields that the model does not have, and the
-// model's own validation refuses values that its schema does not allow.
+// Each object is checked twice, because neither check is enough: the type checker refuses fields
+// that the model does not have, and the model's own validation refuses values that its schema does
+// not allow.
 
 import { execFileSync } from "node:child_process";
 import { readFileSync, rmSync, writeFileSync } from "node:fs";

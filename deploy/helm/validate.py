@@ -1,4 +1,4 @@
-"""Checks of the chart that need more than a command; validate.sh runs them."""
+"""Checks of the chart and of the image that need more than a command; validate.sh runs them."""
 
 import json
 import re
@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CHART = HERE / "capture-worker"
 
-# Kinds that kubernetes-validate has schemas for, and those of others that the chart may render.
+# Kinds that kubernetes-validate has schemas for, and kinds of other operators that the chart may render.
 CORE = {
     "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "Pod", "PodDisruptionBudget", "Service",
     "ServiceAccount",
@@ -21,9 +21,9 @@ CUSTOM = {
     "keda.sh/v1alpha1": {"ScaledObject", "TriggerAuthentication"},
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule", "ServiceMonitor"},
 }
-# There are no models of these: `topology` says what they must be, field by field.
+# No package has models of these: `topology` compares them with the program, field by field.
 TOPOLOGY = {"rabbitmq.com/v1beta1": {"Binding", "Exchange", "Permission", "Policy", "Queue"}}
-# Where the chart means to differ from the program's default, and why.
+# Where the chart differs from the program's default on purpose, and why.
 DIFFERENT = {"http.listen": "probes and scrapes come from outside the pod"}
 SECRETS = {
     "broker.url", "broker.url_file", "redis.url", "redis.url_file", "gateway.private_key", "gateway.private_key_file",
@@ -33,7 +33,7 @@ SECRETS = {
 
 
 class Wrong(Exception):
-    """A check that does not hold."""
+    """A check that failed."""
 
 
 def must(holds, text):
@@ -46,7 +46,7 @@ def documents(path):
 
 
 def defaults():
-    """The program's defaults, and all keys that its file documents, commented or not."""
+    """The program's defaults, and all keys that config/default.toml documents, commented out or not."""
     text = (ROOT / "config/default.toml").read_text()
     flat = {f"{s}.{k}": v for s, keys in tomllib.loads(text).items() for k, v in keys.items()}
     section, known = "", set()
@@ -64,7 +64,7 @@ def seconds(text):
 
 
 def split(rendered, folder):
-    """Sorts what was rendered into core.yaml and custom.json; a kind that nobody named is an error."""
+    """Sorts rendered objects into core.yaml and custom.json; an unlisted kind is an error, so that none stays unchecked."""
     core, custom, topology = [], [], 0
     for document in documents(rendered):
         kind, version = document["kind"], document["apiVersion"]
@@ -73,7 +73,7 @@ def split(rendered, folder):
         elif kind in TOPOLOGY.get(version, ()):
             topology += 1
         else:
-            must(kind in CORE, f"{rendered}: {version} {kind} is in none of CORE, CUSTOM, TOPOLOGY")
+            must(kind in CORE, f"{rendered}: {version} {kind} is in none of CORE, CUSTOM, TOPOLOGY: add it to one of them")
             core.append(document)
         if kind == "PrometheusRule":
             (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(document["spec"]))
@@ -85,46 +85,48 @@ def split(rendered, folder):
 
 
 def dashboard(rendered):
-    """The dashboard arrives in its ConfigMap as it is in its file, and its panels have numbers of their own and don't overlap."""
+    """The ConfigMap holds the dashboard's file unchanged; panels have unique ids and don't overlap."""
     file = json.loads((CHART / "dashboards/capture-worker.json").read_text())
     (found,) = [d for d in documents(rendered) if d["kind"] == "ConfigMap" and "capture-worker.json" in d["data"]]
-    must(json.loads(found["data"]["capture-worker.json"]) == file, f"{rendered}: another dashboard than the file")
-    must(found["metadata"]["labels"]["grafana_dashboard"] == "1", "Grafana's sidecar would not find the dashboard")
+    must(json.loads(found["data"]["capture-worker.json"]) == file, f"{rendered}: the dashboard differs from its file")
+    must(found["metadata"]["labels"]["grafana_dashboard"] == "1", "Grafana's sidecar would not find the dashboard: the label grafana_dashboard is missing")
     panels = file["panels"]
-    must(len({panel["id"] for panel in panels}) == len(panels), "two panels have one number")
+    must(len({panel["id"] for panel in panels}) == len(panels), "two panels have the same id")
     taken = [(x, y) for g in (panel["gridPos"] for panel in panels)
              for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])]
-    must(len(taken) == len(set(taken)) and max(x for x, _ in taken) < 24, "panels overlap, or stick out")
+    must(len(taken) == len(set(taken)) and max(x for x, _ in taken) < 24, "panels overlap, or exceed 24 columns")
     return f"{len(panels)} panels"
 
 
 def image():
-    """The Dockerfile's labels are Cargo.toml's, its user and stack the chart's, and nothing in the compose file needs a shell in it."""
+    """The Dockerfile's labels are Cargo.toml's, its user is the chart's, and the compose file needs no shell in the image."""
     package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
     text = (ROOT / "deploy/Dockerfile").read_text()
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', text[:text.index("AS demo")]))
     wanted = {"title": package["name"], "description": package["description"], "licenses": package["license"],
               "version": "$VERSION", "source": "$SOURCE"}
-    must(labels == wanted, f"deploy/Dockerfile has the labels {labels}")
+    must(labels == wanted, f"deploy/Dockerfile has the labels {labels}, Cargo.toml wants {wanted}")
     versions = set(re.findall(r"^ARG VERSION=(.*)$", text, re.M))
-    must(versions == {package["version"]}, f"deploy/Dockerfile is of {versions}, Cargo.toml of {package['version']}")
+    must(versions == {package["version"]}, f"deploy/Dockerfile has the version {versions}, Cargo.toml {package['version']}")
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    must(chart["appVersion"] == package["version"], f"Chart.yaml is of {chart['appVersion']}, Cargo.toml of {package['version']}")
+    must(chart["appVersion"] == package["version"],
+         f"Chart.yaml has the appVersion {chart['appVersion']}, Cargo.toml {package['version']}")
     pod = yaml.safe_load((CHART / "values.yaml").read_text())["podSecurityContext"]
     users = set(re.findall(r"^USER (.*)$", text, re.M))
-    must(users == {f"{pod['runAsUser']}:{pod['runAsGroup']}"}, f"deploy/Dockerfile runs as {users}")
+    must(users == {f"{pod['runAsUser']}:{pod['runAsGroup']}"}, f"deploy/Dockerfile runs as {users}, the chart's pods as {pod['runAsUser']}:{pod['runAsGroup']}")
     for name, service in yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"].items():
         check = service.get("healthcheck", {}).get("test", ["CMD"])
         must(check[0] == "CMD", f"compose.yaml: the healthcheck of {name} needs a shell")
-        must("build" not in service or check[1:2] in ([], ["capture-worker"]), f"compose.yaml: {check[1:2]} is not in the image of {name}")
+        must("build" not in service or check[1:2] in ([], ["capture-worker"]),
+             f"compose.yaml: {check[1:2]} is not in the image of {name}")
     return f"{package['name']} {package['version']}, {', '.join(sorted(labels))}"
 
 
 def classic(scrape, written):
-    """The scrape in Prometheus' older text form, which is what promtool reads; a metric without a sample would not be looked at."""
+    """Converts a scrape to Prometheus' older text format for promtool, which skips metrics without a sample."""
     lines, kinds, sampled = [], {}, set()
     text = Path(scrape).read_text().splitlines()
-    must(text[-1] == "# EOF", f"{scrape} is not whole")
+    must(text[-1] == "# EOF", f"{scrape} is incomplete: the last line is not # EOF")
     for line in text:
         if found := re.match(r"# TYPE (\w+) (\w+)$", line):
             kinds[found[1]] = found[2]
@@ -153,12 +155,13 @@ def settings():
             must(path in known, f"values.yaml: there is no setting {path}")
             if path in flat:
                 same = flat[path] == value
-                must(path in DIFFERENT or same, f"values.yaml: {path} is {value!r}, config/default.toml has {flat[path]!r}")
-                must(path not in DIFFERENT or not same, f"{path} is no longer different: take it out of DIFFERENT")
+                must(path in DIFFERENT or same,
+                     f"values.yaml: {path} is {value!r}, config/default.toml has {flat[path]!r}")
+                must(path not in DIFFERENT or not same, f"{path} no longer differs: remove it from DIFFERENT")
                 compared += 1
     settable = {f"{s}.{k}" for s, of in schema.items() for k in of.get("properties", {})}
     wanted = {path for path in known if not path.startswith("classes.")} - SECRETS
-    must(settable == wanted, f"values.schema.json and config/default.toml know other keys: {settable ^ wanted}")
+    must(settable == wanted, f"keys in only one of values.schema.json and config/default.toml: {settable ^ wanted}")
     return f"{compared} defaults compared, {len(wanted)} keys in the schema, {', '.join(DIFFERENT)} differs on purpose"
 
 
@@ -168,12 +171,12 @@ def rendered_settings(path, drain_more_than_call=True):
     for key in given:
         must(key in known or key.startswith("classes."), f"{path}: there is no setting {key}")
         must(key not in SECRETS, f"{path}: {key} is a secret")
-        must(key not in flat or type(given[key]) is type(flat[key]), f"{path}: {key} is of another type")
+        must(key not in flat or type(given[key]) is type(flat[key]), f"{path}: {key} has another type than in config/default.toml")
     return given
 
 
 def pods(rendered, settings_file):
-    """Pod Security `restricted`, probes, grace period, no token, no service variables."""
+    """Pods satisfy Pod Security `restricted`, have the right probes and grace period, and no token or service variables."""
     given = rendered_settings(settings_file)
     (stack,) = set(re.findall(r"RUST_MIN_STACK=(\d+)", (ROOT / "deploy/Dockerfile").read_text()))
     found = 0
@@ -193,29 +196,29 @@ def pods(rendered, settings_file):
             must(set(volume) - {"name"} <= allowed, f"{name}: volume {volume['name']} is not `restricted`")
         (container,) = spec["containers"]
         context = container["securityContext"]
-        must(context["allowPrivilegeEscalation"] is False, f"{name} may escalate")
-        must(context["readOnlyRootFilesystem"] is True, f"{name} has a root that can be written to")
-        must(context["capabilities"] == {"drop": ["ALL"]}, f"{name} has capabilities")
+        must(context["allowPrivilegeEscalation"] is False, f"{name} may escalate privileges")
+        must(context["readOnlyRootFilesystem"] is True, f"{name} has a writable root file system")
+        must(context["capabilities"] == {"drop": ["ALL"]}, f"{name} keeps capabilities")
         must("cpu" not in container["resources"]["limits"], f"{name} has a CPU limit")
         must("memory" in container["resources"]["limits"], f"{name} has no memory limit")
         env = {variable["name"]: variable.get("value") for variable in container["env"]}
-        must(env["RUST_MIN_STACK"] == stack, f"{name}: RUST_MIN_STACK is not the Dockerfile's")
+        must(env["RUST_MIN_STACK"] == stack, f"{name}: RUST_MIN_STACK differs from the Dockerfile's")
         must(len(env) == len(container["env"]), f"{name} sets a variable twice")
         if not is_worker:
-            must(container["args"] == ["check"], f"{name} does not check")
+            must(container["args"] == ["check"], f"{name} does not run `check`")
             continue
-        must(container["args"] == ["run"], f"{name} does not run")
+        must(container["args"] == ["run"], f"{name} does not run `run`")
         grace = spec["terminationGracePeriodSeconds"]
-        must(grace > seconds(given["drain.timeout"]), f"{name}: {grace} s are not more than drain.timeout")
+        must(grace > seconds(given["drain.timeout"]), f"{name}: the grace period of {grace} s is not more than drain.timeout")
         paths = [container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
-        must(paths == ["/livez", "/livez", "/readyz"], f"{name}: probes ask {paths}")
-        must(given["http.listen"].endswith(f":{container['ports'][0]['containerPort']}"), f"{name}: another port")
+        must(paths == ["/livez", "/livez", "/readyz"], f"{name}: the probes call {paths}")
+        must(given["http.listen"].endswith(f":{container['ports'][0]['containerPort']}"), f"{name}: the container port is not that of http.listen")
         rolling = document["spec"]["strategy"]["rollingUpdate"]
-        must(rolling == {"maxUnavailable": 0, "maxSurge": 1}, f"{name}: {rolling}")
+        must(rolling == {"maxUnavailable": 0, "maxSurge": 1}, f"{name}: rollingUpdate is {rolling}")
         scaled = [d for d in documents(rendered) if d["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")]
-        must(bool(scaled) != ("replicas" in document["spec"]), f"{name}: replicas and a scaler, or neither")
-        must(len(scaled) < 2, f"{name}: two scalers")
-    must(found, f"{rendered}: no pod")
+        must(bool(scaled) != ("replicas" in document["spec"]), f"{name}: it needs either replicas or an autoscaler")
+        must(len(scaled) < 2, f"{name}: two autoscalers")
+    must(found, f"{rendered}: no pod template")
     return f"{found} pod templates pass"
 
 
@@ -227,7 +230,7 @@ def delay(ms):
 
 
 def topology(rendered, settings_file):
-    """The operator's resources are those of the program (src/broker/topology.rs), and no others."""
+    """The operator's resources are exactly those of the program (src/broker/topology.rs)."""
     given = rendered_settings(settings_file)
     prefix = given["broker.prefix"]
     classes = re.findall(r'^\s+Self::\w+ => "(\w+)",$', (ROOT / "src/domain/class.rs").read_text(), re.M)
@@ -245,19 +248,20 @@ def topology(rendered, settings_file):
     queues[f"{prefix}.audit"] = (f"{prefix}.audit", "audit", {"x-delivery-limit": 2_000_000_000})
     specs = {kind: [d["spec"] for d in documents(rendered) if d["kind"] == kind] for kind in ("Exchange", "Queue", "Binding")}
     names = [(d["kind"], d["metadata"]["name"]) for d in documents(rendered)]
-    must(len(names) == len(set(names)), "two objects have one name")
-    must(all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) and len(name) <= 253 for _, name in names), "a bad name")
-    must({e["name"]: e["type"] for e in specs["Exchange"]} == exchanges, "other exchanges than the program's")
+    must(len(names) == len(set(names)), "two objects have the same name")
+    must(all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) and len(name) <= 253 for _, name in names),
+         "a name is not valid in Kubernetes")
+    must({e["name"]: e["type"] for e in specs["Exchange"]} == exchanges, "the exchanges differ from the program's")
     wanted = {name: arguments | {"x-overflow": "reject-publish"} for name, (_, _, arguments) in queues.items()}
-    must({q["name"]: q["arguments"] for q in specs["Queue"]} == wanted, "other queues than the program's")
-    must(all(q["type"] == "quorum" and q["deletionPolicy"] == "retain" for q in specs["Queue"]), "not quorum, or not kept")
+    must({q["name"]: q["arguments"] for q in specs["Queue"]} == wanted, "the queues differ from the program's")
+    must(all(q["type"] == "quorum" and q["deletionPolicy"] == "retain" for q in specs["Queue"]), "a queue is not a quorum queue, or is not retained")
     bindings = {(name, exchange, key) for name, (exchange, key, _) in queues.items()}
-    must({(b["destination"], b["source"], b["routingKey"]) for b in specs["Binding"]} == bindings, "other bindings")
-    must(all(x["durable"] for x in specs["Exchange"] + specs["Queue"]), "something is not durable")
+    must({(b["destination"], b["source"], b["routingKey"]) for b in specs["Binding"]} == bindings, "the bindings differ from the program's")
+    must(all(x["durable"] for x in specs["Exchange"] + specs["Queue"]), "an exchange or queue is not durable")
     policies = [d["spec"] for d in documents(rendered) if d["kind"] == "Policy"]
-    must(len(policies) == 4 and {p["priority"] for p in policies} == {1000}, "not four policies of priority 1000")
+    must(len(policies) == 4 and {p["priority"] for p in policies} == {1000}, "there are not four policies of priority 1000")
     must({p["applyTo"] for p in policies} == {"queues"} and {p["vhost"] for p in policies} == {q["vhost"] for q in specs["Queue"]},
-         "policies of other things, or elsewhere")
+         "a policy applies to other objects than queues, or in another vhost")
     strange = {f"{prefix}.ledger", f"x{prefix}.jobs", f"{prefix}.jobs.x", f"{prefix}.dead.risk.look", f"{prefix}.audit.look"}
     for name in set(queues) | strange:
         found = [p["definition"] for p in policies if re.search(p["pattern"], name)]
@@ -265,17 +269,17 @@ def topology(rendered, settings_file):
         keep = [] if name in strange else [{"delivery-limit": limit} if limit else {"overflow": "reject-publish"}]
         must(found == keep, f"{name} has the policies {found}")
     if prefix == "capture":
-        # Which a test compares with what the program declares.
+        # A test of the program compares this file with what it declares.
         file = json.loads((ROOT / "deploy/definitions.json").read_text())
         must({q["name"]: q["arguments"] for q in file["queues"]}
-             == {name: arguments | {"x-queue-type": "quorum"} for name, arguments in wanted.items()}, "other queues than definitions.json")
-        must({(b["destination"], b["source"], b["routing_key"]) for b in file["bindings"]} == bindings, "other bindings than definitions.json")
+             == {name: arguments | {"x-queue-type": "quorum"} for name, arguments in wanted.items()}, "the queues differ from definitions.json")
+        must({(b["destination"], b["source"], b["routing_key"]) for b in file["bindings"]} == bindings, "the bindings differ from definitions.json")
         must({p["name"]: (p["pattern"], p["apply-to"], p["priority"], json.dumps(p["definition"])) for p in file["policies"]}
              == {p["name"]: (p["pattern"], p["applyTo"], p["priority"], json.dumps(p["definition"])) for p in policies},
-             "other policies than definitions.json")
+             "the policies differ from definitions.json")
     for permission in (d["spec"] for d in documents(rendered) if d["kind"] == "Permission"):
         must(set(permission) - {"user", "userReference"} == {"vhost", "permissions", "rabbitmqClusterReference"}, f"{permission}")
-        must(("user" in permission) != ("userReference" in permission), "a permission of nobody, or of two")
+        must(("user" in permission) != ("userReference" in permission), "a Permission needs either user or userReference")
         may = permission["permissions"]
         must(set(may) == {"configure", "read", "write"} and may["configure"] == "", f"the worker may configure {may}")
         names = set(queues) | set(exchanges) | {"amq.default", f"{prefix}-jobs", f"x{prefix}.jobs", f"{prefix}.jobs.x"}
@@ -286,27 +290,32 @@ def topology(rendered, settings_file):
 
 
 def alerts(rules):
-    """Every metric is in the README's table, every label is the program's, every alert has its section and its tests."""
-    readme = (ROOT / "README.md").read_text()
-    table = readme[readme.index("| metric `capture_worker_…`"):]
+    """Metrics are in the table of docs/METRICS.md, labels are the program's; each alert has its section and its tests."""
+    runbook = (ROOT / "docs/RUNBOOK.md").read_text()
+    metrics = (ROOT / "docs/METRICS.md").read_text()
+    table = metrics[metrics.index("| metric `capture_worker_…`"):]
     names = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.split("\n\n")[0].splitlines()[2:])))
     program = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.rs")))
-    sections = re.findall(r"^### (CaptureWorker\w+)$", readme, re.M)
+    sections = re.findall(r"^### (CaptureWorker\w+)$", runbook, re.M)
     tests = [t for test in yaml.safe_load((HERE / "alerts_test.yaml").read_text())["tests"] for t in test["alert_rule_test"]]
     found = documents(rules)[0]["groups"][0]["rules"]
     for rule in found:
         alert = rule["alert"]
         for metric in re.findall(r"capture_worker_(\w+)", rule["expr"]):
             metric = metric.removesuffix("_count") if metric.endswith("_seconds_count") else metric
-            must(metric in names, f"{alert}: the README has no metric {metric}")
+            must(metric in names, f"{alert}: docs/METRICS.md has no metric {metric}")
         for label, values in re.findall(r'(\w+)(?:!~|=~|!=|=)"([^"]*)"', rule["expr"]):
             for value in values.split("|") if label not in ("namespace", "pod") else ():
                 must(f'"{value}"' in program, f"{alert}: no {label} is {value}")
-        must(rule["annotations"]["runbook_url"].endswith(f"README.md#{alert.lower()}"), f"{alert}: another runbook")
+        must(rule["annotations"]["runbook_url"].endswith(f"docs/RUNBOOK.md#{alert.lower()}"),
+             f"{alert}: runbook_url is not its section of docs/RUNBOOK.md")
         must(all(any(t["alertname"] == alert and bool(t["exp_alerts"]) == fires for t in tests) for fires in (True, False)),
              f"{alert} has no test in which it fires, or none in which it does not")
-    must(sections == [rule["alert"] for rule in found], f"the README's sections are {sections}")
-    return f"{len(found)} alerts: metrics and labels exist, sections of the README, tests that fire and that don't"
+    must(sections == [rule["alert"] for rule in found], f"docs/RUNBOOK.md has other sections than there are alerts: {sections}")
+    for alert, text in re.findall(r"^### (CaptureWorker\w+)$(.*?)(?=^### |\Z)", runbook, re.M | re.S):
+        parts = re.findall(r"^\*\*(\w+)\.\*\*", text, re.M)
+        must(parts == ["Meaning", "Impact", "Check", "Fix"], f"docs/RUNBOOK.md: {alert} has the parts {parts}")
+    return f"{len(found)} alerts: metrics and labels exist, each has a section of the runbook, and tests that fire and that don't"
 
 
 if __name__ == "__main__":

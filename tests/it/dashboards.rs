@@ -1,5 +1,5 @@
-//! What dashboard and README say of metrics, against what a worker exports.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! Compares the metrics in the dashboard and in docs/METRICS.md with those that a worker exports.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,13 +23,14 @@ use crate::{
 };
 
 const DASHBOARD: &str = "deploy/helm/capture-worker/dashboards/capture-worker.json";
-/// Labels that Prometheus and Kubernetes add to what is scraped.
+/// The labels that Prometheus and Kubernetes add to scraped samples.
 const OF_THE_SCRAPE: [&str; 3] = ["namespace", "job", "pod"];
 
-/// The samples of one worker, by name without the prefix: the values of each label.
+/// The samples of one worker: the values of each label, by the metric's name without its prefix.
 type Samples = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
-/// What a worker exports that has captured, given up, retried and deferred; kept in a file for promtool too.
+/// What a worker exports that has captured, given up, retried and deferred. It is also written to
+/// a file, for promtool.
 async fn scrape() -> &'static str {
     static SCRAPE: OnceCell<String> = OnceCell::const_new();
     SCRAPE.get_or_init(scrape_a_busy_worker).await
@@ -53,7 +54,7 @@ async fn scrape_a_busy_worker() -> String {
         })
         .await
     };
-    // The payment is on hold from now on: its next job is deferred.
+    // From now on the payment has an in-doubt block: its next job is deferred.
     scrape(&["settlements_total{settlement=\"retry\""]).await;
     shop.publish(&job("d", "p-u", 100)).await;
     let scrape = scrape(&[
@@ -84,7 +85,8 @@ fn samples(scrape: &str) -> Samples {
     samples
 }
 
-/// The metrics by the names that people know, with their labels: histograms without the suffixes of their samples.
+/// The metrics by the names that people know, with their labels: histograms without the suffixes of
+/// their samples.
 fn metrics(scrape: &str) -> BTreeMap<String, BTreeSet<String>> {
     let samples = samples(scrape);
     let types = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE capture_worker_"));
@@ -109,9 +111,9 @@ fn quoted(cell: &str) -> impl Iterator<Item = &str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_readme_has_every_metric_with_its_labels_and_no_other() {
-    let readme = read("README.md");
-    let table = readme.lines().skip_while(|line| !line.starts_with("| metric `capture_worker_"));
+async fn metrics_md_names_every_metric_with_its_labels_and_no_other() {
+    let document = read("docs/METRICS.md");
+    let table = document.lines().skip_while(|line| !line.starts_with("| metric `capture_worker_"));
     let mut documented = BTreeMap::new();
     for row in table.skip(2).take_while(|line| line.starts_with('|')) {
         let cells: Vec<&str> = row.split('|').collect();
@@ -123,7 +125,7 @@ async fn the_readme_has_every_metric_with_its_labels_and_no_other() {
     assert_eq!(documented, metrics(scrape().await));
 }
 
-/// What an expression asks for.
+/// The selectors and groupings of an expression.
 #[derive(Default)]
 struct Asked {
     selectors: Vec<VectorSelector>,
@@ -148,7 +150,7 @@ impl ExprVisitor for Asked {
     }
 }
 
-/// Each expression of the dashboard, with what its legend names.
+/// Each expression of the dashboard, with the labels in its legend.
 fn expressions(dashboard: &Value) -> Vec<(String, BTreeSet<String>)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut found = Vec::new();
@@ -175,14 +177,14 @@ fn expressions(dashboard: &Value) -> Vec<(String, BTreeSet<String>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_expression_of_the_dashboard_asks_for_what_the_program_exports() {
+async fn every_dashboard_expression_selects_exported_metrics() {
     let samples = samples(scrape().await);
     let program: String = sources("src").into_iter().map(|(_, text)| text).collect();
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).unwrap();
     let expressions = expressions(&dashboard);
     let mut shown = BTreeSet::new();
     for (expression, legend) in &expressions {
-        // Grafana puts times in their place.
+        // Grafana replaces these variables by durations.
         let filled = expression.replace("$__rate_interval", "5m").replace("$__range", "6h");
         let parsed = parser::parse(&filled).unwrap_or_else(|why| panic!("{expression}: {why}"));
         let mut asked = Asked::default();
@@ -195,26 +197,26 @@ async fn every_expression_of_the_dashboard_asks_for_what_the_program_exports() {
             shown.insert(name.to_owned());
             for matcher in &selector.matchers.matchers {
                 if OF_THE_SCRAPE.contains(&matcher.name.as_str()) {
-                    assert!(matches!(matcher.op, MatchOp::Re(_)), "several can be chosen");
+                    assert!(matches!(matcher.op, MatchOp::Re(_)), "several values possible");
                     continue;
                 }
                 let values = labels.get(&matcher.name);
                 let values = values.unwrap_or_else(|| panic!("{name} has no {}", matcher.name));
                 for value in matcher.value.split('|') {
-                    // What this worker has not met, another may: then the value stands in the program.
+                    // A value that this worker did not export must at least occur in the source.
                     let exists =
                         values.contains(value) || program.contains(&format!("\"{value}\""));
                     assert!(exists, "{expression}: no {} is {value}", matcher.name);
                 }
             }
         }
-        assert!(!asked.selectors.is_empty(), "{expression} asks for nothing");
+        assert!(!asked.selectors.is_empty(), "{expression} selects no metric");
         for label in &asked.grouped_by {
-            assert!(known.contains(label.as_str()), "{expression}: there is no {label}");
+            assert!(known.contains(label.as_str()), "{expression}: no label {label}");
         }
         assert!(legend.is_subset(&asked.grouped_by), "{expression}: the legend names {legend:?}");
     }
-    // And nothing that a worker exports is left out.
+    // The dashboard shows every metric that a worker exports.
     for name in samples.keys().filter(|name| !name.ends_with("_sum")) {
         let bucket = name.strip_suffix("_count").map(|family| format!("{family}_bucket"));
         let is_shown = shown.contains(name) || bucket.is_some_and(|name| shown.contains(&name));

@@ -1,6 +1,7 @@
-//! What the worker does, seen from outside: real brokers, real Redis, the gateway's sandbox over HTTP.
+//! The behavior of the program from outside, with a real RabbitMQ, a real Redis, and the gateway's
+//! sandbox over HTTP.
 
-#[expect(dead_code, unused_imports, reason = "other tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -12,8 +13,10 @@ mod captures;
 mod commands;
 mod contention;
 mod contract;
+mod copies;
 mod dashboards;
 mod definitions;
+mod documents;
 mod doubt;
 mod families;
 mod faults;
@@ -39,6 +42,7 @@ mod servers;
 mod settings;
 mod sick;
 mod silence;
+mod structure;
 mod tidy;
 mod tls;
 mod traces;

@@ -1,7 +1,7 @@
-//! A Redis that answers and refuses, and a gateway whose answers are changed on the way: `check`
-//! gives its reason, `run` says it once and is not ready; and the access list that suffices.
+//! A Redis that refuses commands, and a gateway whose replies are changed on the way. `check`
+//! reports the reason; `run` logs it once and is not ready. The documented access list suffices.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::{
 
 const PASSWORD: &str = "pa55";
 
-/// A Redis with this user, who has this access, and a shop that comes as that user.
+/// A Redis with a user that has this access, and a test environment that connects as that user.
 async fn shop_as(access: &str) -> (PrivateRedis, Shop) {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
@@ -34,7 +34,7 @@ async fn shop_as(access: &str) -> (PrivateRedis, Shop) {
     (redis, shop)
 }
 
-/// Gives the user this access and no other; on connections that are there already, too.
+/// Sets the user's access to exactly this, also on open connections.
 fn grant(redis: &PrivateRedis, access: &str) {
     let password = format!(">{PASSWORD}");
     let words = ["ACL", "SETUSER", "worker", "reset", "on", &password];
@@ -42,7 +42,7 @@ fn grant(redis: &PrivateRedis, access: &str) {
     redis.cmd(&words).unwrap();
 }
 
-/// What `check` says of Redis.
+/// The result of `check` about Redis: success, and its text.
 async fn check(shop: &Shop) -> (bool, String) {
     let (_, document) = shop.told_json(&["check"]).await;
     let found: &Value = &document["checks"]["redis"];
@@ -55,11 +55,11 @@ fn assert_refused(found: &(bool, String), reason: &str) {
     assert!(!found.1.contains(PASSWORD), "{}", found.1);
 }
 
-/// Nothing is left of a payment that does not exist; what the ping wrote ends within a second.
+/// `check` leaves no key of its nonexistent payment. The key of the ping expires within one second.
 async fn assert_nothing_left(redis: &PrivateRedis) {
-    eventually("nothing is left behind", LIMIT, async || {
+    eventually("no other key is left in Redis", LIMIT, async || {
         let Ok(Reply::List(keys)) = redis.cmd(&["KEYS", "*"]) else { panic!("no keys") };
-        // Which server it is.
+        // The identity of the server stays.
         let is_name = |key: &Reply| matches!(key, Reply::Text(key) if key.ends_with(":server"));
         keys.iter().all(is_name)
     })
@@ -67,7 +67,7 @@ async fn assert_nothing_left(redis: &PrivateRedis) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_gives_the_reason_why_redis_is_refused() {
+async fn check_reports_why_redis_refuses_the_connection() {
     let (redis, shop) = shop_as("~* &* +@all").await;
     assert!(check(&shop).await.0);
     assert_nothing_left(&redis).await;
@@ -98,11 +98,11 @@ async fn check_gives_the_reason_why_redis_is_refused() {
     let found = with_url(&wrong).await;
     assert_refused(&found, "WRONGPASS");
     assert!(!found.1.contains("wrong-word"));
-    // A Cluster is asked in another way.
+    // The client of a Cluster connects in another way.
     assert_refused(&with_url(&format!("{wrong},{wrong}")).await, "WRONGPASS");
     let sentinel = redis.start_sentinel().await.unwrap();
     let at_sentinel = sentinel.url().replace("redis://", "redis-sentinel://worker:wrong-word@");
-    // The client keeps only that the primary refused it.
+    // The client library only reports that the primary refused it.
     assert_refused(&with_url(&format!("{at_sentinel}#main")).await, "authentication failed");
     redis.cmd(&["CONFIG", "SET", "requirepass", "another-word"]).unwrap();
     assert_refused(&with_url(&redis.url()).await, "NOAUTH");
@@ -111,7 +111,7 @@ async fn check_gives_the_reason_why_redis_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_gives_the_reason_why_redis_takes_no_writes() {
+async fn check_reports_why_redis_refuses_writes() {
     let shop = Shop::open().await;
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let shop = shop.set("REDIS__URL", &redis.url());
@@ -124,7 +124,7 @@ async fn check_gives_the_reason_why_redis_takes_no_writes() {
     redis.cmd(&["REPLICAOF", "NO", "ONE"]).unwrap();
     assert!(check(&shop).await.0);
 
-    // Some payments fall into slots that nobody has.
+    // Some payments are in slots that no node serves.
     let cluster = PrivateRedis::start_cluster().await.unwrap();
     cluster.cmd(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).unwrap();
     cluster.cmd(&["CLUSTER", "DELSLOTSRANGE", "11901", "16383"]).unwrap();
@@ -149,7 +149,7 @@ async fn not_ready(worker: &Worker, why: &str) {
     .await;
 }
 
-/// How often calls of a command were refused.
+/// The number of refused calls of a command.
 fn refused_calls(redis: &PrivateRedis, command: &str) -> u64 {
     let Ok(Reply::Text(info)) = redis.cmd(&["INFO", "commandstats"]) else { return 0 };
     let line = info.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
@@ -158,7 +158,7 @@ fn refused_calls(redis: &PrivateRedis, command: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_whose_scripts_are_refused_says_so_once_and_is_not_ready() {
+async fn a_worker_whose_scripts_are_refused_logs_it_once_and_is_unready() {
     let (redis, shop) = shop_as("~* +@all -evalsha").await;
     let shop = shop.declare_with_own_redis().await;
     let worker = shop.start_worker().await;
@@ -167,17 +167,17 @@ async fn a_worker_whose_scripts_are_refused_says_so_once_and_is_not_ready() {
         shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
     }
     let tried = async || refused_calls(&redis, "evalsha") >= 5;
-    eventually("it tries again", LIMIT, tried).await;
+    eventually("the worker tries again", LIMIT, tried).await;
     assert_eq!(warnings(&worker, "NOPERM"), 1);
     let jobs = format!("{}.jobs", shop.prefix);
-    assert_eq!(shop.broker.queue_depth(&jobs).await.unwrap(), Some(5), "no job is taken");
+    assert_eq!(shop.broker.queue_depth(&jobs).await.unwrap(), Some(5), "a job was consumed");
     grant(&redis, "~* +@all");
     for n in 0..5 {
         shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
     }
     worker.becomes_ready().await;
 
-    // Taken away while it works: the next outage is told again.
+    // The permission is removed while the worker runs: the next outage is logged again.
     grant(&redis, "~* +@all -lpos");
     not_ready(&worker, "NOPERM LPOS").await;
     shop.publish(&job("late", "late", 100)).await;
@@ -188,7 +188,7 @@ async fn a_worker_whose_scripts_are_refused_says_so_once_and_is_not_ready() {
 }
 
 impl Shop {
-    /// As [`Shop::declare`], where this shop's Redis can't be used yet.
+    /// [`Shop::declare`] with another Redis, if this environment's Redis can't be used yet.
     async fn declare_with_own_redis(self) -> Self {
         let own = PrivateRedis::start(Persistence::None).await.unwrap();
         let mut worker = self.worker_with(&[("REDIS__URL", &own.url())]).await;
@@ -197,27 +197,27 @@ impl Shop {
     }
 }
 
-/// The access list of `deploy/README.md`, as words after `on >password`.
+/// The access list of `docs/OPERATIONS.md`: the words after `on >PASSWORD`.
 fn documented() -> String {
-    let guide = tidy::read("deploy/README.md");
+    let guide = tidy::read("docs/OPERATIONS.md");
     let line = guide.lines().find(|line| line.starts_with("ACL SETUSER ")).expect("the ACL");
     let (_, access) = line.split_once(" >PASSWORD ").expect("the password's place");
     access.to_owned()
 }
 
-/// The same for a shop, whose prefix is not `capture`.
+/// The documented access list with the prefix of a test environment instead of `capture`.
 fn documented_for(shop: &Shop) -> String {
     documented().replace("~capture:*", &format!("~{}:*", shop.prefix))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_access_list_of_the_documents_suffices_and_all_of_it_is_needed() {
+async fn the_documented_access_list_suffices_and_all_of_it_is_needed() {
     let (redis, shop) = shop_as("-@all").await;
     let access = documented_for(&shop);
     grant(&redis, &access);
     let (is_ok, says) = check(&shop).await;
     assert!(is_ok, "{says}");
-    // Captures beside each other on one payment, one in doubt that is asked about, one that is
+    // Concurrent captures of one payment, one in doubt that is inquired about, and one that is
     // declined.
     let shop = shop.set("BROKER__PREFETCH", "4");
     let first = shop.worker().await;
@@ -258,7 +258,7 @@ async fn the_access_list_of_the_documents_suffices_and_all_of_it_is_needed() {
     }
 
     for command in access.split_whitespace().filter(|word| word.starts_with('+')) {
-        // Without it a worker waits at each start for calls that may be under way.
+        // Without INFO, a worker waits at each start for calls that may be in progress.
         if command == "+info" {
             continue;
         }
@@ -267,7 +267,7 @@ async fn the_access_list_of_the_documents_suffices_and_all_of_it_is_needed() {
     }
 }
 
-/// A middlebox in front of the sandbox, which rewrites the head of each answer, one call for each
+/// A middlebox in front of the sandbox that rewrites the head of each reply. It serves one call per
 /// connection.
 async fn middlebox(shop: &Shop, rewrite: impl Fn(&str) -> String + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -289,7 +289,7 @@ async fn middlebox(shop: &Shop, rewrite: impl Fn(&str) -> String + Send + 'stati
     url
 }
 
-/// A request with its body.
+/// Reads an HTTP message with its body.
 async fn read_message(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     loop {
@@ -310,13 +310,13 @@ fn without(head: &str, name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_says_what_is_wrong_with_an_answer_that_was_changed() {
+async fn check_reports_how_a_reply_was_changed_on_the_way() {
     type Rewrite = fn(&str) -> String;
     let cases: [(Rewrite, &str); 6] = [
         (|head| without(head, "signature:"), "no `signature` header"),
         (|head| without(head, "response-time:"), "no `response-time` header"),
-        (|head| format!("{head}\r\nsignature: x"), "`signature` header stands there twice"),
-        (|head| format!("{head}\r\nresponse-time: x"), "`response-time` header stands there twice"),
+        (|head| format!("{head}\r\nsignature: x"), "`signature` header occurs twice"),
+        (|head| format!("{head}\r\nresponse-time: x"), "`response-time` header occurs twice"),
         (|head| head.replace("client-id: ", "client-id: other"), "another client id than"),
         (|head| head.replace("response-time: ", "response-time: 2"), "was changed on the way"),
     ];
@@ -328,9 +328,9 @@ async fn check_says_what_is_wrong_with_an_answer_that_was_changed() {
         let document: Value = serde_json::from_str(&output).unwrap();
         let found = document["checks"]["gateway"]["says"].as_str().unwrap();
         assert!(code == Some(1) && found.contains(says), "{says}: {found}");
-        assert!(!found.contains("does not know us"), "{found}");
+        assert!(!found.contains("credentials rejected"), "{found}");
     }
-    // What is encoded on the way has lost its signature's text.
+    // A reply that is encoded on the way no longer matches its signature.
     let mut check = shop.program(&["check"]);
     let encoded = |head: &str| {
         format!(

@@ -1,6 +1,6 @@
-//! What each command's user must be allowed at the broker: exactly that suffices, and a worker, or `check`, that lacks one
-//! of it says so. The patterns are those of `deploy/README.md`.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! The permissions that each command needs at the broker: exactly these suffice. If one is missing,
+//! a worker and `check` report it. The patterns are those of `docs/OPERATIONS.md`.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use capture_worker::domain::class::Class;
 use serde_json::json;
@@ -11,7 +11,7 @@ use crate::{
     tidy::read as read_file,
 };
 
-/// Patterns for configure, write and read, with `capture` for the prefix.
+/// The patterns for configure, write and read, with the prefix `capture`.
 type Rights<'a> = [&'a str; 3];
 
 const DECLARES: Rights<'_> = [
@@ -27,10 +27,10 @@ const OPERATES: Rights<'_> = [
     r"^capture\.(dead\..+|audit)$",
 ];
 
-/// The shop's settings for a user with these rights and no others.
+/// The test environment with a user that has these permissions and no others.
 async fn with(rabbit: &PrivateRabbit, shop: Shop, topology: &str, rights: Rights<'_>) -> Shop {
     let name = format!("rights-{}", shop.prefix);
-    // Who is there already only gets other rights.
+    // An existing user only gets other permissions.
     drop(rabbit.ctl(&["add_user", &name, "secret"]).await);
     let own = rights.map(|pattern| pattern.replace("capture", &shop.prefix));
     let [configure, write, read] = &own;
@@ -43,7 +43,7 @@ fn code(shop: &Shop, arguments: &[&str]) -> Option<i32> {
     shop.program(arguments).output().unwrap().status.code()
 }
 
-/// Jobs that are captured, given up, and tried again after a wait.
+/// Runs jobs that are captured, dead-lettered, and retried after a wait.
 async fn works(shop: &Shop) {
     let mut worker = shop.worker().await;
     shop.script("p-once", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}}]));
@@ -58,7 +58,7 @@ async fn works(shop: &Shop) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_declares_needs_its_own_names_and_no_others() {
+async fn a_worker_that_declares_needs_only_names_of_its_prefix() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = with(rabbit, Shop::open().await, "declare", DECLARES).await;
     works(&shop).await;
@@ -81,7 +81,7 @@ async fn a_worker_that_declares_needs_its_own_names_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_does_not_declare_needs_three_exchanges_and_one_queue() {
+async fn a_worker_without_declare_needs_three_exchanges_and_one_queue() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut shop = Shop::open().await.declare().await;
     for topology in ["check", "none"] {
@@ -96,7 +96,7 @@ async fn a_worker_that_does_not_declare_needs_three_exchanges_and_one_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn submit_needs_to_write_to_the_exchange_of_jobs() {
+async fn submit_needs_write_permission_on_the_jobs_exchange_only() {
     let rabbit = shared_rabbit().await.unwrap();
     let folder = crate::support::guardian::folder().unwrap();
     let file = folder.path().join("jobs.json");
@@ -115,7 +115,7 @@ async fn submit_needs_to_write_to_the_exchange_of_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_needs_dead_letters_the_audit_and_the_way_back() {
+async fn an_operator_needs_the_documented_permissions_only() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await;
     let mut worker = shop.worker().await;
@@ -139,7 +139,8 @@ async fn an_operator_needs_dead_letters_the_audit_and_the_way_back() {
         assert_eq!((done.status.code(), said.contains("permission")), (Some(0), false), "{said}");
     }
     assert_eq!(shop.queued().await["dead.risk"], 1);
-    // Who can't write where a replay goes is told, and the dead letter stays.
+    // Without write permission on the target of a replay, the command reports it, and the dead
+    // letter stays.
     let less = [OPERATES[0], r"^capture\.(results|audit)$", OPERATES[2]];
     let shop = with(rabbit, shop, "none", less).await;
     let refused = shop.program(&["dead", "replay", "--id", "r-0", "--yes"]).output().unwrap();
@@ -149,11 +150,11 @@ async fn an_operator_needs_dead_letters_the_audit_and_the_way_back() {
 }
 
 #[test]
-fn the_documents_name_the_rights_that_are_tested() {
-    // In a table, a bar is escaped.
-    let page = read_file("deploy/README.md").replace("\\|", "|");
+fn the_documents_list_the_tested_permissions() {
+    // A bar in a table is escaped.
+    let page = read_file("docs/OPERATIONS.md").replace("\\|", "|");
     for pattern in [DECLARES, CHECKS, SUBMITS, OPERATES].concat() {
-        assert!(page.contains(&format!("'{pattern}'")), "{pattern} in deploy/README.md");
+        assert!(page.contains(&format!("'{pattern}'")), "{pattern} in docs/OPERATIONS.md");
     }
     let chart = read_file("deploy/helm/capture-worker/templates/rabbitmqtopology.yaml");
     for pattern in &CHECKS[1..] {

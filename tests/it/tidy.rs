@@ -1,10 +1,6 @@
-//! The project's own rules: which room a line belongs in, and that documents say what the code does.
+//! The project's own rules: which module may use which crate and which other module.
 
 use std::{fs, path::Path};
-
-use capture_worker::domain::class::{Class, FINAL_CODES};
-
-use crate::shop::PROGRAM;
 
 /// Where each outside crate may be named; everything under a folder belongs to it.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -15,6 +11,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("hyper", &["src/http"]),
     ("hyper_util", &["src/http"]),
     ("clap", &["src/cli"]),
+    ("clap_complete", &["src/cli/completions.rs"]),
+    ("clap_mangen", &["src/cli/manpage.rs"]),
+    ("comfy_table", &["src/cli/table.rs"]),
     ("indicatif", &["src/cli"]),
     ("whoami", &["src/cli"]),
     ("sha2", &["src/domain/replay.rs", "src/dead_letters/record.rs"]),
@@ -219,67 +218,4 @@ fn files_are_short_and_nothing_is_put_off() {
             assert!(!text.contains(word), "{path} has {word}");
         }
     }
-}
-
-#[test]
-fn the_readme_lists_every_class_and_every_code_in_its_row() {
-    let readme = read("README.md");
-    let row = |class: Class| {
-        let begins = format!("| `{class}` |");
-        readme.lines().find(|line| line.starts_with(&begins)).unwrap_or_default()
-    };
-    for class in Class::ALL {
-        assert!(!row(class).is_empty(), "README.md has no row for {class}");
-    }
-    for (code, class) in FINAL_CODES {
-        assert!(
-            row(*class).split([' ', '|']).any(|word| word == *code),
-            "{code} in the row of {class}"
-        );
-    }
-}
-
-#[test]
-fn every_command_of_the_help_is_in_the_readme_and_the_changelog() {
-    let help = std::process::Command::new(PROGRAM).arg("--help").output().expect("help");
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
-    let commands: Vec<&str> = commands
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|command| *command != "help")
-        .collect();
-    assert_eq!(commands, ["run", "submit", "dead", "audit", "status", "sandbox", "check"]);
-    for document in ["README.md", "CHANGELOG.md"] {
-        for command in &commands {
-            let named = format!("capture-worker {command}");
-            assert!(read(document).contains(&named), "{named} in {document}");
-        }
-    }
-}
-
-/// Every key that `check` shows stands in the defaults, in the same order, with a comment above it.
-#[test]
-fn every_setting_is_documented_where_its_default_is() {
-    let (mut section, mut commented, mut documented) = (String::new(), false, Vec::new());
-    for line in read("config/default.toml").lines() {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']').to_owned();
-        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
-            && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        {
-            assert!(commented, "{section}.{key} has no comment");
-            documented.push(format!("{section}.{key}"));
-            continue;
-        }
-        commented = line.starts_with('#');
-    }
-    let settings = capture_worker::config::Settings::load(None, []).expect("the defaults");
-    let shown: Vec<String> = settings.describe().into_iter().map(|(key, _)| key).collect();
-    // Twins of secrets: the key itself stands beside them.
-    let twins =
-        ["url_file", "sentinel_password_file", "private_key_file", "public_key_file", "proxy_file"];
-    documented.retain(|key| !twins.iter().any(|twin| key.ends_with(twin)));
-    assert_eq!(documented, shown);
 }

@@ -1,4 +1,7 @@
-{{/* The name of every object. A pod's name must hold it whole, with 17 characters more: alerts find the pods by it. */}}
+{{/*
+The name of every object. At most 45 characters: a pod's name adds 17, and alerts match pods by the
+whole name.
+*/}}
 {{- define "capture-worker.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
@@ -45,7 +48,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ .Values.config.http.listen | splitList ":" | last }}
 {{- end }}
 
-{{/* A duration such as "15m", in milliseconds. */}}
+{{/* Converts a duration such as "15m" to milliseconds. */}}
 {{- define "capture-worker.ms" -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
 {{- $ms := 0 -}}
@@ -56,7 +59,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ $ms }}
 {{- end }}
 
-{{/* Milliseconds as a queue is named by them: in the largest whole unit of ms, s, m, h. */}}
+{{/* Milliseconds as in the name of a wait queue: in the largest whole unit of ms, s, m, h. */}}
 {{- define "capture-worker.delay" -}}
 {{- $ms := int64 . -}}
 {{- if not (mod $ms 3600000) -}}
@@ -79,7 +82,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end }}
 
-{{/* The settings file. */}}
+{{/* The settings file, as TOML. */}}
 {{- define "capture-worker.settings" -}}
 {{- range $section, $keys := .Values.config }}
 {{- if $keys }}
@@ -93,7 +96,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
-{{/* A value as TOML: a list, a number, or a text. What JSON escapes, TOML reads. */}}
+{{/* A list, number or string as TOML. Strings are written as JSON: TOML reads the same escapes. */}}
 {{- define "capture-worker.toml" -}}
 {{- if kindIs "slice" . -}}
 [{{ range $i, $item := . }}{{ if $i }}, {{ end }}{{ toJson $item }}{{ end }}]
@@ -104,7 +107,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end }}
 
-{{/* Which file of the mounted secrets holds which setting: key in the Secret, and the Secret. */}}
+{{/* The mounted secrets: for each setting its file, its key in the Secret, and the Secret. */}}
 {{- define "capture-worker.secretFiles" -}}
 {{- $secrets := .Values.secrets -}}
 {{- $main := $secrets.existingSecret -}}
@@ -134,12 +137,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ toJson $mounted }}
 {{- end }}
 
-{{/* What the worker and its check have in common. */}}
+{{/* The part of the pod that workers and the pod of `helm test` share. */}}
 {{- define "capture-worker.podSpec" -}}
 serviceAccountName: {{ include "capture-worker.serviceAccountName" . }}
-# The worker never calls the API: a token would only be something to steal.
+# The worker never calls the Kubernetes API: a token could only be stolen.
 automountServiceAccountToken: false
-# Variables of Services could be taken for settings, which begin with CAPTURE_ too.
+# Variables of Services could begin with CAPTURE_, and would be read as settings.
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -170,7 +173,8 @@ volumes:
     projected:
       # Readable for the owner and fsGroup only.
       defaultMode: 0440
-      # Each key is named: one that is missing keeps the pod from starting, with an event that says which.
+      # Each key is listed, so that a missing one keeps the pod from starting, with an event that
+      # names it.
       sources:
         {{- range include "capture-worker.secretFiles" . | fromJsonArray }}
         - secret:
@@ -179,7 +183,7 @@ volumes:
               - key: {{ .key }}
                 path: {{ .path }}
         {{- end }}
-  # The one place that can be written to, under a read-only root.
+  # The only writable folder under the read-only root.
   - name: tmp
     emptyDir:
       sizeLimit: 16Mi
@@ -207,8 +211,8 @@ env:
         name: {{ $.Values.secrets.existingSecret }}
         key: {{ . }}
   {{- end }}
-  # The AMQP client reads header tables by recursion: a message that nests deep must not end the process. Only what is
-  # used of a stack takes memory.
+  # The AMQP client reads header tables by recursion: a deeply nested table must not overflow the
+  # stack and end the process. Only the used part of a stack takes memory.
   - name: RUST_MIN_STACK
     value: "67108864"
   {{- with .Values.extraEnv }}
