@@ -1,5 +1,6 @@
-//! The pure parts of a job's path: `cargo bench`. Signing is the largest cost of a job; compare the others with it.
-#![expect(clippy::unwrap_used, reason = "a benchmark that can't begin says why")]
+//! Benchmarks of the pure parts of a job's path: `cargo bench --bench core`. Signing is the largest
+//! cost of a job, so compare the others with it.
+#![expect(clippy::unwrap_used, reason = "a panic reports why a benchmark can't start")]
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -21,15 +22,25 @@ use time::OffsetDateTime;
 const PATH: &str = "/ams/api/v1/payments/capture";
 const CLIENT: &str = "5X00000000000000";
 const TIME: &str = "1700000000000";
-const SMALL: &str = r#"{"captureRequestId":"capture_20260920_005914_845","paymentId":"20260919194010890100111740275820195","captureAmount":{"currency":"HKD","value":"12990"}}"#;
-const LARGE: &str = r#"{"captureRequestId":"capture_20260920_005914_845","paymentId":"20260919194010890100111740275820195","amount":{"currency":"HKD","value":"129.90"},"expiresAt":"2026-12-24T18:00:00+08:00","metadata":{"warehouse":"HKG-2","carrier":"SF","parcel":"3 of 5","order":"A-2026-000123"},"lines":[{"sku":"1","quantity":2},{"sku":"2","quantity":1},{"sku":"3","quantity":7}]}"#;
+const SMALL: &str = concat!(
+    r#"{"captureRequestId":"capture_20260920_005914_845","#,
+    r#""paymentId":"20260919194010890100111740275820195","#,
+    r#""captureAmount":{"currency":"HKD","value":"12990"}}"#
+);
+const LARGE: &str = concat!(
+    r#"{"captureRequestId":"capture_20260920_005914_845","#,
+    r#""paymentId":"20260919194010890100111740275820195","#,
+    r#""amount":{"currency":"HKD","value":"129.90"},"expiresAt":"2026-12-24T18:00:00+08:00","#,
+    r#""metadata":{"warehouse":"HKG-2","carrier":"SF","parcel":"3 of 5","order":"A-2026-000123"},"#,
+    r#""lines":[{"sku":"1","quantity":2},{"sku":"2","quantity":1},{"sku":"3","quantity":7}]}"#
+);
 
 static SIGNING: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::generate().unwrap());
 static VERIFYING: LazyLock<VerifyingKeys> =
     LazyLock::new(|| VerifyingKeys::parse(&SIGNING.public_key().unwrap()).unwrap());
 
 fn main() {
-    // Making keys is no part of what is measured.
+    // Generate the keys before any measurement.
     LazyLock::force(&VERIFYING);
     divan::main();
 }
@@ -48,7 +59,7 @@ fn classify(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// From a reply to what is done about it.
+/// From the gateway's reply to the settlement of the delivery.
 #[divan::bench(args = ["S SUCCESS", "F RISK_REJECT", "F BRAND_NEW", "U UNKNOWN_EXCEPTION"])]
 fn decide(bencher: Bencher<'_, '_>, result: &str) {
     let (job, codes) = (Job::parse(SMALL.as_bytes()).unwrap(), Codes::default());

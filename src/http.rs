@@ -1,4 +1,4 @@
-//! Probes and metrics over HTTP.
+//! The HTTP endpoints of the worker: `/livez`, `/readyz` and `/metrics`.
 
 pub mod server;
 
@@ -22,18 +22,18 @@ use crate::{
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the probes look at.
+/// The state that the probes and the metrics endpoint read.
 #[derive(Clone)]
 pub struct Probes {
-    /// What the worker says of itself.
+    /// Liveness and readiness as the worker itself reports them.
     pub health: Arc<Health>,
-    /// The counters.
+    /// The metrics that `/metrics` renders.
     pub metrics: Arc<Metrics>,
-    /// Whether Redis gives leases, and why not.
+    /// Whether Redis can give leases now, and if not, why.
     pub leases: Leases,
 }
 
-/// Serves them until `stop` is cancelled.
+/// Serves the endpoints until `stop` is cancelled.
 pub async fn serve(listener: TcpListener, probes: Probes, stop: CancellationToken) {
     let app = Router::new()
         .route("/livez", get(livez))
@@ -47,14 +47,15 @@ async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
     if probes.health.is_live() {
         (StatusCode::OK, "ok\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the loop stands still\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "main loop stalled\n")
     }
 }
 
 async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
     let redis_away = (!*probes.leases.up().borrow())
-        .then(|| format!("Redis is away: {}", sanitize::text(&probes.leases.absence())));
-    // The gateway is told of, and never makes a worker unready: no restart and no other worker mends it.
+        .then(|| format!("Redis unavailable: {}", sanitize::text(&probes.leases.absence())));
+    // The gateway's state is printed, but never makes a worker unready: neither a restart nor
+    // another worker would fix a gateway that is down.
     let guard = probes.metrics.guard();
     match probes.health.unready().or(redis_away) {
         None => (StatusCode::OK, format!("ok\n{guard}\n")),

@@ -1,32 +1,48 @@
-//! Shipped means captured: jobs from RabbitMQ become exactly one capture each at the gateway, or a dead letter that an
-//! operator can act on.
+//! The capture worker turns shipment jobs from RabbitMQ into captures at the payment gateway. Each
+//! job becomes exactly one capture, or a dead letter that an operator can act on.
 //!
-//! In reading order: [`domain`] decides and knows nobody; [`gateway`], [`lease`] and [`broker`] each hold one outside
-//! service and do not know each other; [`worker`] joins them into the one pipeline of a job, and [`dead_letters`] gives
-//! operators what that pipeline gave up.
+//! The modules in reading order:
 //!
-//! What never happens here: nothing is acked before what replaces it is confirmed. No capture is posted without the
-//! lease of its payment. No reply but a signed one makes a job captured or failed. No id is replaced by a fresh one but by an
-//! operator's replay, and then only by its one child, after the gateway has shown that the id itself captured nothing.
-//! Nothing is retried inside an attempt: a retry is a new delivery.
+//! - [`domain`] decides. It does no IO and depends on no other module.
+//! - [`broker`], [`gateway`] and [`lease`] each wrap one external service (RabbitMQ, the gateway,
+//!   Redis). They do not depend on each other.
+//! - [`worker`] combines them into the one pipeline that every job goes through.
+//! - [`dead_letters`] lets operators list, replay and discard the jobs that the pipeline gave up.
+//! - [`config`], [`telemetry`], [`http`] and [`cli`] make a program of it.
+//! - [`sandbox`] is a gateway for tests and demonstrations.
+//!
+//! Invariants:
+//!
+//! - No delivery is acked before the broker has confirmed the messages that replace it.
+//! - No capture is posted without the lease of its payment.
+//! - Only a signed reply of the gateway makes a job captured, or failed at the gateway.
+//! - An id is replaced by a fresh one only by an operator's replay, only by its one child, and only
+//!   after the gateway has shown that the id itself captured nothing.
+//! - An attempt never retries inside itself: a retry is a new delivery.
+
+// The modules are listed in reading order. rustfmt sorts them only within a group.
+pub mod domain;
 
 pub mod broker;
-pub mod cli;
-pub mod config;
-pub mod dead_letters;
-
-pub mod domain;
 pub mod gateway;
-pub mod http;
 pub mod lease;
 
-pub mod sandbox;
-mod sanitize;
-pub mod telemetry;
 pub mod worker;
 
-/// Makes the one provider of cryptography the default of every TLS connection. Call it first.
+pub mod dead_letters;
+
+pub mod config;
+pub mod telemetry;
+
+pub mod http;
+mod sanitize;
+
+pub mod cli;
+pub mod sandbox;
+
+/// Makes aws-lc-rs the default cryptography provider of every TLS connection. Call it before
+/// anything connects.
 pub fn install_crypto() {
-    // An error says that a provider is there already.
+    // An error means that a provider is installed already.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
 }

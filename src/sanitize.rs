@@ -1,10 +1,10 @@
-//! How text that others wrote is shown to people: every character in it can be seen, and none is
-//! acted on by a terminal.
+//! Escapes hidden characters in text from outside, before people see it. Every character of the
+//! result is visible, and a terminal acts on none.
 //!
-//! Hidden are: control characters (Cc), format characters (Cf: marks that reverse text, joiners,
-//! zero-width ones, tags), the line and paragraph separators of Unicode, and whatever else Unicode
-//! calls ignorable, such as variation selectors and fillers: two ids that differ in one of them
-//! look the same.
+//! Hidden characters are control characters (Cc), format characters (Cf: direction marks, joiners,
+//! zero-width characters, tags), Unicode's line and paragraph separators, and everything else that
+//! Unicode calls ignorable, such as variation selectors and fillers. Without escapes, two ids that
+//! differ only in such a character would look the same.
 
 use std::{borrow::Cow, fmt::Write as _, io};
 
@@ -13,7 +13,7 @@ use icu_properties::{
     props::{DefaultIgnorableCodePoint, GeneralCategory},
 };
 
-/// Whether nobody can see it, or a terminal acts on it.
+/// Whether a character is invisible, or a terminal acts on it.
 pub(crate) fn is_hidden(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
@@ -28,20 +28,20 @@ pub(crate) fn is_hidden(c: char) -> bool {
     ) || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
 }
 
-/// For people: a hidden character as `\u{202e}`. What has none stays as it is, so doing it twice
-/// changes nothing.
+/// Escapes hidden characters for people, as `\u{202e}`. Text without hidden characters stays
+/// unchanged, so a second call changes nothing.
 pub(crate) fn text(text: &str) -> Cow<'_, str> {
     replace(text, is_hidden, push_text)
 }
 
-/// The same for what may have several lines: our own line feeds stay.
+/// Escapes like [`text`], but keeps line feeds: for texts of several lines.
 pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     replace(text, |c| c != '\n' && is_hidden(c), push_text)
 }
 
-/// The same for a JSON document: `\u202e`. Beyond ASCII and at DEL a document has characters in
-/// strings only, and what is below U+0020 is white space between values: in strings it is escaped
-/// already.
+/// Escapes hidden characters in a JSON document, as `\u202e`. Only DEL and characters beyond ASCII
+/// need it, and valid JSON has those in strings only. Characters below U+0020 are white space
+/// between values; in strings they are escaped already.
 pub(crate) fn json(document: &str) -> Cow<'_, str> {
     let is_hidden = |c: char| c >= '\u{7f}' && is_hidden(c);
     replace(document, is_hidden, |out, c| {
@@ -71,20 +71,21 @@ fn replace(
     out.into()
 }
 
-/// Writes lines of log, each with one call, as the formatter hands them over.
+/// Escapes hidden characters in log lines on their way to a writer. The formatter writes each line
+/// with one call.
 pub(crate) struct LogLines<W> {
-    /// Where to.
     pub(crate) to: W,
-    /// JSON, or text.
+    /// Whether lines are JSON; otherwise they are text.
     pub(crate) is_json: bool,
-    /// The formatter colours them: its escape sequences stay. It escapes those of others itself.
+    /// Whether the formatter writes color sequences. Escape characters stay then; the formatter
+    /// itself escapes those in the text of others.
     pub(crate) is_coloured: bool,
 }
 
 impl<W: io::Write> io::Write for LogLines<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        // One event is one line, whatever stands in it.
+        // Only the line feed at the end stays: one event is one line, whatever text is in it.
         let (body, end) = match text.strip_suffix('\n') {
             Some(body) => (body, "\n"),
             None => (&*text, ""),
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_be_seen_stays_as_it_is() {
+    fn visible_text_stays_unchanged() {
         for plain in ["", "order 7-é", "订单", "заказ", "شحنة", "a\\u{202e}b", "🚚"] {
             assert!(matches!(text(plain), Cow::Borrowed(same) if same == plain));
             assert!(matches!(json(plain), Cow::Borrowed(same) if same == plain));
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn every_hidden_character_is_written_out() {
+    fn every_hidden_character_is_escaped() {
         for (hidden, in_text, in_json) in [
             ('\u{7f}', "\\u{7f}", "\\u007f"),
             ('\u{85}', "\\u{85}", "\\u0085"),
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_document_means_what_it_meant() {
+    fn escaping_a_json_document_keeps_its_value() {
         let hostile: String = ('\0'..='\u{2fff}').chain('\u{e0000}'..='\u{e01ff}').collect();
         let value = serde_json::json!({ hostile.as_str(): [hostile.as_str()] });
         let document = value.to_string();
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn one_event_of_the_log_is_one_line() {
+    fn one_log_event_is_one_line() {
         let write = |is_json, is_coloured, line: &str| {
             let mut log = LogLines { to: Vec::new(), is_json, is_coloured };
             log.write_all(line.as_bytes()).unwrap();

@@ -1,5 +1,6 @@
-//! The bare loop: the least program that consumes, signs, posts, publishes confirmed and acks. No lease, no retry, no check
-//! of the answer's signature, no metrics, no log. One thread, which takes less CPU than several.
+//! The bare loop: the smallest program that consumes, signs, posts, publishes with confirms and
+//! acks. It has no lease, no retry, no check of the reply's signature, no metrics and no log. It
+//! uses one thread, because several threads take more CPU.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +18,7 @@ use lapin::{
 
 use crate::gateway::PATH;
 
-/// What it needs to know, as environment variables.
+/// The environment variables that configure the bare loop.
 pub(crate) const SETTINGS: [&str; 6] = [
     "BARE_BROKER_URL",
     "BARE_PREFIX",
@@ -38,7 +39,7 @@ async fn consume() -> anyhow::Result<()> {
         settings.push(std::env::var(name).with_context(|| format!("{name} is not set"))?);
     }
     let [broker_url, prefix, prefetch, gateway, client_id, key] =
-        <[String; 6]>::try_from(settings).map_err(|_| anyhow::anyhow!("six settings"))?;
+        <[String; 6]>::try_from(settings).map_err(|_| anyhow::anyhow!("six settings needed"))?;
     let connection = Connection::connect(&broker_url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     let publisher = connection.create_channel().await?;
@@ -78,7 +79,8 @@ async fn consume() -> anyhow::Result<()> {
             let (options, properties) =
                 (BasicPublishOptions::default(), BasicProperties::default());
             let properties = properties.with_delivery_mode(2);
-            // Concurrent publishes on one channel may swap their confirms: here all of them are acks.
+            // Concurrent publishes on one channel may get each other's confirms. That is harmless
+            // here because all confirms are acks.
             publisher
                 .basic_publish(results.into(), "captured".into(), options, &answer, properties)
                 .await?

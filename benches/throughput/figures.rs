@@ -1,13 +1,13 @@
-//! Medians, and what the calls of a hot payment say.
+//! Medians and percentiles, and the gaps between the calls of the hot payment.
 
 use crate::gateway::Call;
 
-/// The middle one; the mean of both of an even number.
+/// The median; for an even number of values, the mean of the middle two.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     percentile(values, 50)
 }
 
-/// The value under which so many in a hundred are.
+/// The value below which `percent` per cent of the values are.
 pub(crate) fn percentile(values: impl IntoIterator<Item = f64>, percent: usize) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -17,7 +17,8 @@ pub(crate) fn percentile(values: impl IntoIterator<Item = f64>, percent: usize) 
     f64::midpoint(at(low), at(high))
 }
 
-/// From the end of one call of the hot payment to the begin of the next one, in milliseconds.
+/// The times from the end of one call of the hot payment to the start of the next, in milliseconds:
+/// within one worker, and across workers. Calls that overlap are counted instead.
 #[derive(Debug, Default)]
 pub(crate) struct Gaps {
     pub(crate) within: Vec<f64>,

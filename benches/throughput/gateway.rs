@@ -1,5 +1,6 @@
-//! The benchmark's gateway: answers captures with signatures that were made before the clock starts, after a set time,
-//! and writes down when each call came and went. It does next to nothing else, so that it does not eat the machine.
+//! The gateway of the benchmark. It replies to each capture after a fixed latency and records when
+//! each call began and ended. Its replies are signed before the measurement starts, so that it
+//! takes little CPU from the programs under test.
 
 use std::{
     collections::HashMap,
@@ -25,22 +26,28 @@ use crate::load::Job;
 
 pub(crate) const PATH: &str = "/ams/api/v1/payments/capture";
 const TIME: &str = "2026-01-01T00:00:00Z";
+const RESULT: &str = r#"{"resultCode":"SUCCESS","resultStatus":"S","resultMessage":"success"}"#;
+const CAPTURED: &str = concat!(
+    r#""captureAmount":{"currency":"HKD","value":"100"},"#,
+    r#""captureTime":"2026-01-01T00:00:00+08:00""#
+);
 const BYTES_MAX: usize = 64 * 1024;
 
-/// One capture call, seen from the gateway.
+/// One capture call, as the gateway saw it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) is_hot: bool,
-    /// Which worker called: each has a port of its own.
+    /// The number of the worker that called. Each worker has a port of its own.
     pub(crate) worker: usize,
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
 }
 
-/// Whole answers, headers included, by `captureRequestId`; and whether the job is of the hot payment.
+/// The complete HTTP responses by `captureRequestId`, and whether the job belongs to the hot
+/// payment.
 type Signed = Arc<HashMap<String, (Vec<u8>, bool)>>;
 
-/// What all connections share.
+/// The gateway: the state that all its connections share.
 #[derive(Debug)]
 pub(crate) struct Gateway {
     answers: Mutex<Signed>,
@@ -50,7 +57,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Listens once for each worker.
+    /// Starts a gateway with one listener for each worker.
     pub(crate) async fn start(workers: usize) -> anyhow::Result<Arc<Self>> {
         let mut listeners = Vec::new();
         for _ in 0..workers {
@@ -68,7 +75,7 @@ impl Gateway {
             tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let gateway = Arc::clone(&gateway);
-                    // A worker that leaves closes its connections: that is no news.
+                    // The error is ignored: a worker that stops closes its connections.
                     tokio::spawn(async move { drop(gateway.serve(client, worker).await) });
                 }
             });
@@ -81,7 +88,7 @@ impl Gateway {
         format!("http://127.0.0.1:{port}")
     }
 
-    /// Makes ready for a run: signs the answers, forgets the calls.
+    /// Prepares a run: sets the replies and the latency, and clears the recorded calls.
     pub(crate) fn prepare(&self, answers: &Answers, latency: Duration) {
         *lock(&self.answers) = Arc::clone(&answers.0);
         let ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
@@ -89,7 +96,7 @@ impl Gateway {
         lock(&self.calls).clear();
     }
 
-    /// The calls so far, in the order in which they were answered.
+    /// The calls of the run so far, in the order of their replies.
     pub(crate) fn calls(&self) -> Vec<Call> {
         lock(&self.calls).clone()
     }
@@ -105,7 +112,7 @@ impl Gateway {
             let Some(id) = read_request(&mut client, &mut buffer).await? else { return Ok(()) };
             let began = Instant::now();
             let answers = Arc::clone(&lock(&self.answers));
-            let (answer, is_hot) = answers.get(&id).context("a job that is not of this run")?;
+            let (answer, is_hot) = answers.get(&id).context("the job is not of this run")?;
             let latency = self.latency_ms.load(Ordering::Relaxed);
             if latency > 0 {
                 tokio::time::sleep(Duration::from_millis(latency)).await;
@@ -117,7 +124,7 @@ impl Gateway {
     }
 }
 
-/// Reads one request; its `captureRequestId`. `None`: the client is gone.
+/// Reads one request and returns its `captureRequestId`; `None` if the client has disconnected.
 async fn read_request(
     client: &mut TcpStream,
     buffer: &mut Vec<u8>,
@@ -131,30 +138,33 @@ async fn read_request(
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         let mut lines = head.lines().filter_map(|line| line.split_once(':'));
         let length = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-        let length: usize = length.context("a length")?.1.trim().parse()?;
-        anyhow::ensure!(length < BYTES_MAX, "a request of {length} bytes");
+        let length: usize = length.context("no Content-Length")?.1.trim().parse()?;
+        anyhow::ensure!(length < BYTES_MAX, "the request is too large: {length} bytes");
         if body.len() >= length {
-            let (_, id) = body.split_once(r#""captureRequestId":""#).context("an id")?;
+            let (_, id) = body.split_once(r#""captureRequestId":""#).context("no capture id")?;
             return Ok(id.split('"').next().map(str::to_owned));
         }
     }
 }
 
-/// Signed answers to the captures of some jobs.
+/// Signed replies to the captures of a set of jobs.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers(Signed);
 
 impl Answers {
-    /// Takes a third of a millisecond for each.
+    /// Signs a reply for each job, which takes about 0.3 ms each.
     pub(crate) fn sign(jobs: &[Job], keys: &Keys, key: &SigningKey) -> Self {
         let answer = |job: &Job| {
-            let body = format!(
-                r#"{{"result":{{"resultCode":"SUCCESS","resultStatus":"S","resultMessage":"success"}},"captureRequestId":"{}","paymentId":"{}","captureId":"20260101{}","captureAmount":{{"currency":"HKD","value":"100"}},"captureTime":"2026-01-01T00:00:00+08:00"}}"#,
-                job.id, job.payment_id, job.id
+            let (id, payment_id) = (&job.id, &job.payment_id);
+            let ids = format!(
+                r#""captureRequestId":"{id}","paymentId":"{payment_id}","captureId":"20260101{id}""#
             );
+            let body = format!(r#"{{"result":{RESULT},{ids},{CAPTURED}}}"#);
             let signature = key.sign(PATH, &keys.client_id, TIME, body.as_bytes());
             let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=UTF-8\r\nContent-Length: {}\r\nClient-Id: {}\r\nResponse-Time: {TIME}\r\nSignature: {}\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=UTF-8\r\n\
+                 Content-Length: {}\r\nClient-Id: {}\r\nResponse-Time: {TIME}\r\n\
+                 Signature: {}\r\n\r\n",
                 body.len(),
                 keys.client_id,
                 signature_header(1, &signature)

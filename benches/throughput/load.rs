@@ -1,9 +1,10 @@
-//! The jobs of a run.
+//! The jobs that a run publishes.
 
-/// The one payment of all hot jobs.
+/// The payment id of all hot jobs.
 const HOT: &str = "hot";
+const AMOUNT: &str = r#"{"currency":"HKD","value":"100"}"#;
 
-/// A job to publish.
+/// A job that a run publishes.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) id: String,
@@ -13,7 +14,7 @@ pub(crate) struct Job {
 impl Job {
     pub(crate) fn body(&self) -> String {
         format!(
-            r#"{{"captureRequestId":"{}","paymentId":"{}","captureAmount":{{"currency":"HKD","value":"100"}}}}"#,
+            r#"{{"captureRequestId":"{}","paymentId":"{}","captureAmount":{AMOUNT}}}"#,
             self.id, self.payment_id
         )
     }
@@ -23,7 +24,7 @@ impl Job {
     }
 }
 
-/// So many jobs, each of a payment of its own.
+/// `count` jobs, each of a payment of its own.
 pub(crate) fn cold(count: usize) -> Vec<Job> {
     let job = |n| Job {
         id: format!("c-{n:05}"),
@@ -32,12 +33,12 @@ pub(crate) fn cold(count: usize) -> Vec<Job> {
     (0..count).map(job).collect()
 }
 
-/// So many jobs of one payment.
+/// `count` jobs of one payment.
 pub(crate) fn hot(count: usize) -> Vec<Job> {
     (0..count).map(|n| Job { id: format!("h-{n:05}"), payment_id: HOT.to_owned() }).collect()
 }
 
-/// The hot ones spread evenly among the cold ones.
+/// All jobs of both kinds, with the hot ones spread evenly among the cold ones.
 pub(crate) fn mix(cold: Vec<Job>, hot: Vec<Job>) -> Vec<Job> {
     let every = cold.len() / hot.len().max(1);
     let mut hot = hot.into_iter();

@@ -1,7 +1,9 @@
-//! Throughput, CPU, memory and contention of the worker, beside a bare loop in the same run: ratios say more than times on
-//! a machine that does other things too. `cargo bench --bench throughput -- --help`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
-#![expect(clippy::float_arithmetic, reason = "figures, not money")]
+//! Measures throughput, CPU, memory and contention of the worker, beside a bare loop in the same
+//! run. On a machine that does other things too, the ratios say more than the times.
+//!
+//! Usage: `cargo bench --bench throughput -- --help`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it prints for people")]
+#![expect(clippy::float_arithmetic, reason = "the numbers are measurements, not money")]
 
 mod bare;
 mod figures;
@@ -9,7 +11,7 @@ mod gateway;
 mod load;
 mod sections;
 mod stage;
-#[expect(dead_code, unused_imports, reason = "the tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "only the tests use all of it")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -22,53 +24,54 @@ use self::{sections::Sections, stage::Stage};
 /// Measures the worker beside a bare loop, with servers of its own.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What is measured; all of it if nothing is named.
+    /// The sections to measure; all of them if none is named.
     sections: Vec<Section>,
-    /// Rounds of each measurement; medians are printed.
+    /// How often each measurement is repeated; medians are printed.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Jobs of a run.
+    /// The number of jobs in a run.
     #[arg(long, default_value_t = 2000)]
     jobs: usize,
-    /// The gateway's latencies in milliseconds, of the throughput table.
+    /// The latencies of the gateway in the throughput table, in milliseconds.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 20, 100])]
     latency: Vec<u64>,
-    /// The prefetches of the throughput table.
+    /// The prefetch values of the throughput table.
     #[arg(long, value_delimiter = ',', default_values_t = [64, 256])]
     prefetch: Vec<u16>,
-    /// Given by `cargo bench`.
+    /// Accepted because `cargo bench` passes it; has no effect.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Given by test runners: nothing is measured then.
+    /// Accepted because test runners pass it; nothing is measured then.
     #[arg(long, hide = true)]
     test: bool,
     #[arg(long, hide = true)]
     list: bool,
 }
 
-/// A part of the benchmark.
+/// The part of the benchmark that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Section {
-    /// Jobs a second, CPU and memory at several latencies and prefetches, worker beside bare loop.
+    /// Jobs per second, CPU and memory at several latencies and prefetch values, worker and bare
+    /// loop.
     Throughput,
     /// Peak memory with 1,000 jobs in flight.
     Memory,
-    /// A twentieth of the jobs on one payment.
+    /// A load in which every twentieth job belongs to one payment.
     HotMix,
-    /// Captures of one payment alone, by one worker and several.
+    /// Captures of a single payment, by one worker and by several.
     Hot,
     /// Jobs of other payments, with and without a hot payment beside them.
     Cold,
-    /// Several workers at a slow gateway.
+    /// Throughput of several workers with a slow gateway.
     Scale,
 }
 
 fn main() -> ExitCode {
-    // reqwest's client takes whichever provider is installed.
+    // reqwest's client uses the default cryptography provider of the process.
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = if installed.is_err() {
-        Err(anyhow::anyhow!("a TLS provider was there before"))
+        Err(anyhow::anyhow!("a TLS provider is installed already"))
     } else if arguments == ["bare"] {
         bare::run()
     } else {
@@ -91,7 +94,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let wanted = |section| arguments.sections.is_empty() || arguments.sections.contains(&section);
     let cores = std::thread::available_parallelism()?;
     println!(
-        "{cores} cores, {} jobs a run, medians of {} rounds",
+        "{cores} cores, {} jobs per run, medians of {} rounds",
         arguments.jobs, arguments.rounds
     );
     let stage = Stage::build().await?;

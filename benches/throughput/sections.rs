@@ -1,4 +1,5 @@
-//! The tables. Rounds of what is compared are interleaved, and ratios are those of each round.
+//! The sections of the benchmark; each prints a table. The rounds of two compared programs
+//! alternate, and each ratio is taken within one round.
 
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use crate::{
     stage::{Figures, Load, Program, Stage},
 };
 
-/// All that the sections need.
+/// The servers and the parameters that all sections use.
 pub(crate) struct Sections<'a> {
     pub(crate) stage: &'a Stage,
     pub(crate) rounds: usize,
@@ -23,7 +24,8 @@ impl Sections<'_> {
     ) -> anyhow::Result<()> {
         println!("\nthroughput: one worker / the bare loop");
         println!(
-            "latency  prefetch      jobs/s (worker  bare  ratio)   CPU ms per job (worker  bare  ratio)   peak MiB (worker  bare)"
+            "latency  prefetch      jobs/s (worker  bare  ratio)   \
+             CPU ms per job (worker  bare  ratio)   peak MiB (worker  bare)"
         );
         let load = self.stage.load(cold(self.jobs));
         for &latency_ms in latencies_ms {
@@ -38,7 +40,8 @@ impl Sections<'_> {
                 let (speed, cpu) = (of(|run| run.jobs_per_s), of(|run| run.cpu_ms));
                 let memory = of(|run| run.memory_mib);
                 println!(
-                    "{latency_ms:>4} ms  {prefetch:>8}  {:>20.0} {:>6.0} {:>6.2}  {:>23.3} {:>6.3} {:>6.2}  {:>17.1} {:>6.1}",
+                    "{latency_ms:>4} ms  {prefetch:>8}  {:>20.0} {:>6.0} {:>6.2}  \
+                     {:>23.3} {:>6.3} {:>6.2}  {:>17.1} {:>6.1}",
                     speed.0, speed.1, speed.2, cpu.0, cpu.1, cpu.2, memory.0, memory.1
                 );
             }
@@ -74,7 +77,7 @@ impl Sections<'_> {
     }
 
     pub(crate) async fn hot_mix(&self) -> anyhow::Result<()> {
-        println!("\nhot mix: every 20th job of one payment, latency 20 ms, prefetch 256");
+        println!("\nhot mix: every 20th job belongs to one payment, latency 20 ms, prefetch 256");
         let hot_jobs = self.jobs / 20;
         let load = self.stage.load(mix(cold(self.jobs - hot_jobs), hot(hot_jobs)));
         for workers in [1, 2, 4] {
@@ -85,7 +88,8 @@ impl Sections<'_> {
             let of = |figure: fn(&Figures) -> f64| median(rounds.iter().map(figure));
             let overlaps: usize = rounds.iter().map(|run| Gaps::of(&run.calls).overlaps).sum();
             println!(
-                "{workers} workers: {:>5.0} jobs/s, {:.2} calls to Redis per job, {overlaps} overlaps",
+                "{workers} workers: {:>5.0} jobs/s, {:.2} calls to Redis per job, \
+                 {overlaps} overlaps",
                 of(|run| run.jobs_per_s),
                 of(|run| run.redis_calls),
             );
@@ -111,7 +115,8 @@ impl Sections<'_> {
                 format!("p50 {:.2} p99 {:.1} (n {})", p(50), p(99), gaps.len())
             };
             println!(
-                "{workers} workers: {:.1} s; gap ms within a worker {}, across workers {}; {:.2} calls to Redis per job; {} overlaps",
+                "{workers} workers: {:.1} s; gap ms within a worker {}, across workers {}; \
+                 {:.2} calls to Redis per job; {} overlaps",
                 median(runs.iter().map(|run| run.seconds)),
                 gap(&gaps.within),
                 gap(&gaps.across),
@@ -123,9 +128,10 @@ impl Sections<'_> {
     }
 
     pub(crate) async fn scale(&self) -> anyhow::Result<()> {
-        println!("\nscale: latency 100 ms, prefetch 16: at best 160 jobs/s for each worker");
+        println!("\nscale: latency 100 ms, prefetch 16: at best 160 jobs/s per worker");
         for workers in [1, 2, 4_u16] {
-            // As long a run for each, and long enough that the start is little of it.
+            // Runs of the same length for each number of workers, long enough that the start
+            // matters little.
             let load = self.stage.load(cold(self.jobs * usize::from(workers)));
             let mut rounds = Vec::new();
             for _ in 0..self.rounds {
@@ -134,14 +140,14 @@ impl Sections<'_> {
             }
             let speed = median(rounds.iter().map(|run| run.jobs_per_s));
             let best = 160.0 * f64::from(workers);
-            println!("{workers} workers: {speed:>4.0} jobs/s, {:.2} of the best", speed / best);
+            println!("{workers} workers: {speed:>4.0} jobs/s, {:.2} of the maximum", speed / best);
         }
         Ok(())
     }
 
     pub(crate) async fn cold(&self) -> anyhow::Result<()> {
         println!(
-            "\ncold: {} jobs of other payments beside 500 of a hot one, one worker",
+            "\ncold: {} jobs of other payments beside 500 of a hot payment, one worker",
             self.jobs * 2
         );
         let alone = self.stage.load(cold(self.jobs * 2));
@@ -159,14 +165,15 @@ impl Sections<'_> {
             let beside = median(rounds.iter().map(|round| round.1));
             let ratio = median(rounds.iter().map(|(alone, beside)| beside / alone));
             println!(
-                "latency {latency_ms:>3} ms, prefetch {prefetch:>3}: alone {alone:.2} s, beside {beside:.2} s, ratio {ratio:.3}"
+                "latency {latency_ms:>3} ms, prefetch {prefetch:>3}: alone {alone:.2} s, \
+                 beside {beside:.2} s, ratio {ratio:.3}"
             );
         }
         Ok(())
     }
 }
 
-/// From the first call to the last answer of a cold job.
+/// The time from the first call for a cold job to the last reply to one, in seconds.
 fn cold_seconds(run: &Figures) -> f64 {
     let cold = || run.calls.iter().filter(|call| !call.is_hot);
     let (first, last): (Option<Instant>, Option<Instant>) =

@@ -1,4 +1,4 @@
-//! Private servers, and one run of a program against them.
+//! The private servers of the benchmark, and one run of a program against them.
 
 use std::{
     path::Path,
@@ -35,40 +35,40 @@ use crate::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
 const PREFIX: &str = "capture";
 const LIMIT: Duration = Duration::from_secs(300);
-/// The most workers of a run.
+/// The largest number of workers in a run.
 pub(crate) const WORKERS_MAX: usize = 4;
 
-/// What runs.
+/// The program that a run measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// So many workers.
+    /// This number of workers.
     Workers(usize),
-    /// One bare loop.
+    /// One process with the bare loop.
     Bare,
 }
 
-/// A set of jobs with its signed answers.
+/// A set of jobs, with the signed replies of the gateway to them.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) jobs: Vec<Job>,
     answers: Answers,
 }
 
-/// What a run came to.
+/// The measurements of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Figures {
-    /// From the first call to the last result.
+    /// The time from the first call to the last result.
     pub(crate) seconds: f64,
     pub(crate) jobs_per_s: f64,
-    /// Of the first process, per job of the run.
+    /// The CPU time of the first process per job of the run, in milliseconds.
     pub(crate) cpu_ms: f64,
     pub(crate) memory_mib: f64,
-    /// Scripts and reads at Redis, per job.
+    /// Script calls to Redis per job.
     pub(crate) redis_calls: f64,
     pub(crate) calls: Vec<Call>,
 }
 
-/// The servers of all runs.
+/// The servers that all runs share.
 pub(crate) struct Stage {
     rabbit: PrivateRabbit,
     redis: PrivateRedis,
@@ -76,7 +76,7 @@ pub(crate) struct Stage {
     keys: Keys,
     key: SigningKey,
     channel: Channel,
-    /// How many results have come since the beginning.
+    /// The number of results received since the start.
     results: watch::Receiver<u64>,
     _connection: Connection,
 }
@@ -86,9 +86,9 @@ impl Stage {
         let (rabbit, redis) =
             tokio::try_join!(PrivateRabbit::start(), PrivateRedis::start(Persistence::None))?;
         let keys = Keys::generate()?;
-        // The worker's and the gateway's keys are one pair here: who signs does not matter to the time that it takes.
+        // Worker and gateway share one key pair here: the time that a signature takes is the same.
         let key = SigningKey::parse(&keys.private_key)?;
-        let keys = Keys { public_key: key.public_key().context("a public key")?, ..keys };
+        let keys = Keys { public_key: key.public_key().context("no public key")?, ..keys };
         let connection =
             Connection::connect(&rabbit.url(), ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
@@ -97,11 +97,11 @@ impl Stage {
         let gateway = Gateway::start(WORKERS_MAX).await?;
         let stage =
             Self { rabbit, redis, gateway, keys, key, channel, results, _connection: connection };
-        // The first worker declares what all runs use.
+        // The first worker declares the topology that all runs use.
         let listen = listen()?;
         let (mut first, url) = (stage.worker(0, 1, &listen)?, format!("http://{listen}"));
         let ready = within(LIMIT, async || http::get(&url, "/readyz").await.is_ok());
-        ready.await.with_context(|| format!("not ready: {}", first.describe()))?;
+        ready.await.with_context(|| format!("worker not ready: {}", first.describe()))?;
         first.signal(Signal::SIGTERM)?;
         first.wait(LIMIT).await?;
         stage.count_results(counted).await?;
@@ -113,7 +113,8 @@ impl Stage {
         Load { jobs, answers }
     }
 
-    /// Publishes the jobs, then starts the program; the clock runs from its first call to the last result.
+    /// Publishes the jobs, then starts the program. The time is measured from its first call to the
+    /// last result.
     pub(crate) async fn run(
         &self,
         program: Program,
@@ -123,9 +124,12 @@ impl Stage {
     ) -> anyhow::Result<Figures> {
         self.gateway.prepare(&load.answers, Duration::from_millis(latency_ms));
         self.redis.cmd(&["FLUSHALL"])?;
-        // What is published is not to be handed to a program of the run before, and taken back from it.
-        within(LIMIT, async || self.consumers().await == Some(0)).await.context("consumers")?;
-        // The bare loop is killed as soon as its last result is there: some of its acks may never have left.
+        // Wait until the program of the previous run is gone: the broker would deliver jobs to it,
+        // and later requeue them.
+        let is_gone = within(LIMIT, async || self.consumers().await == Some(0));
+        is_gone.await.context("the program of the previous run still consumes")?;
+        // The bare loop is killed right after its last result, so some of its acks may never have
+        // been sent, and their jobs are in the queue again.
         let purge = QueuePurgeOptions::default();
         self.channel.queue_purge(format!("{PREFIX}.jobs").into(), purge).await?;
         self.publish(&load.jobs).await?;
@@ -137,15 +141,15 @@ impl Stage {
             }
             Program::Bare => vec![self.bare(prefetch)?],
         };
-        let first = processes.first().context("a process")?;
+        let first = processes.first().context("the run has no process")?;
         let called = within(LIMIT, async || self.gateway.count() > 0);
-        called.await.with_context(|| format!("no call: {}", first.describe()))?;
+        called.await.with_context(|| format!("no call arrived: {}", first.describe()))?;
         let (cpu_before, redis_before) = (cpu_ms(first.pid())?, redis_calls(&self.redis)?);
         let expected = results_before + u64::try_from(load.jobs.len())?;
         let mut results = self.results.clone();
         let done = tokio::time::timeout(LIMIT, results.wait_for(|count| *count >= expected)).await;
         let ended = Instant::now();
-        ensure!(done.is_ok(), "it does not end: {}", first.describe());
+        ensure!(done.is_ok(), "the run did not end in time: {}", first.describe());
         let (cpu_after, redis_after) = (cpu_ms(first.pid())?, redis_calls(&self.redis)?);
         let memory_mib = peak_memory_mib(first.pid())?;
         for process in &mut processes {
@@ -157,7 +161,7 @@ impl Stage {
             process.wait(LIMIT).await?;
         }
         let calls = self.gateway.calls();
-        let began = calls.iter().map(|call| call.began).min().context("a call")?;
+        let began = calls.iter().map(|call| call.began).min().context("no call arrived")?;
         let seconds = ended.duration_since(began).as_secs_f64();
         let jobs = count(load.jobs.len());
         Ok(Figures {
@@ -177,7 +181,7 @@ impl Stage {
         queue.ok().map(|queue| queue.consumer_count())
     }
 
-    /// Pipelined: the clock does not run yet.
+    /// Publishes all jobs before it waits for the confirms. This is not part of the measured time.
     async fn publish(&self, jobs: &[Job]) -> anyhow::Result<()> {
         let mut confirms = Vec::new();
         for job in jobs {
@@ -197,7 +201,7 @@ impl Stage {
             confirms.push(confirm);
         }
         let confirms = try_join_all(confirms).await?;
-        ensure!(confirms.iter().all(|confirm| confirm.is_ack()), "a job was refused");
+        ensure!(confirms.iter().all(|confirm| confirm.is_ack()), "the broker refused a job");
         Ok(())
     }
 
@@ -254,24 +258,25 @@ fn listen() -> anyhow::Result<String> {
     Ok(format!("127.0.0.1:{}", free_port()?))
 }
 
-/// User and system time of a process, all threads (proc(5): clock ticks, of which Linux has 100 a second for programs).
+/// The user and system time of a process, all threads included, in milliseconds. The unit in
+/// `/proc/<pid>/stat` is the clock tick (see proc(5)); Linux has 100 per second in user space.
 fn cpu_ms(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(") ").context("a process's state")?;
+    let (_, fields) = stat.rsplit_once(") ").context("unknown format of /proc/<pid>/stat")?;
     let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>);
     Ok(ticks.sum::<Result<f64, _>>()? * 10.0)
 }
 
-/// The most memory that a process ever had.
+/// The peak resident memory of a process, in MiB.
 fn peak_memory_mib(pid: u32) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib: f64 =
-        peak.and_then(|peak| peak.split_whitespace().next()).context("VmHWM")?.parse()?;
+        peak.and_then(|peak| peak.split_whitespace().next()).context("no VmHWM")?.parse()?;
     Ok(kib / 1024.0)
 }
 
-/// Calls of scripts; what runs inside them is no call.
+/// The number of script calls. The commands inside a script are not counted.
 fn redis_calls(redis: &PrivateRedis) -> anyhow::Result<f64> {
     let Reply::Text(stats) = redis.cmd(&["INFO", "commandstats"])? else { return Ok(0.0) };
     let scripts = stats.lines().filter_map(|line| {
@@ -281,7 +286,7 @@ fn redis_calls(redis: &PrivateRedis) -> anyhow::Result<f64> {
     Ok(scripts.sum())
 }
 
-/// A number of things as a figure.
+/// A count as a floating-point number.
 pub(crate) fn count(things: usize) -> f64 {
     u32::try_from(things).map_or(f64::INFINITY, f64::from)
 }

@@ -1,8 +1,12 @@
-//! A day of shipments through the whole system, and the proof that every one was captured once or given up for a reason.
+//! Runs a day of shipments through the whole system, and checks that every one was captured once or
+//! became a dead letter.
 //!
-//! `demo` starts everything it needs on this machine and ends it again; `demo --stay` leaves it running until Ctrl-C, to play
-//! with. `demo --external` finds a broker, the sandbox and workers running (`CAPTURE__BROKER__URL`, `CAPTURE__GATEWAY__BASE_URL`).
-//! Exit code 0 says that all totals are equal; 1, that they are not, with a list of differences; 130, that it was interrupted.
+//! `demo` starts everything it needs on this machine and stops it again. `demo --stay` leaves it
+//! running until Ctrl-C. `demo --external` uses a broker, a sandbox and workers that are running
+//! (`CAPTURE__BROKER__URL`, `CAPTURE__GATEWAY__BASE_URL`).
+//!
+//! Exit codes: 0, all totals are equal; 1, they are not, with a list of the differences;
+//! 130, interrupted.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
 mod day;
@@ -137,9 +141,10 @@ async fn play(
     let differences = evidence.differences();
     if differences.is_empty() {
         println!(
-            "Every job is accounted for, nothing was captured twice, no two calls of a payment overlapped,\n\
-             and the money in the gateway's ledger is the money in the results is the money expected."
+            "Every job is accounted for. Nothing was captured twice, and no two calls of one payment \
+             overlapped."
         );
+        println!("The money in the gateway's ledger, in the results and in the plan is equal.");
         return Ok(true);
     }
     println!("The books do not add up:");
@@ -173,8 +178,9 @@ async fn publish_as_with_a_bug(day: &Day, broker: &TestBroker) -> anyhow::Result
     broker.publish_job(PREFIX, day.malformed_job().to_string().as_bytes()).await
 }
 
-/// Until every delivery has ended, or the day is over, with a line for people every second. A
-/// payment's final capture is submitted when its other parts have their results, as a publisher does.
+/// Waits until every delivery has ended or the day is over, and prints a line every second. The
+/// final capture of a payment is submitted when its other parts have their results, as a publisher
+/// does.
 async fn watch(
     day: &Day,
     addresses: &Addresses,

@@ -1,4 +1,5 @@
-//! The proof: what was submitted, what the results say and what the gateway's ledger says must be one and the same.
+//! The proof: what was submitted, what the results say and what the gateway's ledger says must
+//! agree.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -179,7 +180,8 @@ impl Evidence<'_> {
             let mut is: Vec<&str> =
                 self.dead.get(class).into_iter().flatten().map(String::as_str).collect();
             is.sort_unstable();
-            // A copy of a job that is refused dies too: as many letters as copies, but no other ids.
+            // A copy of a refused job becomes a dead letter too: there are as many dead letters as
+            // copies, but no other ids.
             is.dedup();
             let must = must.get(class).map(Vec::as_slice).unwrap_or_default();
             if is != must {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::support::http::get;
 
-/// What the gateway does with a payment; the sandbox reads it from the beginning of the payment's id.
+/// What the gateway does with a payment. The sandbox reads it from the beginning of the payment id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Script {
     Capture,

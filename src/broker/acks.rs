@@ -1,5 +1,6 @@
-//! Acks in groups: one task acks what was settled meanwhile, a run of neighbours with one frame. Each frame wakes the
-//! client's io loop and the broker, so fewer of them are a good part of what a job costs.
+//! Acks deliveries in groups: one task acks everything that was settled meanwhile, and consecutive
+//! delivery tags with one frame. Each frame wakes the client's I/O loop and the broker, which is a
+//! large part of the cost of a job.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::session::Life;
 
-/// The most that is acked at once.
+/// The maximum number of requests that are handled together.
 const BATCH_MAX: usize = 256;
 
 enum Request {
@@ -16,29 +17,30 @@ enum Request {
     Flush(oneshot::Sender<()>),
 }
 
-/// The way to ack in one session.
+/// A handle with which jobs are acked in one session.
 #[derive(Clone)]
 pub(super) struct Acks(mpsc::UnboundedSender<Request>);
 
 impl Acks {
-    /// Starts the task that acks on this channel; it ends with the session.
+    /// Starts the task that acks on this channel. It ends with the session.
     pub(super) fn start(channel: Channel, life: Life) -> Self {
         let (requests, queue) = mpsc::unbounded_channel();
         tokio::spawn(run(channel, queue, life));
         Self(requests)
     }
 
-    /// Acks a delivery that is settled, soon. If the session is lost before, the job comes again, as it would have then.
+    /// Queues the ack of a settled delivery. If the session is lost before the ack is sent, the
+    /// broker redelivers the job.
     pub(super) fn ack(&self, tag: u64) {
-        // Nobody listens once the session is lost.
+        // An error means that the task ended, because the session is lost.
         self.0.send(Request::Ack(tag)).unwrap_or_default();
     }
 
-    /// Returns when everything before is acked.
+    /// Returns when all acks that were queued before are sent, or the session is lost.
     pub(super) async fn flush(&self) {
         let (flushed, done) = oneshot::channel();
         if self.0.send(Request::Flush(flushed)).is_ok() {
-            // An error says that the session is lost.
+            // An error means that the session is lost.
             drop(done.await);
         }
     }
@@ -61,7 +63,7 @@ async fn run(channel: Channel, mut queue: mpsc::UnboundedReceiver<Request>, life
         }
         for (tag, multiple) in settled.frames(tags) {
             if let Err(error) = channel.basic_ack(tag, BasicAckOptions { multiple }).await {
-                return life.end(&format!("acking failed: {error}"));
+                return life.end(&format!("sending an ack failed: {error}"));
             }
         }
         for flushed in waiting {
@@ -70,17 +72,17 @@ async fn run(channel: Channel, mut queue: mpsc::UnboundedReceiver<Request>, life
     }
 }
 
-/// Which deliveries of a channel are settled. Their tags count from 1.
+/// Which deliveries of a channel are settled. Delivery tags count from 1.
 #[derive(Debug, Default)]
 struct Settled {
-    /// All up to this one are.
+    /// Every delivery up to this tag is settled.
     up_to: u64,
-    /// And these, out of order; acked already.
+    /// Tags above `up_to` that were settled, and acked, out of order.
     beyond: BTreeSet<u64>,
 }
 
 impl Settled {
-    /// The frames that ack these deliveries and no others: (tag, whether all before it too).
+    /// The frames that ack exactly these deliveries, as (tag, the `multiple` flag).
     fn frames(&mut self, mut tags: Vec<u64>) -> Vec<(u64, bool)> {
         tags.sort_unstable();
         let mut last = None;
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_without_gaps_takes_one_frame() {
+    fn consecutive_deliveries_are_acked_with_one_frame() {
         let mut settled = Settled::default();
         assert_eq!(settled.frames(vec![3, 1, 2]), [(3, true)]);
         assert_eq!(settled.frames(vec![5, 6]), [(5, false), (6, false)]);
@@ -119,9 +121,9 @@ mod tests {
     }
 
     proptest! {
-        /// As the broker does it: a frame for all before acks every delivery up to its tag that is not acked.
+        /// As at the broker, a `multiple` frame acks every unacked delivery up to its tag.
         #[test]
-        fn exactly_what_is_settled_is_acked(
+        fn exactly_the_settled_deliveries_are_acked(
             order in Just((1..=60_u64).collect::<Vec<_>>()).prop_shuffle(),
             sizes in prop::collection::vec(1..9_usize, 60),
         ) {

@@ -1,21 +1,21 @@
-//! Where the broker is, as `broker.url` says it.
+//! Parses `broker.url`, and shows it without credentials.
 
 use lapin::uri::AMQPUri;
 use url::{Host, Url};
 
-/// Reads `amqp://` and `amqps://`; `None` if the URL can't be used. Nothing of such a URL may be
-/// shown.
+/// Parses an `amqp://` or `amqps://` URL; `None` if it can't be used. No part of such a URL may be
+/// shown, because any part may be the password.
 pub(super) fn parse(text: &str) -> Option<AMQPUri> {
     let url = parts(text)?;
     let mut uri: AMQPUri = text.trim().parse().ok()?;
-    // The client reads names only and takes `localhost` for everything else.
+    // The client's parser accepts only host names, and reads an IPv6 address as `localhost`.
     if let Some(Host::Ipv6(address)) = url.host() {
         uri.authority.host = address.to_string();
     }
     Some(uri)
 }
 
-/// A URL without credentials and queries; `None` if it can't be used.
+/// The URL without credentials and query; `None` if it can't be used.
 #[must_use]
 pub fn without_credentials(text: &str) -> Option<String> {
     let mut url = parts(text).filter(|_| parse(text).is_some())?;
@@ -26,8 +26,8 @@ pub fn without_credentials(text: &str) -> Option<String> {
 
 fn parts(text: &str) -> Option<Url> {
     let url = Url::parse(text.trim()).ok()?;
-    // The `/`, `?` or `#` of a password ends it: what stands before it would be taken for host and
-    // port.
+    // An unencoded `/`, `?` or `#` in a password ends the authority: the parser would take the user
+    // and the beginning of the password for host and port.
     let is_cut = [Some(url.path()), url.query(), url.fragment()]
         .into_iter()
         .flatten()

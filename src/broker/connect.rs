@@ -1,6 +1,6 @@
-//! A connection whose socket is ours to close. The client runs a thread for each connection, and that thread reads
-//! until its socket ends: a peer that accepts and stays silent would keep thread and descriptor for ever, for every
-//! attempt that timed out.
+//! A broker connection whose socket this program can close. The client runs a thread for each
+//! connection, which reads until the socket is closed. A peer that accepts and then stays silent
+//! would leak a thread and a descriptor with every attempt that times out.
 
 use std::{
     io,
@@ -23,14 +23,16 @@ use super::{
     session::{BrokerOptions, OpenError},
 };
 
-/// The longest that connecting may take, if the URL says nothing else (`connection_timeout`, in milliseconds).
+/// The time limit for connecting, unless the URL sets another one (`connection_timeout`, in
+/// milliseconds).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that a connection may take to close before its socket is closed.
+/// How long a connection may take to close cleanly before its socket is closed.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A dead broker is noticed after twice this, if the URL says nothing else.
+/// The heartbeat interval, in seconds, unless the URL sets another one. A dead broker is noticed
+/// after two intervals.
 const HEARTBEAT_S: u16 = 10;
 
-/// A connection to the broker. When it is closed or dropped, its socket is closed at the latest after
+/// A connection to the broker. After it is closed or dropped, its socket is closed within
 /// [`CLOSE_TIMEOUT`], whatever the peer does.
 pub(super) struct BrokerConnection {
     connection: Connection,
@@ -38,7 +40,8 @@ pub(super) struct BrokerConnection {
 }
 
 impl BrokerConnection {
-    /// Connects; an attempt that takes too long, or is given up, leaves neither thread nor descriptor behind.
+    /// Connects. An attempt that times out or is cancelled leaves neither a thread nor a descriptor
+    /// behind.
     pub(super) async fn open(options: &BrokerOptions, purpose: &str) -> Result<Self, OpenError> {
         let mut uri = address::parse(&options.url).ok_or(OpenError::Url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
@@ -81,13 +84,13 @@ impl BrokerConnection {
         Ok(Self { connection, socket: attempt.succeeded() })
     }
 
-    /// Closes the connection, then its socket.
+    /// Closes the connection cleanly if the peer lets it, then closes the socket.
     pub(super) async fn close(&self) {
         let closing = self.connection.close(200, "done".into());
         match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a connection was closed already"),
-            Err(_) => tracing::debug!("a connection did not close in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "broker connection was already closed"),
+            Err(_) => tracing::debug!("broker connection did not close in time"),
         }
         self.socket.shut();
     }
@@ -107,7 +110,7 @@ impl Drop for BrokerConnection {
         if socket.shut.is_cancelled() {
             return;
         }
-        // Dropping the client's half asks the broker to close. A broker that does not answer is not waited for.
+        // Dropping the client's connection asks the broker to close it. It may never respond.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {
                 tokio::time::sleep(CLOSE_TIMEOUT).await;
@@ -118,7 +121,7 @@ impl Drop for BrokerConnection {
     }
 }
 
-/// An attempt to connect; its socket is closed when it is dropped before it succeeded.
+/// An attempt to connect. If it is dropped before it succeeds, its socket is closed.
 struct Attempt(Socket);
 
 impl Attempt {
@@ -133,7 +136,7 @@ impl Drop for Attempt {
     }
 }
 
-/// Another handle of the socket that the client reads from.
+/// A second handle of the socket that the client reads from.
 #[derive(Clone, Default)]
 struct Socket {
     stream: Arc<Mutex<Option<TcpStream>>>,
@@ -151,14 +154,14 @@ impl Socket {
         Ok(())
     }
 
-    /// Ends the socket for both handles, which ends the client's thread.
+    /// Shuts the socket down for both handles, which ends the client's thread.
     fn shut(&self) {
         let mut stream = self.stream();
         self.shut.cancel();
         if let Some(stream) = stream.take()
             && let Err(error) = stream.shutdown(Shutdown::Both)
         {
-            tracing::debug!(%error, "the broker had closed the connection before");
+            tracing::debug!(%error, "broker socket was already closed");
         }
     }
 

@@ -1,4 +1,5 @@
-//! A job as the broker handed it over, with its history and the duty to settle it. Only here a job is acked.
+//! A job as the broker delivered it, with its history. It must be settled, and only here is it
+//! acked.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,25 +27,25 @@ use crate::domain::{
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// While publishing is refused, a job is kept in hand for so long: well below the half hour after which the broker takes
-/// back what is not acked, and counts it.
+/// How long a job may stay unacked while publishing is refused. It is well below the half hour
+/// (`consumer_timeout`) after which the broker takes unacked deliveries back and counts a return.
 pub const HELD_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// What came of settling a delivery.
+/// The result of settling a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// Everything is at the broker, and the delivery is acked.
+    /// The broker confirmed every message, and the delivery is acked.
     Acked,
-    /// Nothing is acked, and no dead letter is written: the broker does not take the result.
+    /// The broker refused the result: no dead letter was published, and nothing is acked.
     ResultRefused,
 }
 
-/// The session ended before the delivery was settled: the broker hands the job out again.
+/// The session was lost before the delivery was settled: the broker redelivers the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the broker's session is lost: the job comes again")]
+#[error("broker session lost: the broker redelivers the job")]
 pub struct SessionLost;
 
-/// A job in hand.
+/// An unacked job, with everything that its headers say about it.
 pub struct Delivery {
     session: Arc<Session>,
     tag: u64,
@@ -61,7 +62,8 @@ impl Delivery {
         let mut history = headers::read(&delivery.properties, delivery.redelivered, now_ms);
         let refused = headers::refused_result(&delivery.properties);
         if refused.ended.is_some() {
-            // No call is made for it unless a record says that one was: that it came back says nothing.
+            // Such a job ended without a call. Only a sent marker or a recorded outcome can prove
+            // that a call was made; a redelivery proves nothing.
             history.redelivered = false;
         }
         let born_ms = headers::born_ms(&delivery.properties, &history);
@@ -76,75 +78,78 @@ impl Delivery {
         }
     }
 
-    /// The job, read by the message contract.
+    /// Parses the body as a job.
     ///
     /// # Errors
-    /// The first rule that is broken.
+    /// The first rule of the message contract that the body breaks.
     pub fn job(&self, forward: &ForwardFields) -> Result<Job, Box<Malformed>> {
         headers::read_job(&self.body, &self.properties, forward)
     }
 
-    /// What it carries with it.
+    /// The job's history, from its headers.
     #[must_use]
     pub const fn history(&self) -> &History {
         &self.history
     }
 
-    /// How often its result was refused.
+    /// How often in a row the job's result was refused.
     #[must_use]
     pub const fn refused_result(&self) -> &RefusedResult {
         &self.refused
     }
 
-    /// Whether the broker may drop it, for what stands in its `x-death`, in place of dead-lettering it.
+    /// Whether the broker may drop the job instead of dead-lettering it, because of its `x-death`.
     #[must_use]
     pub fn may_be_dropped(&self) -> bool {
         headers::names_a_death_of_ours(&self.properties, self.prefix())
     }
 
-    /// Returns when the broker takes what is published of it, as far as is known; or when the session is lost.
+    /// Returns when no exchange is known to refuse publishes, or when the session is lost.
     pub async fn is_publishable(&self) {
         let mut refusal = self.session.publisher.refusal();
-        // An error says that the session is lost.
+        // An error means that the session is lost.
         drop(refusal.wait_for(Option::is_none).await);
     }
 
-    /// The prefix of the names at its broker.
+    /// The prefix of the broker's exchanges and queues (`broker.prefix`).
     #[must_use]
     pub fn prefix(&self) -> &str {
         self.session.names.prefix()
     }
 
-    /// Since when it is on its way, in epoch milliseconds: since the publisher's timestamp, if that can be believed, or
-    /// since a worker first had it. A replay begins anew.
+    /// When the job was published, in epoch milliseconds: the publisher's timestamp if it is
+    /// plausible, or else the time when a worker first received the job. For a replay, this starts
+    /// anew.
     #[must_use]
     pub const fn born_ms(&self) -> i64 {
         self.born_ms
     }
 
-    /// The trace that it belongs to.
+    /// The W3C trace context in the job's headers.
     #[must_use]
     pub fn trace(&self) -> Option<TraceContext> {
         headers::trace(&self.properties)
     }
 
-    /// From now on whatever is published of this job carries this trace context.
+    /// Sets the trace context of every message that is published for this job from now on.
     pub fn continue_trace(&mut self, context: &TraceContext) {
         headers::put_trace(&mut self.properties, context);
     }
 
-    /// Whether it can still be settled. If not, the broker has given the job to somebody else by now.
+    /// Whether the delivery can still be settled. If not, the broker has redelivered the job, or
+    /// soon will.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.session.is_alive()
     }
 
-    /// Publishes what is to be published, waits for the broker's confirm, then acks. The result comes before the dead
-    /// letter: if the broker does not take it, nothing else is done. Any other publish that the broker refuses is tried
-    /// again for as long as the session lives; the job stays unacked meanwhile.
+    /// Publishes the messages of the settlement, waits for the broker's confirms, then acks. The
+    /// result comes before the dead letter: if the broker refuses it, nothing else is done. Any
+    /// other refused publish is tried again until the session is lost, and the job stays unacked
+    /// meanwhile.
     ///
     /// # Errors
-    /// The session is lost; nothing was acked.
+    /// The session is lost, and nothing was acked.
     pub async fn settle(
         &self,
         settlement: &Settlement,
@@ -173,10 +178,10 @@ impl Delivery {
         self.ack().map(|()| Settled::Acked)
     }
 
-    /// Puts the job into a wait queue until its result is published again.
+    /// Publishes the job to a wait queue, after which its result is published again, and acks.
     ///
     /// # Errors
-    /// The session is lost; nothing was acked.
+    /// The session is lost, and nothing was acked.
     pub async fn wait_for_result(&self, wait: &ResultWait) -> Result<(), SessionLost> {
         self.publish(self.waiting(wait.delay, &wait.carry, &wait.refused)).await?;
         self.ack()
@@ -197,13 +202,13 @@ impl Delivery {
             return Err(SessionLost);
         }
         nacked.map_err(|error| {
-            self.session.end(&format!("handing back failed: {error}"));
+            self.session.end(&format!("handing a job back failed: {error}"));
             SessionLost
         })
     }
 
-    /// Publishes a result, unless the broker does not take it: a queue that is bound to the exchange is full, or the
-    /// exchange has been refused for too long.
+    /// Publishes a result. Returns false if the broker does not accept it: a queue that is bound to
+    /// the exchange is full, or the exchange has refused publishes for too long.
     async fn publish_result(
         &self,
         result: &ResultMessage,
@@ -223,8 +228,8 @@ impl Delivery {
         }
     }
 
-    /// Returns when results have been refused for so long that the job can't be kept in hand, or when it can't for
-    /// another reason.
+    /// Returns when a refusal of results has lasted so long that the job can't stay unacked, or
+    /// when the worker drains during one.
     async fn loses_patience(&self, draining: &CancellationToken) {
         let is_of_results = |refusal: &Option<Refusal>| {
             refusal.as_ref().is_some_and(|r| r.exchange == Exchange::Results)
@@ -237,7 +242,7 @@ impl Delivery {
                 _ = refusal.wait_for(|refusal| !is_of_results(refusal)) => {}
             }
         }
-        // The session is lost, which whoever publishes hears.
+        // The session is lost, which the publish itself reports.
         std::future::pending().await
     }
 
@@ -251,7 +256,10 @@ impl Delivery {
                 Err(error) => error,
             };
             let (exchange, routing_key) = (message.exchange.name(), &*message.routing_key);
-            tracing::error!(exchange, routing_key, %error, "a publish failed; the job stays unacked");
+            tracing::error!(
+                exchange, routing_key, %error,
+                "publish failed: the job stays unacked until it succeeds"
+            );
             tokio::select! {
                 () = self.session.lost() => return Err(SessionLost),
                 () = tokio::time::sleep(backoff) => {}

@@ -1,4 +1,4 @@
-//! How many messages lie in each queue: by passive declares, which need no permission.
+//! Counts the messages in each queue with passive declares, which need no permission.
 
 use lapin::{Channel, ErrorKind, options::QueueDeclareOptions, types::FieldTable};
 
@@ -9,26 +9,27 @@ use super::{
 };
 use crate::domain::{class::Class, schedule::delay_name};
 
-/// What lies ready in a queue; what consumers have in hand is not counted.
+/// The number of ready messages in a queue. Unacked deliveries are not counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Depth {
-    /// The exchange that it is bound to.
+    /// The exchange that the queue is bound to.
     pub of: Exchange,
-    /// The delay of a wait queue, the class of dead letters, else the exchange's name.
+    /// The delay of a wait queue, the class of a dead-letter queue, or else the exchange's name. A
+    /// metric label.
     pub name: String,
-    /// How many messages; `None` if there is no such queue.
+    /// The number of ready messages; `None` if the queue does not exist.
     pub messages: Option<u32>,
-    /// There is no such queue, or there was none a few minutes ago.
+    /// Whether the queue was found missing within the last few minutes.
     pub is_missing: bool,
 }
 
 impl Session {
-    /// Looks at every queue. Those that don't answer because too few of their nodes live are left
-    /// out. One that does not exist is reported in the log, and declared again where this program
-    /// declares.
+    /// Counts the messages in every queue. A queue that does not respond, because too few of its
+    /// nodes run, is left out. A queue that does not exist is logged, and declared again if
+    /// `broker.topology` is `declare`.
     ///
     /// # Errors
-    /// The connection fails, or does not answer in time.
+    /// The connection fails, or the broker does not respond in time.
     pub async fn depths(&self) -> Result<Vec<Depth>, DepthsError> {
         let mut counting = self.counting.lock().await;
         let mut depths = Vec::new();
@@ -38,12 +39,12 @@ impl Session {
                 Some(channel) if channel.status().connected() => channel,
                 _ => self.look_channel().await?,
             };
-            // In its place again before anything is waited for: whoever waits may be given up.
+            // Stored before the next await: if the caller cancels there, the channel is kept.
             let channel = counting.insert(channel);
             let messages = match tokio::time::timeout(ANSWER_TIMEOUT, look(channel, &queue)).await {
                 Err(_) => return Err(DepthsError::TimedOut),
                 Ok(Ok(messages)) => Some(messages),
-                // Either way, that closed the channel.
+                // Both refusals closed the channel, so the next queue gets a new one.
                 Ok(Err(error)) => match error.kind() {
                     ErrorKind::ProtocolError(refusal)
                         if is_no_queue(refusal.get_message().as_str()) =>
@@ -66,7 +67,7 @@ impl Session {
         Ok(depths)
     }
 
-    /// With each queue's name at the broker.
+    /// Each queue: its exchange, its label, and its name at the broker.
     fn queues(&self) -> Vec<(Exchange, String, String)> {
         let named = |of: Exchange, queue: String| (of, of.name().to_owned(), queue);
         let mut queues = vec![named(Exchange::Jobs, self.names.jobs())];
@@ -82,14 +83,14 @@ impl Session {
     }
 }
 
-/// Why nobody knows what lies in the queues.
+/// Why the messages could not be counted.
 #[derive(Debug, thiserror::Error)]
 pub enum DepthsError {
-    /// The connection fails.
+    /// The connection failed while the messages were counted.
     #[error("{0}")]
     Connection(#[from] lapin::Error),
-    /// No answer.
-    #[error("no answer within {ANSWER_TIMEOUT:?}")]
+    /// The broker did not respond in time.
+    #[error("the broker did not respond within {ANSWER_TIMEOUT:?}")]
     TimedOut,
 }
 

@@ -1,4 +1,5 @@
-//! What travels with a job: read strictly, carried on without what the broker would act on.
+//! AMQP headers and properties of jobs, results and dead letters. They are read strictly, and
+//! copied to the next message without those that the broker would act on.
 
 use std::collections::BTreeMap;
 
@@ -24,28 +25,29 @@ use crate::domain::{
 
 const YEAR_2020_MS: i64 = 1_577_836_800_000;
 const DAY_MS: i64 = 86_400_000;
-/// The longest message on a dead letter, in characters.
+/// The maximum length of `x-capture-message`, in characters.
 const MESSAGE_CHARS_MAX: usize = 500;
-/// The longest text of ours that is taken from another's header, in characters.
+/// The maximum length of a text header, in characters: publishers can write these headers, too.
 const TEXT_CHARS_MAX: usize = 128;
 /// The broker's default `frame_max` is 128 KiB, and a message's properties travel in one frame.
 const HEADERS_BYTES_MAX: usize = 120 * 1024;
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 const PERSISTENT: u8 = 2;
-/// The one address for answers that the broker looks at.
+/// The one `reply_to` that the broker acts on (direct reply-to).
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// Reads what a delivery carries with it. What somebody else wrote there and makes no sense counts as absent.
+/// Reads a job's history from its headers. A header with an invalid value counts as absent, because
+/// anybody who may publish can write it.
 pub(super) fn read(properties: &BasicProperties, redelivered: bool, now_ms: i64) -> History {
     let empty = FieldTable::default();
     let table = properties.headers().as_ref().unwrap_or(&empty);
     let is_poison_letter = text(table, CLASS).is_some_and(|class| class == Class::Poison.name());
-    // A verdict may come without a code.
+    // A status without a code is valid: the gateway may leave the code empty.
     let last_word = text_or_empty(table, LAST_CODE)
         .zip(text(table, LAST_STATUS))
         .map(|(code, status)| LastWord { code, status });
-    // Only the broker counts deliveries, and only on what it hands out again.
+    // The broker counts deliveries, and sets the count only on redelivered messages.
     let count = if redelivered { number(table, DELIVERY_COUNT).unwrap_or(1) } else { 0 };
     History {
         attempts: number(table, ATTEMPT).unwrap_or(0),
@@ -73,7 +75,8 @@ pub(super) fn read_job(
     Job::parse_with(body, forward).map_err(|malformed| malformed.with_encoding(encoding))
 }
 
-/// How often the job's result was refused in a row, and the failure that it tells, if a worker carried that on.
+/// How often in a row the job's result was refused, and the failure that the result reports, as an
+/// earlier worker wrote it into the headers.
 pub(super) fn refused_result(properties: &BasicProperties) -> RefusedResult {
     let empty = FieldTable::default();
     let table = properties.headers().as_ref().unwrap_or(&empty);
@@ -81,7 +84,7 @@ pub(super) fn refused_result(properties: &BasicProperties) -> RefusedResult {
     RefusedResult::read(number(table, REFUSALS).unwrap_or(0), ended)
 }
 
-/// Carries on that the job's result was refused.
+/// Writes into the headers that the job's result was refused.
 pub(super) fn put_refused_result(properties: &mut BasicProperties, refused: &RefusedResult) {
     if refused.times == 0 {
         return;
@@ -94,8 +97,9 @@ pub(super) fn put_refused_result(properties: &mut BasicProperties, refused: &Ref
     *properties = std::mem::take(properties).with_headers(headers.into());
 }
 
-/// Whether the broker may drop this job in place of dead-lettering it: RabbitMQ 3.x reads `x-death` again from what was
-/// published, and takes a queue that is named there for a cycle. Wait queues stand there of right.
+/// Whether the broker may drop this job instead of dead-lettering it. RabbitMQ 3.x reads `x-death`
+/// from the published message and treats a queue named there as a dead-letter cycle. Wait queues
+/// are expected there.
 pub(super) fn names_a_death_of_ours(properties: &BasicProperties, prefix: &str) -> bool {
     let deaths = properties.headers().as_ref().and_then(|table| table.inner().get("x-death"));
     let Some(AMQPValue::FieldArray(deaths)) = deaths else { return false };
@@ -111,13 +115,14 @@ pub(super) fn names_a_death_of_ours(properties: &BasicProperties, prefix: &str) 
     })
 }
 
-/// The publisher's priority: as it came, or as an earlier republish kept it.
+/// The publisher's priority: the property, or the header in which an earlier republish kept it.
 fn priority(properties: &BasicProperties) -> Option<u8> {
     let kept = || number(properties.headers().as_ref()?, PRIORITY)?.try_into().ok();
     properties.priority().or_else(kept)
 }
 
-/// Since when a job is on its way. A replayed letter's timestamp is that of its first life.
+/// When the job was first published, in epoch milliseconds. The timestamp of a replayed job is
+/// ignored: it is that of the original publish, and the age of a replay starts anew.
 pub(super) fn born_ms(properties: &BasicProperties, history: &History) -> i64 {
     let written_ms = properties
         .timestamp()
@@ -127,7 +132,7 @@ pub(super) fn born_ms(properties: &BasicProperties, history: &History) -> i64 {
     written_ms.unwrap_or(history.first_seen_ms).min(history.first_seen_ms)
 }
 
-/// The trace context that a message carries.
+/// The W3C trace context in the headers of a message.
 pub(super) fn trace(properties: &BasicProperties) -> Option<TraceContext> {
     let table = properties.headers().as_ref()?;
     let text = |name: &str| match table.inner().get(name)? {
@@ -138,7 +143,7 @@ pub(super) fn trace(properties: &BasicProperties) -> Option<TraceContext> {
     TraceContext::read(text(TRACEPARENT)?, text(TRACESTATE))
 }
 
-/// Puts another trace context in place of the one that a message carries.
+/// Replaces the trace context in the headers of a message.
 pub(super) fn put_trace(properties: &mut BasicProperties, context: &TraceContext) {
     let mut headers = properties.headers().clone().unwrap_or_default().inner().clone();
     headers.insert(TRACEPARENT.into(), long(context.traceparent()));
@@ -149,7 +154,8 @@ pub(super) fn put_trace(properties: &mut BasicProperties, context: &TraceContext
     *properties = std::mem::take(properties).with_headers(headers.into());
 }
 
-/// The properties of a republished job: the publisher's, without those by which the broker acts, with our headers.
+/// The properties of a republished job: the publisher's, without those that the broker acts on, and
+/// with the headers of this program.
 pub(super) fn carry(
     original: &BasicProperties,
     history: &History,
@@ -177,7 +183,8 @@ pub(super) fn carry(
             put(name, long(id));
         }
     }
-    // Not as a priority: in a wait queue, a message of a higher one keeps the others from expiring.
+    // Not as the property: in a wait queue, a message of higher priority keeps the others from
+    // expiring.
     if let Some(priority) = priority(original) {
         put(PRIORITY, int(priority.into()));
     }
@@ -195,7 +202,7 @@ pub(super) fn carry(
     without_what_acts(original).with_headers(fit(original.headers().as_ref(), ours).into())
 }
 
-/// The properties of a result.
+/// The properties of the result message of a job.
 pub(super) fn of_result(original: &BasicProperties, now_ms: i64) -> BasicProperties {
     let mut headers = BTreeMap::new();
     for name in [TRACEPARENT, TRACESTATE] {
@@ -237,12 +244,12 @@ fn with_priority(properties: BasicProperties, priority: Option<u8>) -> BasicProp
     }
 }
 
-/// What [`inert`] leaves; always persistent.
+/// The properties that [`inert`] keeps, and persistent delivery.
 fn without_what_acts(original: &BasicProperties) -> BasicProperties {
     inert(original).with_delivery_mode(PERSISTENT)
 }
 
-/// Everything but `delivery_mode`, `expiration`, `user_id`, the priority and the headers.
+/// All properties except `delivery_mode`, `expiration`, `user_id`, the priority and the headers.
 fn inert(original: &BasicProperties) -> BasicProperties {
     type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&Option<ShortString>, With); 8] = [
@@ -269,8 +276,9 @@ fn inert(original: &BasicProperties) -> BasicProperties {
     properties
 }
 
-/// The publisher's headers and ours. Where a publisher filled its frame to the brim, its largest headers give way: a
-/// frame that is too long would close the connection for ever again.
+/// The publisher's headers together with ours. If they don't fit into one frame, the publisher's
+/// largest headers are left out: a frame that is too long would close the connection, and would do
+/// so again after each redelivery.
 fn fit(
     original: Option<&FieldTable>,
     ours: BTreeMap<ShortString, AMQPValue>,
@@ -288,7 +296,7 @@ fn fit(
         size += bytes;
         if size > HEADERS_BYTES_MAX {
             let header = name.to_string();
-            tracing::warn!(header, bytes, "a header too large to be carried on was left out");
+            tracing::warn!(header, bytes, "header left out: too large to republish");
         } else {
             fitted.insert(name, value);
         }
@@ -306,7 +314,7 @@ fn entry_size(name: &ShortString, value: &AMQPValue) -> usize {
     name.to_string().len() + 2 + value_size(value)
 }
 
-/// The bytes of a value in a frame, not less than they are.
+/// The size of a value in a frame, in bytes. An upper bound.
 fn value_size(value: &AMQPValue) -> usize {
     match value {
         AMQPValue::LongString(text) => 4 + text.len(),
@@ -320,7 +328,7 @@ fn value_size(value: &AMQPValue) -> usize {
     }
 }
 
-/// The bytes of a table in a frame, not less than they are.
+/// The size of a table in a frame, in bytes. An upper bound.
 pub(super) fn table_size(table: &FieldTable) -> usize {
     4 + table.inner().iter().map(|(name, value)| entry_size(name, value)).sum::<usize>()
 }
@@ -354,7 +362,8 @@ fn number(table: &FieldTable, name: &str) -> Option<u32> {
     integer(table, name).filter(|number| *number >= 0).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
 }
 
-/// Whether the broker gave this job up once because it came back too often: whoever had it may have sent it.
+/// Whether the broker once dead-lettered this job because it exceeded the delivery limit. Workers
+/// that had it may have sent its capture.
 fn is_poison_of_the_broker(table: &FieldTable) -> bool {
     let reason =
         |table: &FieldTable, name: &str| text(table, name).as_deref() == Some("delivery_limit");
@@ -384,7 +393,7 @@ fn text_or_empty(table: &FieldTable, name: &str) -> Option<String> {
     (text.chars().count() <= TEXT_CHARS_MAX).then_some(text)
 }
 
-/// Present and not `false`.
+/// Whether a header is present and not `false`.
 fn flag(table: &FieldTable, name: &str) -> bool {
     table.inner().get(name).is_some_and(|value| *value != AMQPValue::Boolean(false))
 }

@@ -1,4 +1,4 @@
-//! The stream of deliveries, which can be stopped and started while the session lives.
+//! The stream of deliveries of one session. It can be stopped and started again.
 
 use std::{
     sync::Arc,
@@ -12,51 +12,55 @@ use futures_util::{
 
 use super::{delivery::Delivery, session::Session};
 
-/// So long without a delivery, and nothing that came back is left to be tried alone.
+/// After this time without a delivery, no redelivered message is left in the queue that would have
+/// to be tried alone.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// The prefetch of a session's first deliveries, until twice as many have come.
+/// The prefetch of the first steps of a session, in deliveries. A step ends after twice as many
+/// deliveries.
 const NARROW: [u16; 3] = [1, 8, 64];
 
-/// Deliveries of one session, as they come. It begins narrow, with one delivery at a time, and widens in steps: what came
-/// back when the last session was lost comes first, and a message that ends sessions (the client can't read it) or
-/// workers then takes few neighbours along, whose returns are counted with it: none once it is the first to come back.
+/// Consumes the jobs of one session. The prefetch begins at one delivery and grows in steps.
 ///
-/// Each step adds a consumer for the rest of its prefetch: a consumer that was cancelled for a wider one would have what
-/// is on its way taken back by the broker, and counted.
+/// Redelivered messages come first. If one of them ends the session (the client can't read it) or
+/// kills the worker, all unacked deliveries are returned and counted. A small prefetch keeps that
+/// number small, and it is zero once the harmful message is the first to be delivered.
+///
+/// Each step adds a consumer for the rest of its prefetch. If it replaced the consumer instead, the
+/// broker would return, and count, the deliveries on their way to the cancelled one.
 pub struct Intake {
     session: Arc<Session>,
     consumers: SelectAll<BoxStream<'static, Pulled>>,
-    /// Those of the consumers that have not ended.
+    /// The tags of the consumers that have not ended.
     tags: Vec<String>,
     cancelled: bool,
     started: u32,
-    /// What may be unacked by now.
+    /// The sum of the prefetch of all consumers so far.
     prefetch: u16,
-    /// Which of the narrow steps; past the last one, the full prefetch.
+    /// The index into [`NARROW`]; past its end, the full prefetch applies.
     step: usize,
-    /// Deliveries since the step began.
+    /// The number of deliveries since the step began.
     taken: u16,
-    /// A delivery came that was never handed out before.
+    /// Whether a delivery came that is not a redelivery.
     saw_fresh: bool,
     last_change: Instant,
 }
 
-/// What a consumer yields; at last nothing: that it has ended.
+/// What a consumer yields; `None` means that it has ended.
 type Pulled = Option<lapin::Result<lapin::message::Delivery>>;
 
-/// What the intake yields.
+/// The next event of the stream of deliveries.
 pub enum Taken {
-    /// A job.
+    /// A job was delivered and must be settled.
     Delivery(Box<Delivery>),
-    /// Nothing more comes: the intake was stopped, and what was underway has come.
+    /// The stream was stopped, and every delivery that was on its way has come.
     Stopped,
-    /// Nothing more comes, and nobody asked for that: the session is lost.
+    /// The session is lost.
     Lost,
 }
 
 impl Intake {
-    /// An intake that takes nothing yet.
+    /// A stream that does not consume yet.
     #[must_use]
     pub fn new(session: Arc<Session>) -> Self {
         Self {
@@ -73,36 +77,36 @@ impl Intake {
         }
     }
 
-    /// Whether it is time to take more at once. `idle`: nothing is in flight.
+    /// Whether the prefetch may grow to the next step. `idle`: no job is in flight.
     #[must_use]
     pub fn may_widen(&self, idle: bool) -> bool {
         let Some(narrow) = self.narrow() else { return false };
         self.is_open() && (self.is_over(idle) || self.taken >= narrow.saturating_mul(2))
     }
 
-    /// What came back has come.
+    /// Whether all redelivered messages have come.
     fn is_over(&self, idle: bool) -> bool {
         self.saw_fresh || idle && self.last_change.elapsed() >= QUIET
     }
 
-    /// The prefetch of this step; `None` if it is the full one.
+    /// The prefetch of this step; `None` if the full prefetch applies.
     fn narrow(&self) -> Option<u16> {
         NARROW.get(self.step).copied().filter(|narrow| *narrow < self.session.prefetch())
     }
 
-    /// Whether jobs are asked for.
+    /// Whether the stream consumes jobs.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         !self.tags.is_empty() && !self.cancelled
     }
 
-    /// Whether nothing is asked for and nothing is underway.
+    /// Whether the stream does not consume, and no delivery is on its way.
     #[must_use]
     pub const fn is_stopped(&self) -> bool {
         self.tags.is_empty()
     }
 
-    /// Asks for jobs.
+    /// Starts to consume jobs.
     pub async fn open(&mut self) {
         self.cancelled = false;
         self.prefetch = 0;
@@ -110,14 +114,14 @@ impl Intake {
         self.add_consumer().await;
     }
 
-    /// Takes more at once.
+    /// Raises the prefetch to the next step, or to the full prefetch.
     pub async fn widen(&mut self, idle: bool) {
         self.step = if self.is_over(idle) { NARROW.len() } else { self.step + 1 };
         self.taken = 0;
         self.add_consumer().await;
     }
 
-    /// For what the step's prefetch is more than that of the consumers so far.
+    /// Adds a consumer for the part of the step's prefetch that the others don't cover.
     async fn add_consumer(&mut self) {
         self.started = self.started.wrapping_add(1);
         let tag = format!("capture-worker-{}", self.started);
@@ -133,11 +137,11 @@ impl Intake {
                 self.tags.push(tag);
                 self.prefetch = prefetch;
             }
-            Err(error) => self.session.end(&format!("consuming failed: {error}")),
+            Err(error) => self.session.end(&format!("starting a consumer failed: {error}")),
         }
     }
 
-    /// Asks for no more jobs. What the broker handed out already still comes, then [`Taken::Stopped`].
+    /// Stops consuming. Deliveries on their way still come, then [`Taken::Stopped`].
     pub async fn stop(&mut self) {
         if !self.is_open() {
             return;
@@ -145,12 +149,12 @@ impl Intake {
         self.cancelled = true;
         for tag in &self.tags {
             if let Err(error) = self.session.cancel_consumer(tag).await {
-                return self.session.end(&format!("cancelling the consumer failed: {error}"));
+                return self.session.end(&format!("cancelling a consumer failed: {error}"));
             }
         }
     }
 
-    /// The next job.
+    /// Waits for the next event. Never returns while the stream is stopped.
     pub async fn next(&mut self) -> Taken {
         if self.tags.is_empty() {
             return std::future::pending().await;
@@ -161,7 +165,8 @@ impl Intake {
                 pulled = self.consumers.next() => pulled.flatten(),
             };
             match pulled {
-                // Buffered deliveries still come out after the broker is gone: ghosts, not to be started.
+                // The client still yields buffered deliveries after the connection is lost. The
+                // broker redelivers them, so they must not be started.
                 Some(Ok(delivery)) if self.session.is_alive() => {
                     self.saw_fresh |= !delivery.redelivered;
                     self.taken = self.taken.saturating_add(1);
@@ -171,7 +176,7 @@ impl Intake {
                 }
                 Some(Ok(_)) => return Taken::Lost,
                 Some(Err(error)) => {
-                    self.session.end(&format!("the consumer failed: {error}"));
+                    self.session.end(&format!("a consumer failed: {error}"));
                     return Taken::Lost;
                 }
                 None if self.cancelled => {
@@ -181,7 +186,7 @@ impl Intake {
                     }
                 }
                 None => {
-                    self.session.end("the broker cancelled the consumer");
+                    self.session.end("the broker cancelled a consumer");
                     return Taken::Lost;
                 }
             }

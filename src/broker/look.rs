@@ -1,15 +1,17 @@
-//! A look into a queue that keeps what it holds: every message is handed out once and none is acked, until the look is closed
-//! and all are back where they were, in their order. Those that are acted on meanwhile may be taken out, one by one.
+//! Browses a queue: hands out each message once, without acking it, and returns all messages in
+//! their order when the browse is closed. The caller may remove single messages meanwhile.
 //!
-//! What is looked at is out of everybody else's sight, so looks at one queue wait for each other: each holds the exclusive
-//! queue `<queue>.look`, which the broker removes with its connection. The client keeps whatever it is sent, so it is sent a
-//! bounded window at a time: a consumer for each, cancelled when it has brought its window.
+//! Other consumers don't see messages that are being browsed. So only one process browses a queue
+//! at a time: it holds the exclusive queue `<queue>.look`, which the broker deletes with its
+//! connection. The client buffers all that it receives, so messages come in bounded windows, each
+//! by a consumer of its own that is cancelled once it has delivered its window.
 //!
-//! A look that is closed gives back in order. One that is killed has the broker give back, which loses nothing, and keeps the
-//! order of no more than some thirty of a window (RabbitMQ 3.10).
+//! Closing a browse keeps the order. If the process is killed, the broker returns the messages:
+//! none is lost, but RabbitMQ 3.10 keeps the order of only some thirty of a window.
 //!
-//! The broker counts what is given back. A policy with a delivery limit would in the end drop it, so
-//! a look may republish the whole queue when that count has grown: see [`Look::may_republish`].
+//! The broker counts every return, and a policy with a delivery limit would drop messages in the
+//! end. So a browse may republish the whole queue once the count is high: see
+//! [`Look::may_republish`].
 
 mod lock;
 mod republish;
@@ -36,53 +38,52 @@ use super::{
 };
 use crate::domain::{class::Class, forward::ForwardFields, letter::DeadLetter, settle::epoch_ms};
 
-/// The first window; later ones double while they stay small in bytes.
+/// The first window, in messages. Later ones double while they stay small in bytes.
 const WINDOW_MIN: u16 = 64;
-/// A few dozen consumers for a hundred thousand letters.
+/// The largest window: a hundred thousand dead letters need a few dozen consumers.
 const WINDOW_MAX: u16 = 4096;
-/// A window of messages like those before takes at most so much memory, in bytes.
+/// The memory limit of a window, in bytes, estimated from the messages so far.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// The broker gives back in their order what one frame gives back, if it is no more than this: beyond, it goes by a table
-/// without order.
+/// How many messages one nack may return: the broker keeps their order only up to this number.
+/// Beyond it, the broker uses a hash table without order.
 const RETURNED_MAX: usize = 32;
-/// And if it has no more such frames before it than this; else it puts them together.
+/// How many such nacks may be pending: the broker merges more of them, and loses the order.
 const RETURNS_MAX: usize = 8;
-/// It has worked on them when so many messages more are ready; where others take them meanwhile, that is not waited for.
+/// How long to wait until returned messages are ready again; another consumer may take them.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 const RETURN_EVERY: Duration = Duration::from_millis(1);
-/// The broker answers a method, or hands out what is ready, within this time.
+/// The time limit for a response of the broker, and for the next ready message.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Why a look ended early. Whatever was handed out is back in its queue, or will be soon.
+/// Why a browse ended early. The broker returns all messages that are still held to their queue.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
-    /// The broker refused something, or the connection is lost.
-    #[error("the broker: {0}")]
+    /// The broker refused a request, or the connection is lost.
+    #[error("browsing failed at the broker: {0}")]
     Broker(#[from] lapin::Error),
-    /// It answers nothing.
-    #[error("the broker did not answer in time")]
+    /// The broker did not respond in time.
+    #[error("the broker did not respond in time")]
     TimedOut,
-    /// It hands out nothing more.
-    #[error("the broker ended the look")]
+    /// The broker cancelled the consumer, such as when the queue is deleted.
+    #[error("the broker cancelled the consumer that browses the queue")]
     Cancelled,
-    /// Another look at the same queue takes too long.
-    #[error("somebody else has been looking at {0} for five minutes: try again when that is over")]
+    /// Another process has browsed the same queue for too long.
+    #[error("queue {0} has been browsed by another process for five minutes: try again later")]
     Busy(String),
 }
 
-/// A message as it lies in its queue, unacked by us.
+/// A browsed message, which stays in its queue unless it is removed.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub(super) tag: u64,
     pub(super) properties: BasicProperties,
-    /// The message, byte for byte.
+    /// The body, byte for byte.
     pub body: Vec<u8>,
-    /// The name of the queue of jobs.
     jobs_queue: Arc<str>,
 }
 
 impl Found {
-    /// Reads it as a letter of a class.
+    /// Reads the message as a dead letter of a class.
     #[must_use]
     pub fn letter(&self, class: Class, forward: &ForwardFields) -> DeadLetter {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
@@ -90,24 +91,23 @@ impl Found {
         headers::read_letter(class, body, &self.properties, forward, jobs, now_ms)
     }
 
-    /// Its headers and its other properties, as JSON objects.
+    /// The headers, and the other properties, as two JSON objects.
     #[must_use]
     pub fn shown(&self) -> (serde_json::Value, serde_json::Value) {
         headers::shown(&self.properties)
     }
 }
 
-/// The queues that can be looked into.
+/// The queues that can be browsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Browsed {
-    /// The dead letters of a class.
+    /// The dead-letter queue of a class.
     DeadLetters(Class),
-    /// The audit records.
+    /// The queue of audit records.
     Audit,
 }
 
 impl Browsed {
-    /// The queue's name.
     fn queue(self, names: &Names) -> String {
         match self {
             Self::DeadLetters(class) => names.dead_queue(class),
@@ -115,7 +115,7 @@ impl Browsed {
         }
     }
 
-    /// The exchange and the routing key that lead to the queue.
+    /// The exchange and the routing key with which the queue is bound.
     const fn address(self) -> (Exchange, &'static str) {
         match self {
             Self::DeadLetters(class) => (Exchange::Dead, class.name()),
@@ -124,17 +124,17 @@ impl Browsed {
     }
 }
 
-/// An open look.
+/// A browse in progress.
 pub struct Look {
     channel: Channel,
     queue: String,
     jobs_queue: Arc<str>,
     browsed: Browsed,
-    /// Messages that were taken and not handed out yet.
+    /// Messages that were taken from the queue and not handed out yet.
     ahead: VecDeque<Found>,
-    /// The largest delivery count that was seen.
+    /// The largest delivery count of the messages so far.
     delivery_count: u32,
-    /// Publishes the whole queue again, where the caller lets it.
+    /// Republishes the whole queue, if the caller allowed it.
     republisher: Option<Republisher>,
     total: u32,
     taken: u32,
@@ -143,19 +143,20 @@ pub struct Look {
     bytes: usize,
     consumers: u32,
     consumer: Option<Consumer>,
-    /// Whether the last message had been handed out before.
+    /// Whether the last message was a redelivery.
     is_returned: bool,
-    /// The tags of what is held, in order.
+    /// The delivery tags of all messages that are held, in ascending order.
     held: Vec<u64>,
-    /// The exclusive queue; `None` where we may not declare one.
+    /// `None` if our user may not declare the exclusive queue.
     lock: Option<Lock>,
 }
 
 impl Look {
-    /// Opens a look into a queue, once nobody else has one; `waits` is told if somebody has. `None`: there is no such queue.
+    /// Opens a browse once no other process browses the queue; `waits` is called if one does.
+    /// `None` if the queue does not exist.
     ///
     /// # Errors
-    /// The broker refuses, is lost, or another look does not end.
+    /// The broker refuses, its connection is lost, or another browse does not end.
     pub async fn open(
         session: &Session,
         browsed: Browsed,
@@ -190,16 +191,16 @@ impl Look {
         }))
     }
 
-    /// How many messages it will hand out: those that were ready when it began.
+    /// How many messages this browse hands out: those that were ready when it began.
     #[must_use]
     pub const fn total(&self) -> u32 {
         self.total
     }
 
-    /// The next message; `None` after the last of those that were there at the beginning.
+    /// The next message; `None` after [`Self::total`] messages.
     ///
     /// # Errors
-    /// The broker is lost.
+    /// The connection to the broker is lost.
     pub async fn next(&mut self) -> Result<Option<Found>, LookError> {
         match self.ahead.pop_front() {
             Some(found) => Ok(Some(found)),
@@ -207,7 +208,7 @@ impl Look {
         }
     }
 
-    /// Takes the next message out of the queue.
+    /// Receives the next message.
     async fn take(&mut self) -> Result<Option<Found>, LookError> {
         if self.taken == self.total {
             return Ok(None);
@@ -221,9 +222,9 @@ impl Look {
         };
         let delivery = match answered_next(consumer).await {
             Ok(Some(delivery)) => delivery,
-            // Somebody took messages without a look: those were not lost, they are in other hands.
+            // Another consumer took messages without a browse. They are not lost.
             Err(LookError::TimedOut) => {
-                tracing::warn!(queue = self.queue, "fewer messages came than were there");
+                tracing::warn!(queue = self.queue, "browse incomplete: others consumed messages");
                 self.total = self.taken;
                 return Ok(None);
             }
@@ -248,29 +249,30 @@ impl Look {
         Ok(Some(found))
     }
 
-    /// Takes a message out for good.
+    /// Removes a message from the queue for good.
     ///
     /// # Errors
-    /// The broker is lost: then it is still there.
+    /// The connection to the broker is lost. Then the message stays in the queue.
     pub async fn remove(&mut self, found: &Found) -> Result<(), LookError> {
         self.channel.basic_ack(found.tag, BasicAckOptions::default()).await?;
         if let Ok(at) = self.held.binary_search(&found.tag) {
             self.held.remove(at);
         }
-        // Whatever is acked makes room for one more with the consumer that is open.
+        // The ack frees one delivery of the open consumer's prefetch, so one more will come.
         if self.consumer.is_some() && self.taken + u32::from(self.in_window) < self.total {
             self.in_window += 1;
         }
         Ok(())
     }
 
-    /// Gives everything back that was not taken out, in its order.
+    /// Returns all messages that were not removed, in their order.
     ///
     /// # Errors
-    /// The broker is lost: then it gives back by itself.
+    /// The connection to the broker is lost. Then the broker returns them.
     pub async fn close(mut self) -> Result<(), LookError> {
-        // A window is brought to its end: what is on its way to a consumer that is cancelled goes back out of its turn. And what
-        // came back before stands in front of the rest, in the order in which it came back: so all of that comes along.
+        // Finish the window: messages on their way to a cancelled consumer would return out of
+        // order. Also take all messages that were returned before: they stand in front of the
+        // others, in the order of their return.
         while self.consumer.is_some() || self.is_returned {
             if self.take().await?.is_none() {
                 break;
@@ -295,7 +297,7 @@ impl Look {
         }
     }
 
-    /// Begins again with all that is ready now, once nothing is held.
+    /// Starts again with the messages that are ready now. No message may be held.
     async fn start_over(&mut self) -> Result<(), LookError> {
         self.total = self.ready().await?;
         (self.taken, self.in_window, self.bytes, self.window) = (0, 0, 0, WINDOW_MIN);
@@ -305,7 +307,8 @@ impl Look {
         Ok(())
     }
 
-    /// In pieces, and never more than the broker works on one by one: whatever piles up it puts together, without order.
+    /// Returns all messages that are held, in pieces. It waits for the broker in between, because
+    /// the broker merges nacks that pile up and loses their order.
     async fn give_back(&self) -> Result<(), LookError> {
         let up_to = BasicNackOptions { multiple: true, requeue: true };
         let before = self.ready().await?;
@@ -329,7 +332,7 @@ impl Look {
         Ok(answered(self.channel.queue_declare(queue, options, none)).await?.message_count())
     }
 
-    /// A consumer for the next window.
+    /// Starts the consumer of the next window.
     async fn consume(&mut self) -> Result<Consumer, LookError> {
         if let Some(fitting) = self.fitting() {
             self.window = self.window.saturating_mul(2).min(fitting).clamp(WINDOW_MIN, WINDOW_MAX);
@@ -343,14 +346,14 @@ impl Look {
         answered(self.channel.basic_consume(queue, tag.into(), options, none)).await
     }
 
-    /// How many messages of the size of those so far fit into a window.
+    /// How many messages of the mean size so far fit into a window.
     fn fitting(&self) -> Option<u16> {
         let mean = self.bytes.checked_div(usize::try_from(self.taken).unwrap_or(usize::MAX))?;
         let fitting = WINDOW_BYTES.checked_div(mean)?;
         Some(u16::try_from(fitting).unwrap_or(u16::MAX))
     }
 
-    /// What the consumer brought stays unacked; it brings no more, whatever is acked.
+    /// Cancels the consumer. Its messages stay unacked, and acks bring no more of them.
     async fn end_window(&mut self) -> Result<(), LookError> {
         let cancelled = self.channel.basic_cancel(self.tag().into(), BasicCancelOptions::default());
         answered(cancelled).await?;
@@ -358,14 +361,14 @@ impl Look {
         Ok(())
     }
 
-    /// Sorted by when they began.
+    /// A consumer tag. Tags sort in the order in which the consumers started.
     fn tag(&self) -> String {
         format!("look-{:08}", self.consumers)
     }
 }
 
 impl Found {
-    /// Of the parts that others decide on, in bytes.
+    /// The size of body and headers, in bytes: the parts that publishers decide on.
     fn size(&self) -> usize {
         let headers = self.properties.headers().as_ref();
         self.body.len() + headers.map_or(0, headers::table_size)
@@ -376,7 +379,7 @@ const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
 
-/// The broker's code, if it refused.
+/// The AMQP reply code, if the broker refused.
 fn code(error: &LookError) -> Option<u16> {
     match error {
         LookError::Broker(error) => match error.kind() {
@@ -387,7 +390,7 @@ fn code(error: &LookError) -> Option<u16> {
     }
 }
 
-/// How many messages are ready in a queue; `None` if there is no such queue.
+/// The number of ready messages in a queue; `None` if the queue does not exist.
 async fn depth(session: &Session, queue: &str) -> Result<Option<u32>, LookError> {
     let channel = answered(session.look_channel()).await?;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -402,7 +405,7 @@ async fn depth(session: &Session, queue: &str) -> Result<Option<u32>, LookError>
     }
 }
 
-/// The next delivery; `None` if the consumer has ended.
+/// The next delivery; `None` if the consumer was cancelled.
 async fn answered_next(
     consumer: &mut Consumer,
 ) -> Result<Option<lapin::message::Delivery>, LookError> {

@@ -1,9 +1,13 @@
-//! RabbitMQ: a session that is rebuilt as a whole on any error, deliveries with the duty to settle them, and publishes
-//! that are confirmed before anything is acked. The only place that names `lapin`, and the only one that acks.
+//! The RabbitMQ client: sessions, deliveries that must be settled, and publishes that the broker
+//! confirms before anything is acked. Only this module names `lapin`, and only this module acks.
 //!
-//! How its hazards are met: one task publishes in batches and judges them whole (`publisher`); no auto-recovery, and
-//! no delivery of a session that is lost is started (`session`, `intake`); confirms have a time-out that a blocked
-//! broker does not trip; consuming and publishing have a connection each.
+//! How it handles the hazards of AMQP:
+//!
+//! - One task publishes in batches and judges each batch as a whole (`publisher`).
+//! - Any error ends the session as a whole. There is no automatic recovery, and a delivery of a
+//!   lost session is never started (`session`, `intake`).
+//! - Confirms have a time-out, which does not apply while the broker blocks publishing.
+//! - Consuming and publishing use one connection each.
 
 mod acks;
 mod address;

@@ -1,8 +1,10 @@
-//! Publishes in groups: one task owns the confirm channels, issues a batch in order, awaits all its confirms, and only
-//! then tells anybody. Concurrent publishes on one channel would swap each other's confirms, and a returned message
-//! hangs on whichever confirm comes next: within one finished batch neither can mislead.
+//! Publishes in batches. One task owns the confirm channels. It publishes a batch in order, awaits
+//! all its confirms, and only then reports the results.
 //!
-//! A missing permission or exchange closes a channel and not the session: `refusals` says what happens then.
+//! With concurrent publishes on one channel, the client can swap their confirms, and it attaches a
+//! returned message to whichever confirm comes next. Within one finished batch neither can mislead.
+//!
+//! A missing permission or exchange closes a channel, but does not end the session: see `refusals`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,45 +24,46 @@ use super::{
     topology::{Exchange, Names},
 };
 
-/// The most publishes that are confirmed together.
+/// The maximum number of publishes that are confirmed together.
 const BATCH_MAX: usize = 128;
-/// Publishes that may wait for their batch.
+/// How many publishes may wait for their batch; more make their callers wait.
 const QUEUE_MAX: usize = 1024;
-/// Between two tries to open a channel while the broker is blocked.
+/// The pause between two tries to open a channel while the broker blocks publishing.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(200);
-/// A broker that confirms nothing for so long, and has not said that it is blocked, is taken for lost.
+/// If the broker confirms nothing within this time, and does not block publishing, the session is
+/// considered lost.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A message to publish; cheap to clone.
+/// A message to publish. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     pub(super) exchange: Exchange,
     pub(super) routing_key: Arc<str>,
-    /// Whether it must reach a queue.
+    /// Whether the broker must return the message if no queue is bound for it.
     pub(super) mandatory: bool,
     pub(super) properties: BasicProperties,
     pub(super) body: Arc<[u8]>,
 }
 
-/// Why a message is not at the broker.
+/// Why the broker does not have a message, or may not have it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// No queue is bound there.
-    #[error("no queue takes it")]
+    /// No queue is bound to the exchange with the message's routing key.
+    #[error("the message was returned as unroutable: no queue is bound for its routing key")]
     Returned,
-    /// The broker refused it.
-    #[error("the broker refused it")]
+    /// The broker rejected the message with a nack: a queue is full, or has no leader.
+    #[error("the broker rejected the message (nack): a queue is full or unavailable")]
     Nacked,
-    /// The broker refuses whatever is published to this exchange.
-    #[error("the broker refused it: {}", .0.reason)]
+    /// The broker refuses all publishes to this exchange.
+    #[error("the broker refused the publish: {}", .0.reason)]
     Forbidden(Refusal),
-    /// Whether it arrived is not known.
-    #[error("the broker's session is lost")]
+    /// The session was lost before the confirm: whether the message arrived is unknown.
+    #[error("broker session lost: it is unknown whether the message arrived")]
     Lost,
 }
 
 impl PublishError {
-    /// The name in counters.
+    /// The value of the metric label `result`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -71,25 +74,25 @@ impl PublishError {
     }
 }
 
-/// Hears of every publish: to which exchange, and what the broker said.
+/// Called after every publish, with its exchange and its result.
 pub type OnPublish = Arc<dyn Fn(Exchange, &Result<(), PublishError>) + Send + Sync>;
 
-/// A message, and who waits until it is at the broker.
+/// A message, and the channel on which its caller waits for the result.
 pub(super) struct Request {
     pub(super) message: Message,
     answer: oneshot::Sender<Result<(), PublishError>>,
-    /// Whether it waits for as long as its exchange is refused.
+    /// Whether the request waits while its exchange refuses publishes, instead of failing.
     pub(super) is_patient: bool,
 }
 
 impl Request {
-    /// Whether anybody still waits for it.
+    /// Whether the caller still waits for the result.
     pub(super) fn is_awaited(&self) -> bool {
         !self.answer.is_closed()
     }
 
     pub(super) fn answer(self, result: Result<(), PublishError>) {
-        // Nobody waits any more if the job's task is gone; the original is then still unacked.
+        // An error means that the caller was cancelled. Then the original job is still unacked.
         self.answer.send(result).unwrap_or_default();
     }
 }
@@ -100,7 +103,7 @@ enum Command {
     Suspect(Refusal),
 }
 
-/// The way to publish in one session.
+/// A handle with which messages are published in one session.
 #[derive(Clone)]
 pub(super) struct Publisher {
     commands: mpsc::Sender<Command>,
@@ -108,7 +111,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Starts the task that owns the channels; it ends with the session.
+    /// Starts the task that owns the channels. It ends with the session.
     pub(super) fn start(link: Link, life: Life, on_publish: Option<OnPublish>) -> Self {
         let (commands, queue) = mpsc::channel(QUEUE_MAX);
         let (refused, refusal) = watch::channel(None);
@@ -117,12 +120,12 @@ impl Publisher {
         Self { commands, refusal }
     }
 
-    /// Publishes, and waits until the broker has it.
+    /// Publishes a message, and waits for the broker's confirm.
     pub(super) async fn publish(&self, message: Message) -> Result<(), PublishError> {
         self.send(message, false).await
     }
 
-    /// The same, and waits for as long as the broker refuses whatever is published to this exchange.
+    /// Like [`Self::publish`], but waits while the exchange refuses publishes.
     pub(super) async fn publish_patiently(&self, message: Message) -> Result<(), PublishError> {
         self.send(message, true).await
     }
@@ -134,39 +137,42 @@ impl Publisher {
         confirmed.await.unwrap_or(Err(PublishError::Lost))
     }
 
-    /// Takes an exchange for refused, as an earlier session found it, until the broker proves otherwise.
+    /// Treats an exchange as refusing publishes, as an earlier session found, until a publish to it
+    /// is accepted.
     pub(super) async fn suspect(&self, refusal: Refusal) {
         let mut refused = self.refusal.clone();
         if self.commands.send(Command::Suspect(refusal)).await.is_ok() {
-            // It has changed when the command was obeyed; an error says that the session is lost.
+            // The value changes once the task has handled the command. An error means that the
+            // session is lost.
             drop(refused.changed().await);
         }
     }
 
-    /// Which exchange is refused at present.
+    /// The exchange that refuses publishes at present, if any.
     pub(super) fn refusal(&self) -> watch::Receiver<Option<Refusal>> {
         self.refusal.clone()
     }
 }
 
-/// That the broker closed the channel of an exchange: its code and its text.
+/// An exchange whose channel the broker closed, with the broker's code and text.
 type Closed = (Exchange, (u16, String));
 
-/// What became of a batch.
+/// The results of a batch.
 struct Confirmed {
-    /// Of each publish; `None` where the channel was closed before the broker said anything of it.
+    /// One result for each publish; `None` if the channel was closed before its confirm.
     results: Vec<Option<Result<(), PublishError>>>,
     closed: Vec<Closed>,
 }
 
-/// The task that publishes. An error is why the session ends.
+/// The state of the publishing task. Its methods fail with the reason why the session ends.
 pub(super) struct Publishing {
     pub(super) link: Link,
     life: Life,
     on_publish: Option<OnPublish>,
     pub(super) refusals: Refusals,
-    /// One for each exchange: the broker closes it for what is refused there, and what it still says of others on a
-    /// channel that is closed is an error of the connection to the client.
+    /// One channel for each exchange. The broker closes the channel on a refusal. It may still send
+    /// confirms of other publishes on the closed channel, which the client treats as an error of
+    /// the whole connection.
     channels: HashMap<Exchange, Channel>,
 }
 
@@ -178,7 +184,12 @@ impl Publishing {
             let due = self.refusals.due();
             let is_due = tokio::select! {
                 () = life.lost() => return,
-                taken = queue.recv_many(&mut commands, BATCH_MAX) => if taken == 0 { return } else { false },
+                taken = queue.recv_many(&mut commands, BATCH_MAX) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    false
+                }
                 () = due => true,
             };
             let done =
@@ -200,12 +211,13 @@ impl Publishing {
         self.commit(batch).await
     }
 
-    /// Publishes a batch and tells everybody. What is not at the broker because it closed the channel is held.
+    /// Publishes a batch and reports the results. Messages without a result, because the broker
+    /// closed their channel, are kept for a later try.
     pub(super) async fn commit(&mut self, batch: Vec<Request>) -> Result<(), String> {
         let (unknown, closed) = self.try_batch(batch).await?;
         for request in unknown {
             let exchange = request.message.exchange;
-            // The first of its exchange says so, and the others are held with it.
+            // The first request of an exchange records the refusal; the others are kept with it.
             let Some(request) = self.refusals.keep(request) else { continue };
             if let Some((_, (code, text))) = closed.iter().find(|(of, _)| *of == exchange) {
                 let refusal = Refusal::new(exchange, *code, text.clone());
@@ -216,8 +228,8 @@ impl Publishing {
         Ok(())
     }
 
-    /// Publishes a batch and tells those of whom the broker said something. The others come back, with the exchanges
-    /// whose channels it closed.
+    /// Publishes a batch and reports the results. Returns the requests without a result, and the
+    /// exchanges whose channels the broker closed.
     pub(super) async fn try_batch(
         &mut self,
         batch: Vec<Request>,
@@ -245,7 +257,7 @@ impl Publishing {
         Ok((unknown, closed))
     }
 
-    /// Whether the broker takes no messages from anybody.
+    /// Whether the broker blocks publishing on this connection.
     pub(super) fn is_blocked(&self) -> bool {
         self.life.is_blocked()
     }
@@ -256,7 +268,7 @@ impl Publishing {
         }
     }
 
-    /// A channel for an exchange. A broker that says it is blocked is waited for.
+    /// Opens a channel for an exchange. Waits while the broker blocks publishing.
     async fn open_channel(&self) -> Result<Channel, String> {
         loop {
             match self.link.confirming().await {
@@ -268,7 +280,8 @@ impl Publishing {
         }
     }
 
-    /// Publishes a batch and waits for all its confirms. A broker that says it is blocked is waited for.
+    /// Publishes a batch and waits for all its confirms. The time-out does not apply while the
+    /// broker blocks publishing.
     async fn confirm(&mut self, batch: &[Request]) -> Result<Confirmed, String> {
         for Request { message, .. } in batch {
             if !self.channels.contains_key(&message.exchange) {
@@ -288,13 +301,14 @@ impl Publishing {
         };
         tokio::pin!(confirms);
         loop {
-            tokio::select! {
-                () = self.life.lost() => return Err("the session is lost".into()),
-                confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, &mut confirms) => match confirmed {
-                    Ok(confirmed) => return judge(names, batch, confirmed),
-                    Err(_) if self.life.is_blocked() => {}
-                    Err(_) => return Err("the broker confirms nothing".into()),
-                },
+            let confirmed = tokio::select! {
+                () = self.life.lost() => return Err("the session was lost".into()),
+                confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, &mut confirms) => confirmed,
+            };
+            match confirmed {
+                Ok(confirmed) => return judge(names, batch, confirmed),
+                Err(_) if self.life.is_blocked() => {}
+                Err(_) => return Err("the broker sent no confirm in time".into()),
             }
         }
     }
@@ -317,11 +331,12 @@ async fn issue(
         .await
 }
 
-/// What became of each publish. A message came back for want of a queue at its exchange and key, so every mandatory
-/// publish of the batch to that address is taken as returned, whichever confirm the return hangs on.
+/// The result of each publish. A message is returned if no queue is bound for its exchange and
+/// routing key. So every mandatory publish of the batch with the same exchange and key counts as
+/// returned, whichever confirm the client attached the returned message to.
 ///
 /// # Errors
-/// The connection failed, or the channel for a reason that is no refusal.
+/// The connection failed, or a channel failed for a reason that is not a refusal.
 fn judge(
     names: &Names,
     batch: &[Request],

@@ -1,7 +1,9 @@
-//! Exchanges that take nothing from us: a permission is missing (403), the exchange is (404), or the broker does not
-//! accept such a message (406). That closes the channel, and no later session would fare better: to end the session
-//! would charge every job in hand with a return, until innocent jobs become poison. So what was to be published is
-//! held, it is tried again with growing pauses, and nothing more is consumed meanwhile.
+//! Exchanges that refuse what this program publishes: a permission is missing (403), the exchange
+//! does not exist (404), or the broker does not accept such a message (406).
+//!
+//! A refusal closes the channel, and a new session would not help. Ending the session would count a
+//! return for every job in flight, until innocent jobs become poison. So the refused messages are
+//! kept and tried again with growing pauses, and no more jobs are consumed meanwhile.
 
 use std::time::Duration;
 
@@ -20,12 +22,12 @@ const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 
-/// That the broker takes nothing for an exchange, and why.
+/// The broker refuses all publishes to an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The exchange.
+    /// The exchange that refuses publishes.
     pub exchange: Exchange,
-    /// In the broker's words.
+    /// The broker's error text, which names the cause.
     pub reason: String,
     is_missing: bool,
 }
@@ -36,7 +38,8 @@ impl Refusal {
     }
 }
 
-/// The code and the text by which the broker closed a channel, if no later try would fare better by itself.
+/// The code and the text with which the broker closed a channel, if the cause lasts until somebody
+/// fixes it.
 pub(super) fn denial_of(error: &lapin::Error) -> Option<(u16, String)> {
     let ErrorKind::ProtocolError(protocol) = error.kind() else { return None };
     let code = protocol.get_id();
@@ -45,7 +48,7 @@ pub(super) fn denial_of(error: &lapin::Error) -> Option<(u16, String)> {
         .then(|| (code, protocol.get_message().to_string()))
 }
 
-/// What is held for an exchange.
+/// A refused exchange, and the requests that wait for it.
 struct Refused {
     refusal: Refusal,
     held: Vec<Request>,
@@ -53,7 +56,7 @@ struct Refused {
     again_at: Instant,
 }
 
-/// The exchanges that are refused at present.
+/// The exchanges that refuse publishes at present.
 pub(super) struct Refusals {
     refused: Vec<Refused>,
     told: watch::Sender<Option<Refusal>>,
@@ -64,7 +67,7 @@ impl Refusals {
         Self { refused: Vec::new(), told }
     }
 
-    /// Keeps a request back if its exchange is refused.
+    /// Keeps a request if its exchange refuses publishes; otherwise returns it.
     pub(super) fn keep(&mut self, request: Request) -> Option<Request> {
         let exchange = request.message.exchange;
         match self.refused.iter_mut().find(|refused| refused.refusal.exchange == exchange) {
@@ -76,17 +79,17 @@ impl Refusals {
         }
     }
 
-    /// The broker refused a request.
+    /// Records that the broker refused a request, and keeps the request.
     pub(super) fn refuse(&mut self, request: Request, refusal: Refusal, declares: bool) {
         let (exchange, reason) = (refusal.exchange.name(), &refusal.reason);
-        tracing::error!(exchange, reason, "publishing is refused: jobs in hand are held");
+        tracing::error!(exchange, reason, "publishing refused: jobs in flight are kept");
         let is_mended_at_once = refusal.is_missing && declares;
         let pause = if is_mended_at_once { Duration::ZERO } else { PAUSE_MIN };
         self.add(refusal, pause).hold(request);
         self.say();
     }
 
-    /// An earlier session found it refused.
+    /// Records a refusal that an earlier session found, to be tried again at once.
     pub(super) fn suspect(&mut self, refusal: Refusal) {
         self.add(refusal, Duration::ZERO);
         self.say();
@@ -99,7 +102,7 @@ impl Refusals {
         &mut self.refused[last]
     }
 
-    /// Returns when one of them is to be tried again.
+    /// Completes when the next exchange must be tried again.
     pub(super) fn due(&self) -> impl Future<Output = ()> + use<> {
         let at = self.refused.iter().map(|refused| refused.again_at).min();
         async move {
@@ -125,11 +128,11 @@ impl Refused {
         }
     }
 
-    /// It is still so.
+    /// The exchange still refuses publishes: the next try comes after a longer pause.
     fn wait_longer(&mut self, reason: String) {
         if self.refusal.reason != reason {
             let exchange = self.refusal.exchange.name();
-            tracing::error!(exchange, reason, "publishing is refused for another reason");
+            tracing::error!(exchange, reason, "publishing refused for another reason");
             self.refusal.reason = reason;
         }
         self.pause = (self.pause * 2).min(PAUSE_MAX);
@@ -138,7 +141,8 @@ impl Refused {
 }
 
 impl Publishing {
-    /// Tries the exchange again whose time has come: with one of the messages that are held, or without any.
+    /// Tries an exchange again whose pause is over: with one of the messages that are kept for it,
+    /// or with a rolled-back transaction if there are none.
     pub(super) async fn try_again(&mut self) -> Result<(), String> {
         let now = Instant::now();
         let Some(at) = self.refusals.refused.iter().position(|refused| refused.again_at <= now)
@@ -168,12 +172,13 @@ impl Publishing {
             self.refusals.say();
             return Ok(());
         }
-        tracing::info!(exchange = exchange.name(), "publishing is accepted again");
+        tracing::info!(exchange = exchange.name(), "publishing accepted again");
         self.refusals.say();
         self.commit(refused.held).await
     }
 
-    /// Publishes the first of the messages that are held: the refusal may be about them, and not about the exchange.
+    /// Publishes the first of the kept messages: the broker may have refused the messages and not
+    /// the exchange.
     async fn try_first(&mut self, refused: &mut Refused) -> Result<Option<(u16, String)>, String> {
         let first = if refused.held.is_empty() { None } else { Some(refused.held.remove(0)) };
         let (unknown, mut closed) = self.try_batch(first.into_iter().collect()).await?;

@@ -1,4 +1,4 @@
-//! Results as they are published, for whoever waits for some of them.
+//! Subscribes to results, for commands that wait for the outcome of certain jobs.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use serde_json::Value;
 
 use super::session::Session;
 
-/// All results from now on, in a queue that goes with the connection.
+/// A subscription to all results from now on. Its queue is deleted with the connection.
 pub struct Results {
     consumer: Consumer,
     _channel: Channel,
 }
 
 impl Results {
-    /// Listens.
+    /// Declares an exclusive queue, binds it to all results, and consumes it.
     ///
     /// # Errors
-    /// The broker refuses, or is lost.
+    /// The broker refuses one of these steps, or the connection is lost.
     pub async fn subscribe(session: &Session) -> lapin::Result<Self> {
         let channel = session.look_channel().await?;
         let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
@@ -37,7 +37,7 @@ impl Results {
         Ok(Self { consumer, _channel: channel })
     }
 
-    /// The next one; `None` if none comes in time, or the broker is lost.
+    /// The next result; `None` if none comes in time, or the connection is lost.
     pub async fn next(&mut self, within: Duration) -> Option<Value> {
         let deadline = tokio::time::Instant::now() + within;
         loop {

@@ -1,5 +1,5 @@
-//! What our user may do at the broker, proven without a message: a passive declare needs no permission, so only what
-//! the work itself does can tell.
+//! Checks the broker permissions of our user without leaving a message. A passive declare needs no
+//! permission and proves nothing, so the checks publish and consume as a worker does.
 
 use std::pin::pin;
 
@@ -17,30 +17,31 @@ use super::{
     topology::{Exchange, Names},
 };
 
-/// To which exchanges a worker publishes.
+/// The exchanges that a worker publishes to.
 const WRITES: [Exchange; 3] = [Exchange::Wait, Exchange::Dead, Exchange::Results];
-/// A consumer that the broker must not accept.
+/// The consumer tag, and an unused routing key, of these checks.
 const NO_CONSUMER: &str = "capture-worker-check";
 
-/// Why nobody knows what our user may do.
+/// Why the permissions could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum RightsError {
-    /// No connection.
+    /// The connection for the check could not be opened.
     #[error("{0}")]
     Open(#[from] OpenError),
-    /// The connection fails.
+    /// The connection failed during the check.
     #[error("{0}")]
     Connection(#[from] lapin::Error),
-    /// No answer.
-    #[error("the broker did not answer within {ANSWER_TIMEOUT:?}")]
+    /// The broker did not respond in time.
+    #[error("the broker did not respond within {ANSWER_TIMEOUT:?}")]
     TimedOut,
 }
 
 impl Session {
-    /// What a worker needs and our user may not do, with the broker's words. No message is left, and none is taken.
+    /// The permissions that a worker needs and our user lacks, each with the broker's reason. No
+    /// message is left and none is consumed.
     ///
     /// # Errors
-    /// The connection fails, or does not answer in time.
+    /// The connection fails, or the broker does not respond in time.
     pub async fn missing_rights(&self) -> Result<Vec<String>, RightsError> {
         let mut missing = Vec::new();
         for exchange in WRITES {
@@ -56,10 +57,11 @@ impl Session {
     }
 }
 
-/// Publishes to an exchange in a transaction that is rolled back: `None` if the broker takes it, else its code and text.
+/// Publishes to an exchange in a transaction that is rolled back: `None` if the broker accepts it,
+/// else the code and the text of the refusal.
 ///
-/// On a connection of its own: the broker answers the roll-back even after it closed the channel for the publish, and
-/// the client takes that answer for an error of the connection.
+/// This uses its own connection: the broker responds to the rollback even after it has closed the
+/// channel because of the publish, and the client treats that response as a connection error.
 pub(super) async fn may_write(
     options: &BrokerOptions,
     exchange: Exchange,
@@ -70,7 +72,8 @@ pub(super) async fn may_write(
     let tried = async {
         let channel = connection.create_channel().await?;
         channel.tx_select().await?;
-        // Each is on its way before the roll-back is asked for, whose answer comes after that of a refusal.
+        // All publishes are sent before the rollback, so a refusal arrives before the response to
+        // the rollback.
         let tried = async {
             for key in keys(exchange) {
                 let (options, properties) =
@@ -88,7 +91,7 @@ pub(super) async fn may_write(
         if rolled_back.is_ok() && channel.status().connected() {
             return Ok(());
         }
-        // Only the event says why a channel was closed between two calls.
+        // Only the event has the reason if the channel was closed between two calls.
         while let Some(event) = events.next().await {
             if let Event::Error(error) = event
                 && denial_of(&error).is_some()
@@ -103,7 +106,7 @@ pub(super) async fn may_write(
     told
 }
 
-/// Keys with which a worker publishes: a topic permission may take some and refuse others.
+/// Routing keys that a worker uses: a topic permission may allow some and refuse others.
 const fn keys(exchange: Exchange) -> &'static [&'static str] {
     match exchange {
         Exchange::Results => &["captured", "failed.risk", "in_doubt"],
@@ -112,14 +115,16 @@ const fn keys(exchange: Exchange) -> &'static [&'static str] {
     }
 }
 
-/// Asks for a consumer with an argument that can't be: 406 says that only the argument is wrong.
+/// Tries to consume with an invalid argument. The broker checks the permission first, so 406 says
+/// that only the argument is wrong.
 async fn may_read(
     connection: &Connection,
     queue: &str,
 ) -> Result<Option<(u16, String)>, RightsError> {
     let tried = async {
         let channel = connection.create_channel().await?;
-        // A broker that accepts it all the same hands out one message, which closing the channel gives back.
+        // If a broker accepts the argument after all, it delivers at most one message, and closing
+        // the channel returns it.
         channel.basic_qos(1, BasicQosOptions::default()).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-priority".into(), AMQPValue::LongString("none".into()));

@@ -1,5 +1,8 @@
-//! A session: two connections (the broker may block the one that publishes, and must not block acks with it), their
-//! channels, and the one fact that it lives. Any error ends the session as a whole; the caller opens the next one.
+//! A session: two connections, their channels, and the state that says whether they all work. Any
+//! error ends the session as a whole, and the caller opens the next one.
+//!
+//! There are two connections because the broker may block the one that publishes. It must not block
+//! acks at the same time.
 
 use std::{
     sync::{
@@ -27,54 +30,58 @@ use super::{
     topology::{self, Names, Topology, TopologyError},
 };
 
-/// Opening a session, with some thirty queues to declare, takes at most this long.
+/// The time limit for opening a session, which may declare some thirty queues.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// A broker that answers no method for so long is taken for lost: long before its heartbeats are missed.
+/// The time limit for the broker's response to a method. It notices a dead broker long before two
+/// heartbeats are missed.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the connections are looked at.
+/// How often the state of the connections is polled.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
-/// Where the broker is, and how it is used.
+/// The settings of a session with the broker.
 #[derive(Clone)]
 pub struct BrokerOptions {
-    /// `amqp://` or `amqps://`.
+    /// An `amqp://` or `amqps://` URL.
     pub url: String,
-    /// The prefix of all names.
+    /// The prefix of the names of all exchanges and queues.
     pub prefix: String,
-    /// How many deliveries may be unacked.
+    /// The maximum number of unacked deliveries.
     pub prefetch: u16,
-    /// What is done about the topology.
+    /// Whether the topology is declared or checked when a session opens.
     pub topology: Topology,
-    /// The delays that have a queue.
+    /// The delays that have a wait queue.
     pub delays: Vec<Duration>,
-    /// The PEM text of a private certificate authority.
+    /// The certificate of a private certificate authority (PEM).
     pub ca: Option<String>,
-    /// The PEM files of our certificate and its key.
+    /// The client certificate and its private key (PEM).
     pub client: Option<(Vec<u8>, Vec<u8>)>,
-    /// Told of every publish.
+    /// Called after every publish, such as to count it.
     pub on_publish: Option<OnPublish>,
-    /// What is known of queues that are gone.
+    /// The queues that were found missing. Sessions that share a clone share this record.
     pub missing: Missing,
 }
 
-/// Why there is no session.
+/// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL is none of the broker's.
-    #[error("broker.url is no AMQP URL")]
+    /// `broker.url` can't be parsed as an AMQP URL.
+    #[error(
+        "broker.url is not a valid AMQP URL (its value is not shown): expected \
+         amqp://user:password@host:port/vhost, or amqps://"
+    )]
     Url,
-    /// The broker can't be reached, or refuses.
+    /// The broker can't be reached, or refuses the connection.
     #[error("{0}")]
     Connection(#[from] lapin::Error),
-    /// It takes too long.
-    #[error("the broker did not answer in time")]
+    /// The broker did not respond in time.
+    #[error("the broker did not respond in time")]
     TimedOut,
-    /// No later try would end otherwise.
+    /// The topology is wrong. Another try can't succeed until somebody fixes it.
     #[error(transparent)]
     Topology(TopologyError),
 }
 
-/// Whether the session lives, and whether its broker takes messages.
+/// The state of a session: whether it is lost, and whether the broker blocks publishing.
 #[derive(Clone, Default)]
 pub(super) struct Life {
     lost: CancellationToken,
@@ -94,16 +101,16 @@ impl Life {
         self.blocked.load(Ordering::Relaxed)
     }
 
-    /// Ends the session.
+    /// Marks the session as lost, and logs the reason the first time.
     pub(super) fn end(&self, reason: &str) {
         if !self.is_lost() {
-            tracing::warn!(reason, "the broker's session is lost; what is unacked comes again");
+            tracing::warn!(reason, "broker session lost: unacked jobs are redelivered");
             self.lost.cancel();
         }
     }
 }
 
-/// What publishing needs of a session: its connection.
+/// The connection that publishes, and what opening channels and declaring needs.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) connection: Arc<BrokerConnection>,
@@ -113,12 +120,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A channel with confirms. An error is why the session ends.
+    /// Opens a channel with publisher confirms. The error is the reason why the session ends.
     pub(super) async fn confirming(&self) -> Result<Channel, String> {
         let opened = async {
             let channel = self.connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            // Kept until the connection is closed: a channel that closes itself beside it is reported as an error.
+            // Kept until the connection is closed. The last clone that is dropped closes the
+            // channel, and beside a closing connection the client reports that as an error.
             let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
             channels.retain(|channel: &Channel| channel.status().connected());
             channels.push(channel.clone());
@@ -127,17 +135,17 @@ impl Link {
         };
         match tokio::time::timeout(ANSWER_TIMEOUT, opened).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(format!("no channel to publish on: {error}")),
-            Err(_) => Err("no channel to publish on: the broker does not answer".into()),
+            Ok(Err(error)) => Err(format!("opening a channel to publish failed: {error}")),
+            Err(_) => Err("opening a channel to publish failed: the broker did not respond".into()),
         }
     }
 
-    /// Whether what is missing is declared by us.
+    /// Whether this program declares what is missing (`broker.topology` is `declare`).
     pub(super) fn declares(&self) -> bool {
         self.options.topology == Topology::Declare
     }
 
-    /// Makes the topology whole again, if it is ours to declare.
+    /// Declares the topology again, if `broker.topology` is `declare`. A failure is only logged.
     pub(super) async fn declare(&self) {
         if self.declares() {
             let (delays, missing) = (&self.options.delays, &self.options.missing);
@@ -145,19 +153,20 @@ impl Link {
             let declared =
                 topology::ensure(connection, &self.names, delays, declare, missing).await;
             if let Err(error) = declared {
-                tracing::error!(%error, "the topology can't be made whole");
+                tracing::error!(%error, "topology could not be declared again");
             }
         }
     }
 }
 
-/// An open session.
+/// An open session, through which jobs are consumed and acked, and messages published.
 pub struct Session {
     pub(super) names: Names,
     pub(super) publisher: Publisher,
     pub(super) acks: Acks,
     pub(super) channel: Channel,
-    /// That by which queues are counted, once there is one. Kept, as those with confirms, until the connections are closed.
+    /// The channel that counts the messages in queues, once it is open. It is kept, like those with
+    /// confirms, until the connection is closed.
     pub(super) counting: Mutex<Option<Channel>>,
     pub(super) life: Life,
     consuming: BrokerConnection,
@@ -165,10 +174,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, declares the topology, and readies the channels.
+    /// Connects, declares or checks the topology, and opens the channels.
     ///
     /// # Errors
-    /// The broker can't be reached (try again), or the topology is not as it must be (don't).
+    /// The broker can't be reached, which may be temporary; or the URL or the topology is wrong,
+    /// where another try does not help.
     pub async fn open(options: &BrokerOptions) -> Result<Self, OpenError> {
         let opened = tokio::time::timeout(OPEN_TIMEOUT, Self::open_untimed(options)).await;
         opened.map_err(|_| OpenError::TimedOut)?
@@ -207,7 +217,7 @@ impl Session {
         })
     }
 
-    /// Whether this is a URL that can be connected to.
+    /// Whether this is a valid AMQP URL.
     #[must_use]
     pub fn takes(url: &str) -> bool {
         address::parse(url).is_some()
@@ -224,7 +234,11 @@ impl Session {
             }
             let blocked = self.link.connection.status().blocked();
             if self.life.blocked.swap(blocked, Ordering::Relaxed) != blocked {
-                tracing::warn!(blocked, "the broker's word on publishing changed");
+                if blocked {
+                    tracing::warn!(blocked, "broker blocked publishing");
+                } else {
+                    tracing::warn!(blocked, "broker unblocked publishing");
+                }
             }
             tokio::select! {
                 () = self.life.lost() => {}
@@ -233,19 +247,19 @@ impl Session {
         }
     }
 
-    /// The names at the broker.
+    /// The names of exchanges and queues, with the prefix of this session.
     #[must_use]
     pub const fn names(&self) -> &Names {
         &self.names
     }
 
-    /// Whether deliveries of this session are still worth a start.
+    /// Whether the session still works. Deliveries of a lost session must not be started.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.life.is_lost()
     }
 
-    /// Whether the broker has stopped taking messages.
+    /// Whether the broker blocks publishing.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         self.life.is_blocked()
@@ -256,24 +270,24 @@ impl Session {
         self.life.lost().await;
     }
 
-    /// Ends the session: what is unacked comes again.
+    /// Ends the session. The broker redelivers all unacked jobs.
     pub fn end(&self, reason: &str) {
         self.life.end(reason);
     }
 
-    /// A channel to look into queues with.
+    /// Opens a channel on the consuming connection, to browse and count queues.
     pub(super) async fn look_channel(&self) -> lapin::Result<Channel> {
         self.consuming.create_channel().await
     }
 
-    /// A channel of its own that publishes and is told what the broker has.
+    /// Opens a channel with publisher confirms that the publishing task does not use.
     pub(super) async fn confirm_channel(&self) -> lapin::Result<Channel> {
         let channel = self.link.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(channel)
     }
 
-    /// Begins to consume jobs.
+    /// Starts a consumer on the queue of jobs.
     pub(super) async fn start_consumer(
         &self,
         tag: &str,
@@ -291,48 +305,49 @@ impl Session {
             .map_err(|_| OpenError::TimedOut)??)
     }
 
-    /// How the broker is used.
+    /// The options with which the session was opened.
     pub(super) fn options(&self) -> &BrokerOptions {
         &self.link.options
     }
 
-    /// How many deliveries may be unacked.
+    /// The maximum number of unacked deliveries.
     pub(super) fn prefetch(&self) -> u16 {
         self.link.options.prefetch
     }
 
-    /// Ceases to consume; what was handed out already stays with us.
+    /// Cancels a consumer. Deliveries that it received stay unacked until they are settled.
     pub(super) async fn cancel_consumer(&self, tag: &str) -> Result<(), OpenError> {
         let cancelled = self.channel.basic_cancel(tag.into(), BasicCancelOptions::default());
         let cancelled = tokio::time::timeout(ANSWER_TIMEOUT, cancelled).await;
         Ok(cancelled.map_err(|_| OpenError::TimedOut)??)
     }
 
-    /// Makes the topology whole again after a message found no queue.
+    /// Declares the topology again after a message was returned as unroutable.
     pub(super) async fn mend_topology(&self) {
         self.link.declare().await;
     }
 
-    /// What publishing needs of it.
+    /// The publishing connection, and what belongs to it.
     pub(super) const fn link(&self) -> &Link {
         &self.link
     }
 
-    /// The exchange for which the broker takes nothing from us at present.
+    /// The exchange that refuses publishes at present, with the broker's reason.
     #[must_use]
     pub fn refusal(&self) -> Option<Refusal> {
         self.publisher.refusal().borrow().clone()
     }
 
-    /// Takes an exchange for refused, as an earlier session found it, until the broker proves otherwise.
+    /// Treats an exchange as refusing publishes, as an earlier session found, until a publish to it
+    /// is accepted.
     pub async fn suspect(&self, refusal: Refusal) {
         self.publisher.suspect(refusal).await;
     }
 
-    /// Closes both connections, if they still are, once everything is acked.
+    /// Sends the queued acks, then closes both connections.
     pub async fn close(&self) {
         if tokio::time::timeout(CLOSE_TIMEOUT, self.acks.flush()).await.is_err() {
-            tracing::debug!("not everything was acked in time");
+            tracing::debug!("acks were not sent in time: their jobs are redelivered");
         }
         self.life.lost.cancel();
         tokio::join!(self.consuming.close(), self.link.connection.close());

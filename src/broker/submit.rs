@@ -1,4 +1,4 @@
-//! What people publish: new jobs, as fulfilment systems do; and, of dead letters, replays, results and audit records.
+//! What commands publish: new jobs, and for dead letters the replays, results and audit records.
 
 use std::sync::Arc;
 
@@ -16,18 +16,18 @@ use crate::domain::{
     settle::{ResultMessage, epoch_ms},
 };
 
-/// The routing key of jobs that the command line submits; the queue takes every key.
+/// The routing key of jobs from the command `submit`. The queue of jobs is bound with `#`.
 const SUBMITTED: &str = "submit";
-/// The routing key of replayed jobs.
+/// The routing key of replayed jobs, for people who trace messages.
 const REPLAYED: &str = "replay";
-/// The routing key of audit records: the queue's binding.
+/// The routing key of audit records, with which their queue is bound.
 pub(super) const AUDIT: &str = "audit";
 
 impl Session {
-    /// Publishes a job, and waits until the broker has it in its queue.
+    /// Publishes a job, and waits until the broker has confirmed it.
     ///
     /// # Errors
-    /// It is not there, or whether it is there is not known.
+    /// The broker does not have the message, or that is unknown ([`PublishError::Lost`]).
     pub async fn submit(&self, body: &[u8]) -> Result<(), PublishError> {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
         let message = Message {
@@ -40,10 +40,11 @@ impl Session {
         self.publisher.publish(message).await
     }
 
-    /// Publishes a dead letter's job to the queue of jobs, and waits until the broker has it there. The letter stays where it is.
+    /// Publishes the job of a dead letter again, and waits until the broker has confirmed it. The
+    /// dead letter stays in its queue.
     ///
     /// # Errors
-    /// It is not there, or whether it is there is not known.
+    /// The broker does not have the message, or that is unknown ([`PublishError::Lost`]).
     pub async fn replay(&self, found: &Found, replay: &Replay) -> Result<(), PublishError> {
         self.publish(Message {
             exchange: Exchange::Jobs,
@@ -55,10 +56,10 @@ impl Session {
         .await
     }
 
-    /// Publishes the result of a letter's job.
+    /// Publishes the result of a dead letter's job, and waits for the confirm.
     ///
     /// # Errors
-    /// Whether the broker has it is not known.
+    /// The broker does not have the message, or that is unknown ([`PublishError::Lost`]).
     pub async fn tell(&self, found: &Found, result: &ResultMessage) -> Result<(), PublishError> {
         self.publish(Message {
             exchange: Exchange::Results,
@@ -70,10 +71,10 @@ impl Session {
         .await
     }
 
-    /// Publishes an audit record, and waits until the broker has it in its queue.
+    /// Publishes an audit record, and waits until the broker has confirmed it.
     ///
     /// # Errors
-    /// It is not there, or whether it is there is not known.
+    /// The broker does not have the message, or that is unknown ([`PublishError::Lost`]).
     pub async fn audit(&self, record: Vec<u8>) -> Result<(), PublishError> {
         self.publish(Message {
             exchange: Exchange::Audit,

@@ -1,4 +1,4 @@
-//! The exchanges and queues that the worker needs, and whether they are there.
+//! The exchanges, queues and bindings of this program: their names, declaration and check.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,41 +11,42 @@ use lapin::{
 use super::missing::{Missing, is_no_queue};
 use crate::domain::{class::Class, schedule::delay_name};
 
-/// How often the broker hands a job out before it takes it for poison.
+/// How often the broker redelivers a job before it dead-letters the job as poison.
 pub const DELIVERY_LIMIT: u32 = 20;
-/// The one number that every version of the broker takes as "keep the letter, however often it is looked at".
+/// The delivery limit of dead-letter and audit queues, where each browse counts as a delivery. It
+/// means "no limit" in practice: no other way to write that works with every version of the broker.
 const KEEP: i64 = 2_000_000_000;
-/// `x-message-ttl` is an unsigned number of 32 bits.
+/// The longest delay, in milliseconds: `x-message-ttl` is an unsigned 32-bit number.
 pub const DELAY_MS_MAX: u128 = 4_294_967_295;
 
-/// What is done about the topology at the start of a session.
+/// What a session does about the topology when it opens (`broker.topology`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
-    /// Declare everything; what exists otherwise is an error.
+    /// Declare everything. An item that exists with other arguments is an error.
     Declare,
-    /// Look whether everything exists, by name.
+    /// Check that every exchange and queue exists, by name only.
     Check,
-    /// Neither.
+    /// Neither declare nor check.
     None,
 }
 
-/// Our exchanges.
+/// The exchanges that this program publishes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exchange {
-    /// Jobs, new and come back.
+    /// New jobs, replayed jobs, and jobs that return from a wait queue.
     Jobs,
-    /// Jobs that wait.
+    /// Jobs on their way to a wait queue.
     Wait,
-    /// Dead letters.
+    /// Dead letters, routed by class.
     Dead,
-    /// Results.
+    /// Results, routed by status and class.
     Results,
-    /// Audit records.
+    /// Records of the acts of operators.
     Audit,
 }
 
 impl Exchange {
-    /// The name without the prefix.
+    /// The name without the prefix (`broker.prefix`).
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -58,88 +59,93 @@ impl Exchange {
     }
 }
 
-/// The names at the broker.
+/// The names of exchanges and queues, which all begin with `broker.prefix`.
 #[derive(Clone, Debug)]
 pub struct Names {
     prefix: String,
 }
 
 impl Names {
-    /// The names with this prefix.
+    /// The names that begin with this prefix.
     #[must_use]
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned() }
     }
 
-    /// The prefix.
+    /// The prefix, as `broker.prefix` sets it.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// An exchange.
+    /// The name of an exchange, with the prefix.
     #[must_use]
     pub fn exchange(&self, exchange: Exchange) -> String {
         format!("{}.{}", self.prefix, exchange.name())
     }
 
-    /// The exchange, and the queue, of jobs.
+    /// The name of the exchange of jobs, and of its queue.
     #[must_use]
     pub fn jobs(&self) -> String {
         self.exchange(Exchange::Jobs)
     }
 
-    /// The exchange of delays.
+    /// The name of the exchange that routes to the wait queues.
     #[must_use]
     pub fn wait(&self) -> String {
         self.exchange(Exchange::Wait)
     }
 
-    /// The exchange of dead letters.
+    /// The name of the exchange of dead letters.
     #[must_use]
     pub fn dead(&self) -> String {
         self.exchange(Exchange::Dead)
     }
 
-    /// The exchange of results.
+    /// The name of the exchange of results.
     #[must_use]
     pub fn results(&self) -> String {
         self.exchange(Exchange::Results)
     }
 
-    /// The exchange, and the queue, of audit records.
+    /// The name of the exchange of audit records, and of its queue.
     #[must_use]
     pub fn audit(&self) -> String {
         self.exchange(Exchange::Audit)
     }
 
-    /// The queue of one delay.
+    /// The name of the wait queue with this delay.
     #[must_use]
     pub fn wait_queue(&self, delay: Duration) -> String {
         format!("{}.wait.{}", self.prefix, delay_name(delay))
     }
 
-    /// The queue of one class of dead letters.
+    /// The name of the dead-letter queue of a class.
     #[must_use]
     pub fn dead_queue(&self, class: Class) -> String {
         format!("{}.dead.{class}", self.prefix)
     }
 }
 
-/// Why the topology is not as it must be.
+/// Why the topology could not be declared, or failed its check.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
-    /// Something exists with other arguments, or may not be declared.
-    #[error("the broker's topology is not as it must be:\n  {}", .0.join("\n  "))]
-    Refused(Vec<String>),
-    /// Something does not exist, and is not to be declared.
+    /// The broker refused declarations: the items, each with the broker's reason.
     #[error(
-        "broker.topology is \"check\", and the broker has no:\n  {}\nDeclare them, or set broker.topology = \"declare\".",
+        "the broker refused to declare exchanges, queues or bindings (they exist with other \
+         arguments, or the user lacks a permission):\n  {}",
+        .0.join("\n  ")
+    )]
+    Refused(Vec<String>),
+    /// These items do not exist, and the settings forbid to declare them.
+    #[error(
+        "broker.topology is \"check\", and these do not exist at the broker:\n  {}\n\
+         Declare them, or set broker.topology = \"declare\".",
         .0.join("\n  ")
     )]
     Missing(Vec<String>),
-    /// The connection failed meanwhile.
-    #[error("the connection failed while the topology was looked at: {0}")]
+    /// The connection failed during the declaration or the check.
+    #[error("the connection failed while the topology was declared or checked: {0}")]
     Connection(#[from] lapin::Error),
 }
 
@@ -149,11 +155,12 @@ enum Item {
     Binding { queue: String, exchange: String, key: String },
 }
 
-/// Declares or checks everything, with the queues of these delays. A queue that is missing although
-/// this process has declared it before is reported as such, and declared again.
+/// Declares or checks the whole topology, including a wait queue for each of these delays. If this
+/// process has declared it before, queues that are missing now are logged before they are declared
+/// again.
 ///
 /// # Errors
-/// Everything that is not as it must be, or the connection's failure.
+/// All items that were refused or are missing, or the failure of the connection.
 pub(super) async fn ensure(
     connection: &Connection,
     names: &Names,
@@ -181,7 +188,7 @@ pub(super) async fn ensure(
     }
 }
 
-/// Looks which of the queues are gone.
+/// Logs each queue that does not exist.
 async fn report_missing(
     connection: &Connection,
     items: &[Item],
@@ -198,12 +205,12 @@ async fn report_missing(
         channel = connection.create_channel().await?;
     }
     if let Err(error) = channel.close(200, "done".into()).await {
-        tracing::debug!(%error, "the topology's channel did not close cleanly");
+        tracing::debug!(%error, "topology channel did not close cleanly");
     }
     Ok(())
 }
 
-/// Tries each item, on a channel of its own after one was refused: a refusal closes its channel.
+/// Declares or checks each item. A refusal closes the channel, so a new one is opened after it.
 async fn each(
     connection: &Connection,
     items: &[Item],
@@ -231,7 +238,7 @@ async fn each(
         }
     }
     if let Err(error) = channel.close(200, "done".into()).await {
-        tracing::debug!(%error, "the topology's channel did not close cleanly");
+        tracing::debug!(%error, "topology channel did not close cleanly");
     }
     Ok(refused)
 }
@@ -291,7 +298,7 @@ impl Item {
     }
 }
 
-/// Exchanges before queues before bindings.
+/// All items, in the order of declaration: exchanges first, and each queue before its binding.
 fn items(names: &Names, delays: &[Duration]) -> Vec<Item> {
     let mut items: Vec<Item> = [
         (names.jobs(), ExchangeKind::Topic),

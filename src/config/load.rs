@@ -1,5 +1,5 @@
-//! From what is given to the settings: every value is read by itself, so that all errors are told
-//! at once.
+//! Loads the settings from their sources. Every value is read on its own, so that all errors are
+//! reported at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,16 +17,17 @@ use super::{
 };
 use crate::domain::class::{Class, Codes};
 
-/// The most that is read of a file with a secret, in bytes.
+/// The largest secret file that is accepted, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
-/// The longest path that errors show, in bytes.
+/// The longest path that errors show, in bytes. A longer one may be a key instead of a path.
 const PATH_BYTES_MAX: usize = 255;
 
 impl Settings {
-    /// Reads the settings: the compiled defaults, then the file, then these variables of the environment.
+    /// Reads the settings: the compiled defaults, overridden by the file, overridden by these
+    /// environment variables.
     ///
     /// # Errors
-    /// Everything that is wrong with them, without any secret.
+    /// Lists every error in all sources at once. No error text contains a secret.
     pub fn load(
         file: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
@@ -39,7 +40,7 @@ impl Settings {
         let mut settings = match read {
             Ok(settings) => settings,
             Err(error) => {
-                errors.push(format!("the built-in defaults can't be read: {error}"));
+                errors.push(format!("cannot read the built-in defaults: {error}"));
                 return Err(SettingsErrors::new(errors, None));
             }
         };
@@ -51,7 +52,8 @@ impl Settings {
         }
         let unusable = std::mem::take(&mut settings.unusable);
         for wrong in settings.relations() {
-            // A default that stands in for a value that can't be read proves nothing.
+            // A default replaces each value that can't be read. A relation with such a default
+            // proves nothing about the user's settings, so its error would mislead.
             if !wrong.keys.iter().any(|key| unusable.contains(key)) {
                 errors.push(wrong.text);
             }
@@ -113,7 +115,8 @@ impl Settings {
     }
 }
 
-/// Reads each value in the place of its default. One that can't be read leaves the default there.
+/// Replaces the defaults by the given values. A value that can't be read adds an error, and its
+/// default stays so that the remaining settings can be checked.
 fn read_values(
     defaults: Table,
     given: BTreeMap<String, Given>,
@@ -142,7 +145,7 @@ fn read_values(
     Ok(settings)
 }
 
-/// The variables by which other programs are told of a proxy.
+/// The set environment variables by which other programs configure a proxy.
 fn proxy_variables(env: &[(String, String)]) -> Vec<String> {
     let names = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
     let set = env.iter().filter(|(name, value)| {
@@ -163,7 +166,8 @@ fn put(table: &mut Table, key: &str, value: Value) {
     }
 }
 
-/// Why a value can't be read. Errors of the `config` crate quote the value, which may be a secret.
+/// Explains why a value can't be read. The texts of the `config` crate are not used, because they
+/// quote the value, which may be a secret.
 fn describe(error: &ConfigError, value: &Value) -> String {
     match error {
         ConfigError::At { error, .. } => describe(error, value),
@@ -172,18 +176,19 @@ fn describe(error: &ConfigError, value: &Value) -> String {
             let found = match value.kind {
                 ValueKind::Nil => "nothing",
                 ValueKind::Boolean(_) => "true or false",
-                ValueKind::String(_) => "a text",
+                ValueKind::String(_) => "a string",
                 ValueKind::Table(_) => "a table",
                 ValueKind::Array(_) => "a list",
                 _ => "a number",
             };
             format!("must be {expected}, found {found}")
         }
-        _ => "it can't be read".to_owned(),
+        _ => "the value cannot be read".to_owned(),
     }
 }
 
-/// A path, unless it may be the secret itself in place of the name of its file.
+/// The path as errors and `check` show it. A text that may be the secret itself, set where the name
+/// of its file belongs, is not shown.
 pub(crate) fn shown_path(path: &Path) -> String {
     let text = path.display().to_string();
     let is_path = text.starts_with(['/', '.'])
@@ -198,15 +203,15 @@ fn read_secret(file: &Path) -> Result<String, String> {
     let read = opened.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text);
     let bytes = read.map_err(|error| error.to_string())?;
     if u64::try_from(bytes).unwrap_or(u64::MAX) > SECRET_BYTES_MAX {
-        return Err(format!("it is longer than {SECRET_BYTES_MAX} bytes"));
+        return Err(format!("the file is longer than {SECRET_BYTES_MAX} bytes"));
     }
     match text.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']) {
-        "" => Err("it is empty".into()),
+        "" => Err("the file is empty".into()),
         text => Ok(text.to_owned()),
     }
 }
 
-/// Every key that the defaults' file documents, in a comment or not.
+/// Every key in the file of defaults, including the keys without a default, which are in comments.
 pub(super) fn known_keys() -> BTreeSet<String> {
     let mut section = "";
     let mut keys = BTreeSet::new();

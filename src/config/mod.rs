@@ -1,5 +1,6 @@
-//! Settings: `config/default.toml` is the defaults and documents every key; a file overrides it; the environment
-//! overrides both. What can't be safe together is refused at the start, all at once.
+//! Settings. `config/default.toml` holds the defaults and documents every key. A settings file
+//! overrides it, and environment variables override both. Combinations that can't be safe are
+//! refused at start, all of them at once.
 
 mod load;
 mod needs;
@@ -34,233 +35,235 @@ use crate::{
 /// The defaults, with the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
-/// All settings.
+/// All settings of the program, by section. `config/default.toml` documents each key: its meaning,
+/// unit and limits.
 #[derive(Debug, Deserialize)]
 pub struct Settings {
-    /// RabbitMQ.
+    /// The connection to RabbitMQ, and the names that the program uses there.
     pub broker: Broker,
-    /// Redis.
+    /// The connection to Redis.
     pub redis: Redis,
-    /// The gateway and who calls it.
+    /// The gateway's address, the merchant's credentials and the limits of calls.
     pub gateway: GatewaySettings,
-    /// Times of the lease.
+    /// How long Redis keeps leases, in-doubt blocks and outcomes.
     pub lease: Lease,
-    /// When jobs are tried again.
+    /// The delays of retries and deferrals.
     pub retry: Retry,
-    /// When the gateway is given a pause.
+    /// When failures of the gateway pause captures, and how often it is probed then.
     pub breaker: Breaker,
     #[serde(rename = "classes", default)]
     class_names: BTreeMap<String, String>,
-    /// The table of result codes, with the additions of `[classes]`.
+    /// The table of result codes, including the additions of `[classes]`.
     #[serde(skip)]
     pub classes: Codes,
-    /// Probes and metrics.
+    /// The server of probes and metrics.
     pub http: Http,
-    /// The end of the process.
+    /// How the process ends after a signal.
     pub drain: Drain,
-    /// Logs.
+    /// The format and the levels of log lines.
     pub log: Log,
-    /// Traces.
+    /// Where traces are exported to.
     #[serde(default)]
     pub traces: Traces,
-    /// Keys whose values can't be used: the defaults stand in for them until the errors are told.
+    /// Keys whose values can't be read. Their defaults replace them until the errors are reported.
     #[serde(skip)]
     unusable: BTreeSet<String>,
-    /// Variables that name a proxy for other programs.
+    /// Environment variables that are set and name a proxy. They are not used and cause a warning.
     #[serde(skip)]
     proxy_variables: Vec<String>,
 }
 
-/// `[broker]`.
+/// The settings of section `[broker]`: the connection to RabbitMQ.
 #[derive(Debug, Deserialize)]
 pub struct Broker {
-    /// Where it is.
+    /// The URL, `amqp://` or `amqps://`. It may contain a password.
     #[serde(deserialize_with = "secret")]
     pub url: SecretString,
     #[serde(default, deserialize_with = "optional")]
     url_file: Option<PathBuf>,
-    /// The prefix of all names.
+    /// The prefix of all exchange and queue names.
     pub prefix: String,
-    /// Jobs in flight.
+    /// The maximum number of jobs in flight in this process.
     #[serde(deserialize_with = "number")]
     pub prefetch: u16,
-    /// What is done about exchanges and queues at the start.
+    /// Whether exchanges and queues are declared or checked at start.
     #[serde(deserialize_with = "values::topology")]
     pub topology: Topology,
-    /// Private certificates.
+    /// The certificate files for `amqps://`.
     #[serde(flatten)]
     pub tls: Tls,
 }
 
-/// `[redis]`.
+/// The settings of section `[redis]`.
 #[derive(Debug, Deserialize)]
 pub struct Redis {
-    /// Where it is.
+    /// The URL or URLs, as `redis.url` documents them. They may contain a password.
     #[serde(deserialize_with = "secret")]
     pub url: SecretString,
     #[serde(default, deserialize_with = "optional")]
     url_file: Option<PathBuf>,
-    /// Who we are for the Sentinels.
+    /// The user name at the Sentinels.
     #[serde(default, deserialize_with = "optional")]
     pub sentinel_username: Option<String>,
-    /// The password for it.
+    /// The password at the Sentinels. Without it they receive the URL's credentials.
     #[serde(default, deserialize_with = "values::optional_secret")]
     pub sentinel_password: Option<SecretString>,
     #[serde(default, deserialize_with = "optional")]
     sentinel_password_file: Option<PathBuf>,
-    /// Private certificates.
+    /// The certificate files for `rediss://`.
     #[serde(flatten)]
     pub tls: Tls,
 }
 
-/// Private certificates of a connection.
+/// The certificate files of a connection. All are PEM and are read at start.
 #[derive(Debug, Default, Deserialize)]
 pub struct Tls {
-    /// A private certificate authority.
+    /// A private certificate authority that signed the server's certificate.
     #[serde(default, deserialize_with = "optional")]
     pub ca_file: Option<PathBuf>,
-    /// Our certificate.
+    /// The client certificate. It is set if and only if its key is set.
     #[serde(default, deserialize_with = "optional")]
     pub client_cert_file: Option<PathBuf>,
-    /// Its key.
+    /// The private key of the client certificate.
     #[serde(default, deserialize_with = "optional")]
     pub client_key_file: Option<PathBuf>,
 }
 
-/// `[gateway]`.
+/// The settings of section `[gateway]`.
 #[derive(Debug, Deserialize)]
 pub struct GatewaySettings {
-    /// Its address.
+    /// The address, `https://` or `http://`, with an optional path.
     #[serde(default, deserialize_with = "optional")]
     pub base_url: Option<String>,
-    /// The path of captures.
+    /// The path of the capture call.
     pub capture_path: String,
-    /// The path of inquiries.
+    /// The path of the inquiry call.
     pub inquiry_path: String,
-    /// The merchant's client id.
+    /// The client id of the merchant.
     #[serde(default, deserialize_with = "optional")]
     pub client_id: Option<String>,
-    /// Which of the merchant's keys signs.
+    /// The version of the merchant's key that signs, as the gateway numbers it.
     #[serde(deserialize_with = "number")]
     pub key_version: u32,
-    /// The merchant's private key.
+    /// The merchant's private RSA key, as base64 or PEM.
     #[serde(default, deserialize_with = "values::optional_secret")]
     pub private_key: Option<SecretString>,
     #[serde(default, deserialize_with = "optional")]
     private_key_file: Option<PathBuf>,
-    /// The gateway's public keys.
+    /// The public keys of the gateway; several while it changes them.
     #[serde(default, deserialize_with = "keys")]
     pub public_key: Vec<String>,
     #[serde(default, deserialize_with = "optional")]
     public_key_file: Option<PathBuf>,
     #[serde(deserialize_with = "texts")]
     forward_fields: Vec<String>,
-    /// Only for integrators.
+    /// The agent token. Only integrators have one.
     #[serde(default, deserialize_with = "values::optional_secret")]
     pub agent_token: Option<SecretString>,
-    /// The time of a capture.
+    /// The time limit of a capture call, including the connection.
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
-    /// The time of an inquiry.
+    /// The time limit of an inquiry, including the connection.
     #[serde(deserialize_with = "duration")]
     pub inquiry_timeout: Duration,
-    /// The HTTP proxy that tunnels to it.
+    /// The URL of the HTTP proxy that opens a tunnel to the gateway. It may contain a password.
     #[serde(default, deserialize_with = "values::optional_secret")]
     pub proxy: Option<SecretString>,
     #[serde(default, deserialize_with = "optional")]
     proxy_file: Option<PathBuf>,
-    /// The most jobs that begin.
+    /// The maximum rate of calls of this process, captures and inquiries together.
     #[serde(default, deserialize_with = "optional")]
     pub rate_limit: Option<RateLimit>,
 }
 
-/// `[lease]`.
+/// The settings of section `[lease]`: how long Redis keeps what workers write there.
 #[derive(Debug, Deserialize)]
 pub struct Lease {
-    /// A lease whose worker died.
+    /// How long the lease of a payment lasts if its worker died.
     #[serde(deserialize_with = "duration")]
     pub ttl: Duration,
-    /// The hold of an id in doubt.
+    /// How long after its last send an id in doubt blocks its payment.
     #[serde(deserialize_with = "duration")]
     pub hold_in_doubt: Duration,
-    /// Final outcomes and marks.
+    /// How long final outcomes and sent markers are kept.
     #[serde(deserialize_with = "duration")]
     pub remember: Duration,
 }
 
-/// `[retry]`.
+/// The settings of section `[retry]`: delays and the maximum age of jobs.
 #[derive(Debug, Deserialize)]
 pub struct Retry {
-    /// The waits between attempts.
+    /// The delays between attempts: n delays allow n + 1 attempts.
     #[serde(deserialize_with = "durations")]
     pub schedule: Vec<Duration>,
-    /// The waits of deferrals.
+    /// The delays of deferrals, which use no attempt. The last one repeats.
     #[serde(deserialize_with = "durations")]
     pub defer_schedule: Vec<Duration>,
-    /// Past this nothing is retried or deferred.
+    /// The age beyond which a job is neither retried nor deferred.
     #[serde(deserialize_with = "duration")]
     pub max_age: Duration,
 }
 
-/// `[breaker]`.
+/// The settings of section `[breaker]`.
 #[derive(Debug, Deserialize)]
 pub struct Breaker {
-    /// Consecutive failures that open it.
+    /// The number of consecutive failures that opens the breaker.
     #[serde(deserialize_with = "number")]
     pub failures: u32,
-    /// The first pause.
+    /// The delay before the first probe. It doubles after each failed probe.
     #[serde(deserialize_with = "duration")]
     pub pause: Duration,
-    /// The longest.
+    /// The longest delay between two probes.
     #[serde(deserialize_with = "duration")]
     pub max_pause: Duration,
 }
 
-/// `[http]`.
+/// The settings of section `[http]`.
 #[derive(Debug, Deserialize)]
 pub struct Http {
-    /// Where probes and metrics are served.
+    /// The address that serves probes and metrics. Port 0 selects a free port.
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
 }
 
-/// `[drain]`.
+/// The settings of section `[drain]`.
 #[derive(Debug, Deserialize)]
 pub struct Drain {
-    /// How long jobs in flight may take.
+    /// How long jobs in flight may take after SIGTERM.
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
 }
 
-/// `[log]`.
+/// The settings of section `[log]`.
 #[derive(Debug, Deserialize)]
 pub struct Log {
-    /// Absent: text on a terminal, else JSON.
+    /// The format of log lines. If absent, it is text on a terminal and JSON otherwise.
     #[serde(default, deserialize_with = "optional")]
     pub format: Option<LogFormat>,
-    /// Levels.
+    /// The log levels, in the syntax of `tracing_subscriber::EnvFilter`.
     pub filter: String,
 }
 
-/// `[traces]`.
+/// The settings of section `[traces]`.
 #[derive(Debug, Default, Deserialize)]
 pub struct Traces {
-    /// The collector; absent: no traces.
+    /// The address of the collector. If absent, no traces are exported.
     #[serde(default, deserialize_with = "optional")]
     pub endpoint: Option<String>,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For programs.
+    /// One JSON object per line, for programs.
     Json,
-    /// For people.
+    /// Plain text, for people.
     Text,
 }
 
 impl Settings {
-    /// Every key with its value, in the order of the defaults' file; of secrets, only that they are set.
+    /// Every key with its value, in the order of `config/default.toml`. Of a secret, only whether
+    /// it is set.
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
         let Self {
@@ -319,10 +322,10 @@ impl Settings {
 }
 
 impl GatewaySettings {
-    /// The fields of jobs that go to the gateway.
+    /// The fields of a job that are copied into the capture request.
     #[must_use]
     pub fn forward_fields(&self) -> ForwardFields {
-        // Names that can't be forwarded were refused when the settings were loaded.
+        // `Settings::load` has already refused names that can't be forwarded.
         ForwardFields::new(&self.forward_fields).unwrap_or_default()
     }
 }

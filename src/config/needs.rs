@@ -1,4 +1,4 @@
-//! What is wrong with the settings, and what a command must have of them.
+//! The errors of loading the settings, and the settings that a command requires.
 
 use std::fmt;
 
@@ -6,20 +6,20 @@ use secrecy::SecretString;
 
 use super::Settings;
 
-/// What a caller of the gateway must have.
+/// The settings that a call to the gateway requires.
 #[derive(Debug)]
 pub struct GatewayAccess {
-    /// Its address.
+    /// The gateway's address, with an optional path.
     pub base_url: String,
     /// The merchant's client id.
     pub client_id: String,
     /// The merchant's private key.
     pub private_key: SecretString,
-    /// The gateway's public keys, one a line.
+    /// The gateway's public keys, one per line.
     pub public_key: String,
 }
 
-/// Everything that is wrong with the settings.
+/// All errors in the settings. The display form has one error per line.
 #[derive(Debug)]
 pub struct SettingsErrors {
     texts: Vec<String>,
@@ -39,14 +39,14 @@ impl SettingsErrors {
         Self { texts, rest: rest.map(Box::new) }
     }
 
-    /// One text for each error; none of them holds a secret.
+    /// One text per error. No text contains a secret.
     #[must_use]
     pub fn into_texts(self) -> Vec<String> {
         self.texts
     }
 
-    /// The settings with the defaults in place of what can't be read: only to look for more errors.
-    /// `None` if the settings file can't be read.
+    /// The settings, with defaults in place of values that can't be read. Use them only to find
+    /// more errors. `None` if the settings file can't be read.
     #[must_use]
     pub fn rest(&self) -> Option<&Settings> {
         self.rest.as_deref()
@@ -54,10 +54,10 @@ impl SettingsErrors {
 }
 
 impl Settings {
-    /// What a call to the gateway needs.
+    /// The settings that a call to the gateway requires. They have no defaults.
     ///
     /// # Errors
-    /// Every key that is missing.
+    /// Lists every key that is missing.
     pub fn require_gateway(&self) -> Result<GatewayAccess, SettingsErrors> {
         let gateway = &self.gateway;
         let missing: Vec<_> = [

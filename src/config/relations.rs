@@ -1,4 +1,4 @@
-//! What settings must be to each other, and what deserves a second look.
+//! The limits of settings and the relations between them, and warnings about probable mistakes.
 
 use std::time::Duration;
 
@@ -12,22 +12,23 @@ use crate::{
     lease,
 };
 
-/// What a call may take beyond its time-out: scheduling, and clocks that do not agree.
+/// How much longer than its time limit a call may take: scheduling, and clocks that differ.
 const MARGIN: Duration = Duration::from_secs(1);
 const PREFIX_CHARS_MAX: usize = 100;
 const AGENT_TOKEN_CHARS_MAX: usize = 128;
 
-/// What `broker.url` is not. In a URL that can't be parsed, any part may be the password.
+/// The error about `broker.url`. It does not quote the URL: in one that can't be parsed, any part
+/// may be the password.
 pub const BROKER_URL: &str = "broker.url must be amqp://user:password@host:port/vhost or \
-    amqps://... (its value is not shown): percent-encode what is no letter or digit in user, \
-    password and virtual host (`/` is %2F, `#` %23, `@` %40)";
+    amqps://... (its value is not shown): percent-encode every character of user, password and \
+    virtual host that is neither a letter nor a digit (`/` is %2F, `#` is %23, `@` is %40)";
 
-/// What `gateway.proxy` is not.
-const PROXY: &str = "gateway.proxy must be http:// or https://, a host, and at most a port, \
-    user and password (its value is not shown): percent-encode what is no letter or digit in user \
-    and password";
+/// The error about `gateway.proxy`. It does not quote the URL, which may contain a password.
+const PROXY: &str = "gateway.proxy must be http:// or https:// and a host, with an optional port, \
+    user and password (its value is not shown): percent-encode every character of user and \
+    password that is neither a letter nor a digit";
 
-/// Something that can't be safe, and the keys that it is about.
+/// An error in the settings, and the keys that it is about.
 pub(super) struct Wrong {
     pub(super) keys: Vec<String>,
     pub(super) text: String,
@@ -40,7 +41,7 @@ impl Wrong {
 }
 
 impl Settings {
-    /// Every relation that can't be safe.
+    /// Every limit that a value exceeds, and every relation that can't be safe.
     pub(super) fn relations(&self) -> Vec<Wrong> {
         let mut wrong = self.times();
         wrong.extend(self.schedules());
@@ -55,7 +56,7 @@ impl Settings {
         let refused = ForwardFields::new(&self.gateway.forward_fields).err().unwrap_or_default();
         let error = |name: &String| {
             let text = format!(
-                "{KEY} must not name `{name}`: the worker reads or writes that field itself"
+                "{KEY} must not name `{name}`: the worker itself reads or writes that field"
             );
             Wrong::new(&[KEY], text)
         };
@@ -77,7 +78,7 @@ impl Settings {
                 wrong.push(Wrong::new(&[key], text));
             }
         }
-        // `why` names the key that `least` comes from, and nothing or a sum behind it.
+        // `why` says how `least` is computed: the name of the other key, and what is added to it.
         let mut at_least = |key: &str, value: Duration, least: Duration, other: &str, why: &str| {
             if value < least {
                 let (value, least) = (time(value), time(least));
@@ -116,17 +117,20 @@ impl Settings {
                     wrong.push(Wrong::new(&[key], format!("{key}{text}")));
                 }
             };
-            must(!delays.is_empty(), " must hold at least one delay, found none".into());
+            must(!delays.is_empty(), " must have at least one delay, found none".into());
             must(
                 delays.is_sorted(),
-                format!(" must not grow shorter, found {}", super::times(delays)),
+                format!(
+                    ": no delay may be shorter than the one before it, found {}",
+                    super::times(delays)
+                ),
             );
             for delay in delays {
                 let delay_text = time(*delay);
                 must(
                     (1..=DELAY_MS_MAX).contains(&delay.as_millis()),
                     format!(
-                        ": a delay must be whole milliseconds, 1 to {DELAY_MS_MAX}, \
+                        ": a delay must be a whole number of milliseconds, 1 to {DELAY_MS_MAX}, \
                          found {delay_text}"
                     ),
                 );
@@ -156,7 +160,8 @@ impl Settings {
                 && broker.prefix.chars().all(is_name)
                 && !broker.prefix.starts_with("amq."),
             &["broker.prefix"],
-            "broker.prefix must be 1 to 100 letters, digits, `.`, `_` or `-`, and not begin with `amq.`",
+            "broker.prefix must be 1 to 100 letters, digits, `.`, `_` or `-`, and must not begin \
+             with `amq.`",
         );
         for (section, tls) in [("broker", &broker.tls), ("redis", &redis.tls)] {
             let (cert, key) =
@@ -164,7 +169,7 @@ impl Settings {
             must(
                 tls.client_cert_file.is_some() == tls.client_key_file.is_some(),
                 &[&cert, &key],
-                &format!("{cert} and {key} go together"),
+                &format!("{cert} and {key} must be set together: set both or neither"),
             );
         }
         for (name, path) in
@@ -174,7 +179,9 @@ impl Settings {
             must(
                 is_path(path),
                 &[&key],
-                &format!("{key} must begin with `/` and have no `?`, `#` or space, found {found}"),
+                &format!(
+                    "{key} must begin with `/` and contain no `?`, `#` or space, found {found}"
+                ),
             );
         }
         let token = gateway.agent_token.as_ref().map(|token| token.expose_secret().chars().count());
@@ -186,7 +193,7 @@ impl Settings {
         wrong
     }
 
-    /// No URL is shown: one that can't be parsed may hold a password anywhere.
+    /// No error shows a URL: in one that can't be parsed, any part may be the password.
     fn addresses(&self) -> Vec<Wrong> {
         let Self { broker, redis, gateway, traces, .. } = self;
         let mut wrong = Vec::new();
@@ -199,7 +206,7 @@ impl Settings {
         if redis.sentinel_username.is_some() && redis.sentinel_password.is_none() {
             wrong.push(Wrong::new(
                 &["redis.sentinel_username", "redis.sentinel_password"],
-                "redis.sentinel_username needs redis.sentinel_password",
+                "redis.sentinel_username requires redis.sentinel_password, which is not set",
             ));
         }
         if let Some(proxy) = &gateway.proxy {
@@ -210,8 +217,8 @@ impl Settings {
             if gateway.base_url.as_ref().is_some_and(is_plain) {
                 wrong.push(Wrong::new(
                     &["gateway.proxy", "gateway.base_url"],
-                    "gateway.proxy needs an https:// gateway.base_url: it is asked to tunnel \
-                     (CONNECT), and for nothing else",
+                    "gateway.proxy requires an https:// gateway.base_url: the worker uses a proxy \
+                     only to open a tunnel (CONNECT)",
                 ));
             }
         }
@@ -220,8 +227,8 @@ impl Settings {
         {
             if url.as_ref().is_some_and(|url| !is_base_url(url)) {
                 let text = format!(
-                    "{key} must be http:// or https://, a host, and at most a path: \
-                     no user, `?` or `#` (its value is not shown)"
+                    "{key} must be http:// or https:// and a host, with an optional path and \
+                     without user, `?` and `#` (its value is not shown)"
                 );
                 wrong.push(Wrong::new(&[key], text));
             }
@@ -229,7 +236,7 @@ impl Settings {
         wrong
     }
 
-    /// What can be meant so, and most often is not.
+    /// Settings that are valid but probably a mistake: one text per warning.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let gateway = &self.gateway;
@@ -237,25 +244,26 @@ impl Settings {
         let url = gateway.base_url.as_ref().and_then(|url| Url::parse(url).ok());
         if url.as_ref().is_some_and(|url| url.scheme() == "http" && !is_loopback(url)) {
             warnings.push(
-                "gateway.base_url is http://: payments travel in clear text; use https://".into(),
+                "gateway.base_url is http://: payments are sent in clear text; use https://".into(),
             );
         }
         let is_local = url.as_ref().is_some_and(is_loopback);
         if !self.proxy_variables.is_empty() && gateway.proxy.is_none() && !is_local {
             warnings.push(format!(
-                "{} is set and not used: set gateway.proxy if the gateway is reached by a proxy",
+                "{} is set and not used: set gateway.proxy if calls to the gateway need a proxy",
                 self.proxy_variables.join(", ")
             ));
         }
         let asks_sentinels = self.redis.url.expose_secret().contains("-sentinel://");
         if self.redis.sentinel_password.is_some() && !asks_sentinels {
             warnings.push(
-                "redis.sentinel_password is not used: redis.url is not redis-sentinel://".into(),
+                "redis.sentinel_password is set and not used: redis.url is not redis-sentinel://"
+                    .into(),
             );
         }
         if !gateway.forward_fields.iter().any(|name| name == CAPTURE_TYPE) {
             warnings.push(format!(
-                "gateway.forward_fields does not name {CAPTURE_TYPE}: the gateway takes every \
+                "gateway.forward_fields does not name {CAPTURE_TYPE}: the gateway treats every \
                  capture as the last one of its payment"
             ));
         }
@@ -268,7 +276,8 @@ impl Settings {
                     let kind =
                         if is_sandbox { "a SANDBOX_ client id" } else { "a production client id" };
                     warnings.push(format!(
-                        "{kind} with gateway.{key} = {path}: one of the two is wrong"
+                        "gateway.client_id is {kind}, but gateway.{key} is {path}: correct one of \
+                         them"
                     ));
                 }
             }
@@ -291,7 +300,7 @@ fn is_base_url(text: &str) -> bool {
 
 fn is_proxy(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| {
-        // A backslash, which the parser reads as a slash, would cut a password too.
+        // The parser reads a backslash as a slash: a password with one would be cut there.
         matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && (url.username().is_empty() || url.password().is_some())
@@ -302,7 +311,7 @@ fn is_proxy(text: &str) -> bool {
     })
 }
 
-/// Whether a URL leads to this machine and nowhere else. A name that only begins like one doesn't.
+/// Whether a URL leads to this machine only. `localhost.evil.example` does not.
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {

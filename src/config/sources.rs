@@ -1,4 +1,5 @@
-//! What a settings file and the environment give, key by key, before any value is read.
+//! Collects the keys and values of a settings file and of the environment, before any value is
+//! read.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,21 +11,22 @@ use super::{DEFAULTS, values::shown};
 pub(super) const PREFIX: &str = "CAPTURE__";
 const CLASSES: &str = "CAPTURE__CLASSES";
 
-/// Sections with their keys, as the `config` crate holds them.
+/// Sections with their keys, in the form of the `config` crate.
 pub(super) type Table = config::Map<String, Value>;
 
-/// A value, and the file or the variable that gave it.
+/// A value, and the file or the environment variable that it comes from.
 pub(super) struct Given {
     pub(super) value: Value,
     pub(super) origin: String,
 }
 
-/// Everything that was given: the environment in place of the file where both give a key.
+/// All given values. Where file and environment both set a key, the environment's value is here.
 #[derive(Default)]
 pub(super) struct Sources {
     pub(super) given: BTreeMap<String, Given>,
     pub(super) errors: Vec<String>,
-    /// The file can't be read, so nobody knows what it would have given.
+    /// The file can't be read. Errors about missing or related keys would mislead then, because the
+    /// file may set them.
     pub(super) is_partial: bool,
 }
 
@@ -57,7 +59,7 @@ impl Sources {
         }
     }
 
-    /// Takes a value, or all of a table.
+    /// Adds a value, or every value of a table.
     fn walk(&mut self, path: &str, value: Value, origin: &str) {
         match value.kind {
             ValueKind::Table(table) if !table.is_empty() => {
@@ -65,7 +67,7 @@ impl Sources {
                     self.walk(&format!("{path}.{name}"), value, origin);
                 }
             }
-            // A section without keys.
+            // A section without keys is valid and sets nothing.
             ValueKind::Table(_) if !path.contains('.') => {}
             _ => drop(self.given.insert(path.to_owned(), Given { value, origin: origin.into() })),
         }
@@ -77,7 +79,7 @@ impl Sources {
                 continue;
             };
             if name.starts_with(CLASSES) {
-                self.errors.push(format!("{name}: [classes] comes from a settings file only"));
+                self.errors.push(format!("{name}: [classes] can be set in a settings file only"));
                 continue;
             }
             let key = key.replace("__", ".").to_lowercase();
@@ -87,12 +89,12 @@ impl Sources {
     }
 }
 
-/// The defaults, by section.
+/// The built-in defaults, by section.
 pub(super) fn defaults() -> Result<Table, String> {
     parse(DEFAULTS).map_err(|errors| errors.join("; "))
 }
 
-/// Parses TOML. An error never quotes its line: it may be that of a private key.
+/// Parses TOML. An error never quotes its line, which may contain a private key.
 fn parse(text: &str) -> Result<Table, Vec<String>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (_, errors) = DeTable::parse_recoverable(text);
@@ -103,18 +105,18 @@ fn parse(text: &str) -> Result<Table, Vec<String>> {
         Some(format!("line {line}, column {column}: "))
     };
     if !errors.is_empty() {
-        let told = |error| {
-            format!("{}no valid TOML (the line is not shown)", place(error).unwrap_or_default())
+        let describe = |error| {
+            format!("{}invalid TOML (the line is not shown)", place(error).unwrap_or_default())
         };
-        return Err(errors.iter().map(told).collect());
+        return Err(errors.iter().map(describe).collect());
     }
     let source = File::from_str(text, FileFormat::Toml);
     let parsed =
         Config::builder().add_source(source).build().and_then(|config| config.cache.into_table());
-    parsed.map_err(|_| vec!["a number in it is too large".to_owned()])
+    parsed.map_err(|_| vec!["a number is too large".to_owned()])
 }
 
-/// An unknown key, as an error names it.
+/// The error about an unknown key. A key that may be a secret is not shown.
 pub(super) fn unknown(key: &str, origin: &str) -> String {
     let is_plain = shown(key).starts_with('`');
     let key = if is_plain { key } else { "a key that is not shown" };

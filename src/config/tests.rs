@@ -22,7 +22,7 @@ fn check_errors(env: &[(&str, &str)], expected: &[&str]) {
 }
 
 #[test]
-fn the_defaults_are_the_contracts() {
+fn the_defaults_are_those_of_the_contract() {
     let described: Vec<_> = load(&[])
         .unwrap()
         .describe()
@@ -99,7 +99,7 @@ fn lists_in_the_environment_are_split_at_commas() {
     assert_eq!(settings.gateway.public_key, ["a", "b"]);
 }
 
-/// As the README's table prints the default, and as `check` prints it.
+/// Users paste a list in the form that documents and `check` print.
 #[test]
 fn lists_of_durations_are_split_at_commas_or_blanks() {
     let schedule = |text| load(&[("CAPTURE__RETRY__SCHEDULE", text)]).unwrap().retry.schedule;
@@ -118,13 +118,13 @@ fn lists_of_durations_are_split_at_commas_or_blanks() {
     assert_eq!(shown(&read), printed);
     let file = load_file("[retry]\nschedule = [\"5s 15s\"]\n").unwrap_err().to_string();
     assert!(file.contains("retry.schedule: must be a duration"), "{file}");
-    // Keys hold blanks and line feeds of their own.
+    // A key may contain blanks and line feeds.
     let keys = load(&[("CAPTURE__GATEWAY__PUBLIC_KEY", "MII A\nB,MIIC")]).unwrap();
     assert_eq!(keys.gateway.public_key, ["MII A\nB", "MIIC"]);
 }
 
 #[test]
-fn only_loopback_is_spared_the_warning_about_clear_text() {
+fn http_to_any_host_but_loopback_causes_a_warning() {
     let warns = |url: &str| {
         let warnings = load(&[("CAPTURE__GATEWAY__BASE_URL", url)]).unwrap().warnings();
         warnings.iter().any(|warning| warning.contains("clear text"))
@@ -199,7 +199,7 @@ fn an_empty_variable_counts_as_absent() {
 fn classes_come_from_files_only_and_map_new_codes_only() {
     let settings = load_file("[classes]\nCARD_FROZEN = \"payer\"\n").unwrap();
     assert_eq!(settings.classes.class_of("CARD_FROZEN"), crate::domain::class::Class::Payer);
-    check_errors(&[("CAPTURE__CLASSES__X", "payer")], &["from a settings file only"]);
+    check_errors(&[("CAPTURE__CLASSES__X", "payer")], &["in a settings file only"]);
     for text in ["RISK_REJECT = \"payer\"", "NEW = \"access\"", "NEW = \"sometimes\""] {
         assert!(load_file(&format!("[classes]\n{text}\n")).is_err(), "{text}");
     }
@@ -231,7 +231,7 @@ fn secrets_are_read_from_files_and_never_shown() {
 }
 
 #[test]
-fn what_the_gateway_needs_is_asked_for_all_at_once() {
+fn all_missing_gateway_settings_are_reported_at_once() {
     let errors = load(&[]).unwrap().require_gateway().unwrap_err().to_string();
     for key in ["BASE_URL", "CLIENT_ID", "PRIVATE_KEY", "PUBLIC_KEY"] {
         assert!(errors.contains(&format!("CAPTURE__GATEWAY__{key}")), "{errors}");
@@ -239,7 +239,7 @@ fn what_the_gateway_needs_is_asked_for_all_at_once() {
 }
 
 #[test]
-fn what_is_most_often_a_mistake_is_warned_about() {
+fn a_probable_mistake_causes_a_warning() {
     let warnings = |url, id| {
         let env = [("CAPTURE__GATEWAY__BASE_URL", url), ("CAPTURE__GATEWAY__CLIENT_ID", id)];
         load(&env).unwrap().warnings().len()

@@ -1,4 +1,4 @@
-//! How the values of settings are read, from TOML and from the environment alike.
+//! Reads the values of settings, in the same way from TOML and from the environment.
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
@@ -11,15 +11,15 @@ use serde::{
 use super::LogFormat;
 use crate::{broker::Topology, domain::duration};
 
-/// Values that are longer aren't shown by errors.
+/// Errors don't show values that are longer than this: they may be keys.
 const SHOWN_CHARS_MAX: usize = 60;
 
-/// So many calls in so long.
+/// A maximum rate of calls, such as `100/s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// How many.
+    /// The number of calls in one period.
     pub calls: NonZeroU32,
-    /// In how long.
+    /// One second or one minute.
     pub period: Duration,
 }
 
@@ -59,7 +59,7 @@ impl FromStr for LogFormat {
     }
 }
 
-/// A value as errors show it, unless it may be a secret that was put in the wrong place.
+/// A value as errors show it. A value that may be a secret under the wrong key is not shown.
 pub(super) fn shown(text: &str) -> String {
     let may_be_secret = text.chars().count() > SHOWN_CHARS_MAX
         || text.contains(char::is_control)
@@ -67,7 +67,7 @@ pub(super) fn shown(text: &str) -> String {
     if may_be_secret { "a value that is not shown".into() } else { format!("`{text}`") }
 }
 
-/// A number of digits only: no sign, no fraction, and no `yes` for 1.
+/// Reads a number that consists of digits only: no sign, no fraction, and no `yes` for 1.
 fn digits<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
@@ -84,7 +84,7 @@ where
     })
 }
 
-/// The largest number of a type.
+/// The largest value of an integer type, for errors.
 pub(super) trait Limits {
     const MAX: u32;
 }
@@ -107,7 +107,7 @@ pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sock
     })
 }
 
-/// A text that becomes a value; empty counts as absent.
+/// Reads an optional value from text. An empty text counts as absent.
 pub(super) fn optional<'de, T: FromStr, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error>
@@ -158,24 +158,25 @@ fn read_duration(text: &str) -> Result<Duration, String> {
     duration::parse(text).map_err(|error| format!("{error}, found {}", shown(text)))
 }
 
-/// A list of names, or one text that is split at commas and blanks.
+/// Reads a list of names, or one text that is split at commas and blanks.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     deserializer.deserialize_any(Texts(|c| c == ',' || c.is_whitespace()))
 }
 
-/// A list of keys, or one text that is split at commas only: a key may hold blanks and line feeds.
+/// Reads a list of keys, or one text that is split at commas only, because a key may contain blanks
+/// and line feeds.
 pub(super) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     deserializer.deserialize_any(Texts(|c| c == ','))
 }
 
-/// Reads a list, or a text that these characters separate.
+/// Reads a list, or one text that is split at the characters that the function accepts.
 struct Texts(fn(char) -> bool);
 
 impl<'de> Visitor<'de> for Texts {
     type Value = Vec<String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of texts, or one text with commas")
+        f.write_str("a list of strings, or one string separated by commas")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {

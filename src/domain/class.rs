@@ -1,47 +1,50 @@
-//! Result codes and the classes of dead letters that they fall into.
+//! Result codes, and the class of dead letters that each final code belongs to.
 //!
-//! The table is a snapshot of the gateway's documentation; a code that it does not know is trusted for its status
-//! (`resultStatus`) and falls into [`Class::UnknownCode`] until `[classes]` in the settings maps it.
+//! The table is a snapshot of the gateway's documentation. For a code that is not in the table, the
+//! worker trusts `resultStatus`; the code belongs to [`Class::UnknownCode`] until `[classes]` in
+//! the settings maps it.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a job was given up, which is also what an operator may do about it. One dead-letter queue for each.
+/// Why a job was given up, which also decides what an operator may do about it. Each class has its
+/// own dead-letter queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// The authorization is gone: a new payment is needed.
+    /// The authorization no longer exists or has expired: a new payment is needed.
     Authorization,
     /// The transaction's state forbids a capture.
     Order,
-    /// Too much money, or too many captures.
+    /// The amount or the number of captures exceeds a limit.
     Limit,
-    /// What the merchant's contract does not allow.
+    /// The merchant's contract does not allow the capture.
     Contract,
-    /// Our credentials or set-up.
+    /// Our credentials or our configuration at the gateway are wrong.
     Access,
-    /// The request itself is at fault.
+    /// The request itself is wrong.
     Request,
-    /// The id was used with other values: an earlier capture exists and may have succeeded.
+    /// The id was used before with other values: an earlier capture exists and may have succeeded.
     Conflict,
-    /// Refused by risk control.
+    /// Risk control refused the capture.
     Risk,
-    /// The payer's account.
+    /// The payer's account does not allow the payment.
     Payer,
-    /// The gateway failed the capture for reasons of its own.
+    /// The gateway failed the capture because of an internal error.
     Provider,
     /// A final failure whose code is not in the table.
     UnknownCode,
-    /// Sent, and nobody could say in time whether it captured.
+    /// The request may have been sent, and its outcome was still unknown when retries or time ran
+    /// out.
     InDoubt,
-    /// The gateway could never be reached with it.
+    /// The gateway could not be reached in any attempt.
     Unreachable,
-    /// Its time was over before it was sent.
+    /// `expiresAt` passed, or the job reached its maximum age, before anything was sent.
     Expired,
-    /// Not a job by the message contract.
+    /// The body breaks the message contract.
     Malformed,
-    /// It was handed back by the broker again and again.
+    /// The broker had to take the job back too often: it may crash workers.
     Poison,
 }
 
@@ -66,7 +69,7 @@ impl Class {
         Self::Poison,
     ];
 
-    /// The name in queues, routing keys, headers and settings.
+    /// The name in queue names, routing keys, headers and settings.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -89,8 +92,9 @@ impl Class {
         }
     }
 
-    /// Whether `[classes]` may map a new code to this class: the classes of a verdict, less `access` (where an
-    /// unsigned answer counts) and `conflict` (where an earlier capture may have succeeded).
+    /// Whether `[classes]` may map a new code to this class. Allowed are the classes of signed
+    /// verdicts, except `access` (an unsigned reply counts there) and `conflict` (an earlier
+    /// capture may have succeeded).
     #[must_use]
     pub const fn is_mappable(self) -> bool {
         matches!(
@@ -107,8 +111,9 @@ impl Class {
         )
     }
 
-    /// Whether an `F` of this class may be about the call and not about the capture: the gateway checks access and
-    /// form before it looks at the id, so on a sent id such an `F` does not prove that nothing was captured.
+    /// Whether an `F` of this class may be about the call and not about the capture. The gateway
+    /// checks credentials and form before it looks up the id, so for an id that was sent such an
+    /// `F` does not prove that nothing was captured.
     #[must_use]
     pub const fn may_precede_the_id(self) -> bool {
         matches!(self, Self::Access | Self::Request | Self::Provider | Self::UnknownCode)
@@ -121,9 +126,12 @@ impl fmt::Display for Class {
     }
 }
 
-/// The text is no class's name.
+/// The text is not the name of a class.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is no class of dead letters")]
+#[error(
+    "`{0}` is not a class of dead letters; the classes are {classes}",
+    classes = Class::ALL.map(Class::name).join(", ")
+)]
 pub struct NoSuchClass(pub String);
 
 impl FromStr for Class {
@@ -137,18 +145,18 @@ impl FromStr for Class {
     }
 }
 
-/// The code of success.
+/// The code of a successful call.
 pub const SUCCESS: &str = "SUCCESS";
 /// The capture is being processed: inquire, do not post again.
 pub const CAPTURE_IN_PROCESS: &str = "CAPTURE_IN_PROCESS";
-/// The inquiry's word for the same.
+/// The same state, as an inquiry names it.
 pub const PAYMENT_IN_PROCESS: &str = "PAYMENT_IN_PROCESS";
-/// The gateway does not know: post the same request again.
+/// The gateway does not know the outcome: post the same request again.
 pub const UNKNOWN_EXCEPTION: &str = "UNKNOWN_EXCEPTION";
-/// Too many calls: the same request again, slower.
+/// Too many calls: post the same request again at a lower rate.
 pub const REQUEST_TRAFFIC_EXCEED_LIMIT: &str = "REQUEST_TRAFFIC_EXCEED_LIMIT";
 
-/// Every code of a final failure that the documentation names, with its class.
+/// Every code of a final failure in the gateway's documentation, with its class.
 pub const FINAL_CODES: &[(&str, Class)] = &[
     ("AUTH_CANCELLED", Class::Authorization),
     ("AUTH_EXPIRED", Class::Authorization),
@@ -186,7 +194,8 @@ pub const FINAL_CODES: &[(&str, Class)] = &[
     ("SYSTEM_ERROR", Class::Provider),
 ];
 
-/// The codes that the documentation names with another status than `F`: they have no class, and none can be given.
+/// The codes that the documentation lists with another status than `F`. They have no class, and
+/// `[classes]` can't give them one.
 pub const OTHER_CODES: &[&str] = &[
     SUCCESS,
     CAPTURE_IN_PROCESS,
@@ -195,7 +204,7 @@ pub const OTHER_CODES: &[&str] = &[
     REQUEST_TRAFFIC_EXCEED_LIMIT,
 ];
 
-/// The table of codes with the additions of `[classes]`.
+/// The built-in table of codes plus the additions from `[classes]`.
 #[derive(Clone, Debug, Default)]
 pub struct Codes {
     added: BTreeMap<String, Class>,
@@ -204,26 +213,27 @@ pub struct Codes {
 /// What is wrong with an entry of `[classes]`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MappingError {
-    /// The table of the program knows the code already.
-    #[error("`{0}` is known already: only codes absent from the built-in table can be mapped")]
+    /// The built-in table already contains the code.
+    #[error("`{0}` is in the built-in table: only codes that are not in it can be mapped")]
     Known(String),
-    /// No verdict of an unknown code may be of this class.
+    /// A code can't be mapped to this class.
     #[error(
-        "`{code}` can't be of class `{class}`: only classes of a verdict other than access and conflict can be mapped"
+        "`{code}` can't be mapped to class `{class}`: use authorization, order, limit, contract, \
+         request, risk, payer, provider or unknown_code"
     )]
     NotMappable {
-        /// The code to be mapped.
+        /// The code in the settings.
         code: String,
-        /// The class it was to have.
+        /// The class that the settings give it.
         class: Class,
     },
 }
 
 impl Codes {
-    /// The built-in table and these additions.
+    /// The built-in table with these additions.
     ///
     /// # Errors
-    /// Every addition that may not be made.
+    /// Every addition that is not allowed.
     pub fn with(added: BTreeMap<String, Class>) -> Result<Self, Vec<MappingError>> {
         let errors: Vec<_> = added
             .iter()
@@ -307,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_code_is_of_its_own_class_until_it_is_mapped() {
+    fn an_unmapped_code_is_of_class_unknown_code() {
         assert_eq!(Codes::default().class_of("BRAND_NEW"), Class::UnknownCode);
         let codes = Codes::with([("BRAND_NEW".into(), Class::Payer)].into()).unwrap();
         assert_eq!(codes.class_of("BRAND_NEW"), Class::Payer);
@@ -315,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn known_codes_and_classes_that_are_no_verdict_cannot_be_mapped() {
+    fn built_in_codes_and_classes_without_a_verdict_are_not_mappable() {
         for (code, class) in [
             ("RISK_REJECT", Class::Payer),
             ("SUCCESS", Class::Payer),

@@ -1,31 +1,30 @@
-//! Durations as text: one number and one unit, in settings, on the command line and in what is
-//! printed.
+//! Durations as text: one number and one unit, in settings, on the command line and in output.
 //!
 //! Everything else is refused. A list that lost its commas ("5s 15s") must not be added up, and `M`
-//! must not be months.
+//! must not mean months.
 
 use std::time::Duration;
 
-/// The longest duration that is read: a hundred years. Times and sums of durations can't overflow
-/// below it.
+/// The longest duration that is accepted: a hundred years. Below it, times and sums of durations
+/// can't overflow.
 pub const DURATION_MAX: Duration = Duration::from_secs(36_500 * 24 * 3600);
 
-/// Units in milliseconds, the largest first.
+/// The units in milliseconds, largest first.
 const UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
-/// Why a text is no duration.
+/// Why a text is not a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadDuration {
-    /// Not one number and one unit.
+    /// The text is not one number and one unit.
     #[error("must be a duration such as \"5s\" (one number and one unit of ms, s, m, h, d)")]
     Form,
-    /// Longer than [`DURATION_MAX`].
+    /// The duration is longer than [`DURATION_MAX`].
     #[error("must be a duration such as \"5s\", and at most 36500d")]
     TooLong,
 }
 
-/// Reads `^[0-9]+(ms|s|m|h|d)$`.
+/// Reads a duration of the form `^[0-9]+(ms|s|m|h|d)$`.
 ///
 /// # Errors
 /// The text has another form, or is longer than [`DURATION_MAX`].
@@ -36,7 +35,7 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     if number.is_empty() {
         return Err(BadDuration::Form);
     }
-    // Digits only: what fails to parse is too large.
+    // There are only digits, so a number that can't be parsed is too large.
     number
         .parse::<u64>()
         .ok()
@@ -46,8 +45,8 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
         .ok_or(BadDuration::TooLong)
 }
 
-/// A duration in the largest unit that leaves no fraction, as [`parse`] reads it. Below a
-/// millisecond nothing is shown.
+/// Writes a duration in its largest whole unit, as [`parse`] reads it. Fractions of a millisecond
+/// are dropped.
 #[must_use]
 pub fn show(duration: Duration) -> String {
     let ms = duration.as_millis();
@@ -63,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_is_shown_in_its_largest_whole_unit() {
+    fn a_duration_is_written_in_its_largest_whole_unit() {
         for (ms, text) in [
             (0, "0s"),
             (1, "1ms"),
@@ -86,13 +85,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_again(ms in 0..=36_500_u64 * 86_400_000) {
+        fn a_written_duration_is_read_again(ms in 0..=36_500_u64 * 86_400_000) {
             let duration = Duration::from_millis(ms);
             prop_assert_eq!(parse(&show(duration)), Ok(duration));
         }
 
         #[test]
-        fn only_digits_and_a_unit_are_read(text in "[0-9+. _-]{0,6}(ms|s|m|h|d|M|us|y| )?[0-9]?(s)?") {
+        fn only_digits_and_a_unit_are_read(
+            text in "[0-9+. _-]{0,6}(ms|s|m|h|d|M|us|y| )?[0-9]?(s)?",
+        ) {
             let end = text.bytes().take_while(u8::is_ascii_digit).count();
             let is_one = end > 0 && ["ms", "s", "m", "h", "d"].contains(&&text[end..]);
             prop_assert_eq!(parse(&text).is_ok(), is_one);

@@ -1,4 +1,4 @@
-//! What the gateway shows of a dead letter's capture, and what that makes of a replay.
+//! What the gateway shows about the capture of a dead letter, and what that means for a replay.
 
 use time::OffsetDateTime;
 
@@ -18,33 +18,33 @@ use super::{
 /// What an inquiry shows about one capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// It captured.
+    /// The money was captured.
     Captured(Capture),
-    /// Its id captured another amount.
+    /// The id captured another amount, which the text names.
     OtherAmount(String),
-    /// It failed.
+    /// The capture failed, with this verdict.
     Failed(Verdict),
-    /// It is not over.
+    /// The gateway is still processing the capture.
     InProcess,
     /// The gateway knows of no such capture.
     NoSuchCapture,
-    /// No evidence: why, and the gateway's code if it gave one.
+    /// There is no evidence either way.
     Nothing {
-        /// Why.
+        /// Why there is no evidence.
         reason: String,
-        /// The code of an inquiry that failed by the gateway's signed word: it answered, and knows nothing.
+        /// The code of an inquiry that the gateway refused with a signed reply.
         code: Option<String>,
     },
 }
 
 impl Seen {
-    /// What a reply to an inquiry shows about a job's capture, whatever the job's own history says.
+    /// What the reply to an inquiry shows about a job's capture. The job's own history is ignored.
     #[must_use]
     pub fn of(reply: &InquiryReply, job: &Job, codes: &Codes) -> Self {
         let history = &History::default();
         let before = Before { history, marker: None, past_expiry: false, forward_error: None };
         let mut reply = reply.clone();
-        // Others of its family are seen by [`PaymentSeen`]: one that lives is no capture of this id.
+        // [`PaymentSeen`] covers the other ids of the family. None of them is a capture of this id.
         if let Reply::Answered(answer) = &mut reply
             && let Some(transactions) = &mut answer.body.transactions
         {
@@ -70,17 +70,18 @@ impl Seen {
             },
             Inquired::Over(Outcome::Account(verdict)) => {
                 let code = verdict.code.unwrap_or_default();
-                let reason = format!("the gateway does not know who asks: {code}, unsigned");
+                let reason = format!("the gateway refused our credentials: {code}, unsigned");
                 Self::Nothing { reason, code: None }
             }
             Inquired::Over(Outcome::Throttled(_)) => {
-                Self::Nothing { reason: "too many calls for the gateway".into(), code: None }
+                let reason = "the gateway refused the inquiry: too many calls".into();
+                Self::Nothing { reason, code: None }
             }
             Inquired::Over(other) => Self::Nothing { reason: other.name().into(), code: None },
         }
     }
 
-    /// In words, for people and for the audit.
+    /// A description for people and for the audit record.
     #[must_use]
     pub fn words(&self) -> String {
         match self {
@@ -92,14 +93,14 @@ impl Seen {
             Self::Failed(verdict) => {
                 format!("failed: {}", verdict.code.as_deref().unwrap_or("no code"))
             }
-            Self::InProcess => "in process: not over yet".into(),
-            Self::NoSuchCapture => "no such capture is known".into(),
+            Self::InProcess => "in process: the gateway has not finished the capture".into(),
+            Self::NoSuchCapture => "the gateway knows of no such capture".into(),
             Self::Nothing { reason, .. } => format!("no evidence: {reason}"),
         }
     }
 }
 
-/// The code of a signed answer that refuses to say anything about the payment.
+/// The code of a signed reply that refuses the inquiry.
 fn refused(reply: &InquiryReply) -> Option<String> {
     match reply {
         Reply::Answered(answer)
@@ -114,19 +115,19 @@ fn refused(reply: &InquiryReply) -> Option<String> {
 /// What an inquiry shows about the whole payment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PaymentSeen {
-    /// What may still be captured, in the smallest unit, if the answer tells what was authorized.
+    /// What may still be captured, in the smallest unit, if the reply gives the authorized amount.
     pub left: Option<u64>,
     /// Until when captures may be made, as the gateway wrote it.
     pub authorized_until: Option<String>,
-    /// The fresh ids that replaced the job's and captured, or may still.
+    /// The fresh ids that descend from the job's id and captured or may still capture.
     pub descendants: Descendants,
-    /// A forebear of the job's id that captured, or may still.
+    /// An ancestor of the job's id that captured or may still capture.
     pub forebear: Option<Living>,
 }
 
 impl PaymentSeen {
-    /// What a signed inquiry that succeeded says about a job's payment; nothing of any other. A stale one still shows
-    /// fresh ids that exist.
+    /// Reads a signed, successful reply to an inquiry about a job's payment. Any other reply shows
+    /// nothing. A stale reply still shows which fresh ids exist.
     #[must_use]
     pub fn of(reply: &InquiryReply, job: &Job, history: &History) -> Self {
         let Reply::Answered(answer) = reply else { return Self::default() };
@@ -169,19 +170,20 @@ fn left(body: &InquiryBody) -> Option<u64> {
     Some(left)
 }
 
-/// What becomes of a letter.
+/// What is done with a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It goes back to the queue of jobs.
+    /// The job is published to the queue of jobs.
     Send(Replay),
-    /// Its capture stands: its publisher is told so, and the letter goes.
+    /// The money was captured: the result is published, and the dead letter is removed.
     Settle(Capture),
-    /// It stays.
+    /// The dead letter stays where it is.
     Refuse(Refusal),
 }
 
-/// What the gateway's evidence makes of a replay that was prepared. A fresh id needs evidence that its parent captured
-/// nothing; an id that may have been sent needs evidence of what became of it, because it may have been replaced.
+/// Decides about a prepared replay by the gateway's evidence. A fresh id needs evidence that its
+/// parent captured nothing. An id that may have been sent needs evidence of its outcome, because a
+/// fresh id may have replaced it.
 #[must_use]
 pub fn decide(
     letter: &DeadLetter,
@@ -196,13 +198,13 @@ pub fn decide(
         Seen::OtherAmount(message) => {
             return Decision::Refuse(Refusal::new(
                 message.clone(),
-                "dead discard, once the books agree",
+                "make your records agree with this capture, then run dead discard",
             ));
         }
         Seen::InProcess if is_fresh => {
             return Decision::Refuse(Refusal::new(
-                "the gateway is still processing the capture of its id",
-                "try again when that is over: a fresh id could capture twice",
+                "the gateway is still processing the capture with this id",
+                "try again when it has finished: a fresh id now could capture twice",
             ));
         }
         Seen::Nothing { reason, code } if is_fresh => {
@@ -215,43 +217,43 @@ pub fn decide(
     }
     if let Some(forebear) = &payment.forebear {
         return Decision::Refuse(Refusal::new(
-            format!("the id {} that it replaces captured, or may still", forebear.id),
-            "dead discard, once that is captured",
+            format!("the replaced id {} has captured or may still capture", forebear.id),
+            "run dead discard when that id is captured",
         ));
     }
     if let Seen::Nothing { reason, .. } = seen
         && letter.sent()
     {
         return Decision::Refuse(Refusal::new(
-            format!("nobody knows what became of its id, which may have been replaced: {reason}"),
-            "try again when the gateway answers inquiries; or dead discard, which keeps a record",
+            format!("its outcome is not known, and a fresh id may have replaced its id: {reason}"),
+            "try again when the gateway answers inquiries, or run dead discard (it keeps a record)",
         ));
     }
     if is_fresh && payment.is_over(now) {
         return Decision::Refuse(Refusal::new(
             format!(
-                "the authorization ended {}",
+                "the authorization expired at {}",
                 payment.authorized_until.as_deref().unwrap_or_default()
             ),
-            "a new payment; then dead discard",
+            "ask for a new payment, then run dead discard",
         ));
     }
     match (payment.left, replay.amount) {
-        // What its child has taken already is not asked for again.
+        // An active child has already taken its amount from what is left.
         (Some(left), Some(amount))
             if is_fresh && payment.descendants.child.is_none() && left < amount.value() =>
         {
             let instead = match (letter.class, left) {
-                (_, 0) => "nothing is left to capture: dead discard".to_owned(),
+                (_, 0) => "nothing is left to capture: run dead discard".to_owned(),
                 (Class::Limit, _) if !letter.has_goods() => {
-                    format!("--capture-value {left} takes what is left")
+                    format!("replay it with --capture-value {left} to capture what is left")
                 }
-                _ => "a job with a lower amount, by its publisher".to_owned(),
+                _ => "have its publisher send a new job with a lower amount".to_owned(),
             };
             let code = amount.currency().code();
             Decision::Refuse(Refusal::new(
                 format!(
-                    "over the limit: of the authorization {code} {left} (smallest unit) is left"
+                    "over the limit: {code} {left} (smallest unit) of the authorization is left"
                 ),
                 instead,
             ))
@@ -260,22 +262,22 @@ pub fn decide(
     }
 }
 
-/// Why an id may not be sent beside the fresh ids that descend from the dead letter's. The child itself may be sent again
-/// with the same amount: it captures once.
+/// Why an id must not be sent while a fresh id that descends from it is active. The child itself
+/// may be sent again with the same amount, because it captures only once.
 fn living(replay: &Replay, is_fresh: bool, descendants: &Descendants) -> Option<Refusal> {
     if let (true, Some(Living { id, amount: Some(amount) })) = (is_fresh, &descendants.child)
         && replay.amount != Some(*amount)
     {
         return Some(Refusal::new(
-            format!("its fresh id {id} is at the gateway already, with {amount}"),
-            "dead discard; what is missing of it needs a job of its own",
+            format!("its fresh id {id} is already at the gateway with {amount}"),
+            "run dead discard; the missing amount needs a new job",
         ));
     }
     let living = if is_fresh { descendants.later.as_ref() } else { descendants.nearest() };
     living.map(|living| {
         Refusal::new(
-            format!("the fresh id {} replaced it, and captured or may still", living.id),
-            "dead discard, once that is captured",
+            format!("the fresh id {} replaced it and has captured or may still capture", living.id),
+            "run dead discard when that id is captured",
         )
     })
 }
@@ -284,12 +286,12 @@ fn no_evidence(reason: &str, code: Option<&str>) -> Refusal {
     let class = code.map(|code| Codes::default().class_of(code));
     if class == Some(Class::Authorization) {
         return Refusal::new(
-            format!("the authorization is gone: {}", code.unwrap_or_default()),
-            "a new payment; then dead discard",
+            format!("the authorization is no longer valid: {}", code.unwrap_or_default()),
+            "ask for a new payment, then run dead discard",
         );
     }
     Refusal::new(
         format!("no evidence that its id captured nothing: {reason}"),
-        "try again when the gateway answers inquiries: a fresh id could capture twice",
+        "try again when the gateway answers inquiries: a fresh id now could capture twice",
     )
 }

@@ -1,8 +1,10 @@
-//! The family of a captureRequestId: the fresh ids that an operator's replays derive from it, one child for each id.
+//! The family of a `captureRequestId`: the fresh ids that an operator's replays derive from it.
+//! Each id has exactly one child.
 //!
-//! An id that was replaced must stay replaced, even when Redis has forgotten it. The gateway's list of transactions
-//! is the evidence: while a descendant of an id has captured, or is not proven to have failed, the id itself is
-//! never posted; nor is a fresh id while one of its forebears has. Worker and operator's commands ask the same functions.
+//! An id that was replaced must stay replaced, even if Redis has lost the record. The gateway's
+//! list of transactions is the evidence. An id is never posted while one of its descendants is
+//! active: it has captured, or is not proven to have failed. A fresh id is never posted while one
+//! of its ancestors is active. The worker and the operator's commands use the same functions.
 
 use super::{
     history::History,
@@ -11,30 +13,32 @@ use super::{
     reply::{Standing, Transaction},
 };
 
-/// How many generations of fresh ids are looked for. Each one takes an operator's replay of a final failure.
+/// How many generations of fresh ids are searched. Each generation takes an operator's replay of a
+/// final failure.
 const GENERATIONS: usize = 32;
 
-/// A descendant that has captured, or may still.
+/// An active id of the family: it has captured, or may still capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Living {
-    /// Its captureRequestId.
+    /// Its `captureRequestId` at the gateway.
     pub id: String,
-    /// Its amount, if the gateway tells it.
+    /// Its amount, if the gateway gives it.
     pub amount: Option<Money>,
 }
 
-/// The living descendants of an id, as far as they decide.
+/// The active descendants of an id, as far as they matter for a decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Descendants {
     /// The child: the fresh id that replaces the id itself.
     pub child: Option<Living>,
-    /// The first of the generations after the child.
+    /// The nearest one in the generations after the child.
     pub later: Option<Living>,
 }
 
 impl Descendants {
-    /// Reads them from the transactions of the payment. A generation that the gateway does not know is no end: its
-    /// capture may have been refused before the gateway looked at the id, and its own child may have captured.
+    /// Finds them in the transactions of the payment. A generation that the gateway does not know
+    /// does not end the search: its capture may have been refused before the gateway looked up the
+    /// id, and its own child may have captured.
     #[must_use]
     pub fn of(transactions: &[Transaction], id: &str) -> Self {
         let mut found = Self::default();
@@ -58,7 +62,7 @@ impl Descendants {
         found
     }
 
-    /// The nearest living descendant.
+    /// The nearest active descendant.
     #[must_use]
     pub const fn nearest(&self) -> Option<&Living> {
         match &self.child {
@@ -68,8 +72,8 @@ impl Descendants {
     }
 }
 
-/// The nearest forebear of an id that has captured, or may still. Headers name its parent and the id that the publisher
-/// wrote; the generations between them are those that lead from that id to this one.
+/// The nearest active ancestor of an id. The headers name the parent and the id that the publisher
+/// wrote. The ids between them are derived from the latter.
 #[must_use]
 pub fn living_forebear(
     transactions: &[Transaction],
@@ -84,7 +88,7 @@ pub fn living_forebear(
             forebears.push(next);
             next = child;
         }
-        // An origin that does not lead here is no forebear.
+        // An origin that does not lead to this id is not an ancestor.
         if next != id {
             forebears.clear();
         }
@@ -120,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_living_descendant_is_found_behind_missing_generations() {
+    fn an_active_descendant_is_found_behind_unknown_generations() {
         for generation in 2..=GENERATIONS {
             let items = [item("other", "SUCCESS"), item(&nth(generation), "SUCCESS")];
             let found = Descendants::of(&items, "parent");
@@ -132,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_living_forebear_is_found_from_parent_and_origin() {
+    fn an_active_ancestor_is_found_from_parent_and_origin() {
         let of = |origin: &str, parent: &str| History {
             origin: Some(origin.into()),
             parent: Some(parent.into()),
@@ -152,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_proven_failure_ends_a_descendant() {
+    fn a_descendant_is_active_until_proven_to_have_failed() {
         for status in ["SUCCESS", "PROCESSING", "PENDING", "HIBERNATING", ""] {
             let found = Descendants::of(&[item(&nth(1), "FAIL"), item(&nth(1), status)], "parent");
             assert_eq!(found.nearest().map(|living| living.id.as_str()), Some(nth(1).as_str()));

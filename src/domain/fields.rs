@@ -1,11 +1,12 @@
-//! Reads the known fields of a JSON object, and notices when one of them stands twice.
+//! Reads the known fields of a JSON object, and detects a field that occurs twice.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The known fields of one object, as they stand in the text; of a repeated one, the first.
+/// The known fields of one object, as written in the text. Of a repeated field, the first value
+/// counts.
 pub(super) struct Fields<'a, const N: usize> {
     names: [&'static str; N],
     values: [Option<&'a RawValue>; N],
@@ -13,17 +14,17 @@ pub(super) struct Fields<'a, const N: usize> {
     more: More<'a>,
 }
 
-/// The fields that were asked for beside the known ones.
+/// The fields that were requested beside the known ones.
 #[derive(Default)]
 pub(super) struct More<'a> {
-    /// Each once, in the order of the text.
+    /// Each field once, in the order of the text.
     pub(super) found: Vec<(&'a str, &'a RawValue)>,
-    /// The first that stands more than once.
+    /// The first name that occurs more than once.
     pub(super) repeated: Option<&'a str>,
 }
 
 impl<'a, const N: usize> Fields<'a, N> {
-    /// The first field, in the order of their names, that stands more than once.
+    /// The first known field, in the order of the names, that occurs more than once.
     pub(super) fn repeated(&self) -> Option<&'static str> {
         self.repeated.iter().position(|repeated| *repeated).map(|at| self.names[at])
     }
@@ -36,13 +37,13 @@ impl<'a, const N: usize> Fields<'a, N> {
         &self.values
     }
 
-    /// The known fields, and the others that were asked for.
+    /// The known fields, and the other requested ones.
     pub(super) fn into_parts(self) -> ([Option<&'a RawValue>; N], More<'a>) {
         (self.values, self.more)
     }
 }
 
-/// Reads the fields with these names, and more of them by name; others are passed over.
+/// Reads the known fields and the other requested ones. All other fields are skipped.
 pub(super) fn read<'a, const N: usize>(
     text: &'a str,
     names: [&'static str; N],
@@ -58,10 +59,10 @@ pub(super) fn is_null(raw: &RawValue) -> bool {
     raw.get().starts_with('n')
 }
 
-/// What was found in place of a text: its JSON type; of a text that can't be read, why.
+/// What was found instead of a string: its JSON type, or why a string can't be read.
 pub(super) fn found(raw: &RawValue) -> &'static str {
     match type_of(raw) {
-        // JSON that was read once holds nothing else that a text can't be made of.
+        // The JSON was parsed before, so this is the only reason why a string can't be read.
         "a string" => "half of a surrogate pair",
         other => other,
     }
@@ -144,13 +145,13 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'de, N> {
     }
 }
 
-/// A key that is looked up among the names.
+/// Matches a key against the names.
 struct Name<'n, 'a> {
     known: &'n [&'static str],
     more: &'a [String],
 }
 
-/// Where a key was found.
+/// Which list a key was found in.
 enum Place<'a> {
     Known(usize),
     More(&'a str),

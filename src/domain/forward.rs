@@ -1,7 +1,7 @@
-//! The fields of a job that go to the gateway beside the contract's three, byte for byte.
+//! The fields of a job that go to the gateway byte for byte, beside the contract's three.
 //!
-//! The gateway takes a capture as final unless its `captureType` says otherwise, and compares every
-//! field of a repeated request. So these fields are neither dropped nor written anew.
+//! The gateway treats a capture as final unless its `captureType` says otherwise, and it compares
+//! every field of a repeated request. So these fields are neither dropped nor rewritten.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,11 +13,11 @@ use super::{
     money::shorten,
 };
 
-/// What is forwarded unless the settings say otherwise.
+/// The fields that are forwarded unless the settings name others.
 pub const FORWARD_FIELDS: [&str; 5] =
     ["captureType", "isLastCapture", "transit", "goods", "shippings"];
 
-/// The field by which a capture says whether more of its payment may follow.
+/// The field that says whether more captures of the payment may follow.
 pub const CAPTURE_TYPE: &str = "captureType";
 const GOODS: &str = "goods";
 
@@ -35,11 +35,11 @@ impl Default for ForwardFields {
 }
 
 impl ForwardFields {
-    /// These names; one that stands twice counts once.
+    /// A list of names. A name that is given twice counts once.
     ///
     /// # Errors
     /// The names that can't be forwarded: the contract's own, which the worker reads or writes
-    /// itself, and the empty one.
+    /// itself, and the empty name.
     pub fn new(names: &[String]) -> Result<Self, Vec<String>> {
         let is_refused = |name: &&String| name.is_empty() || JOB_FIELDS.contains(&name.as_str());
         let refused: Vec<String> = names.iter().filter(is_refused).cloned().collect();
@@ -55,7 +55,7 @@ impl ForwardFields {
         Ok(Self(once.into()))
     }
 
-    /// No names: nothing is forwarded.
+    /// An empty list: nothing is forwarded.
     #[must_use]
     pub fn none() -> Self {
         Self(Arc::default())
@@ -66,16 +66,16 @@ impl ForwardFields {
     }
 }
 
-/// Whether more captures of the payment may follow. The gateway takes an absent one as `FINAL`.
+/// Whether more captures of the payment may follow. The gateway treats an absent value as `FINAL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaptureType {
-    /// `FINAL`: what is left of the authorization is given up.
+    /// `FINAL`: the rest of the authorization is given up.
     Final,
     /// `NON_FINAL`: more captures may follow.
     NonFinal,
 }
 
-/// What a job forwards.
+/// The fields that a job forwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
     /// `,"name":value` for each field, in the job's order.
@@ -85,25 +85,26 @@ pub struct Forwarded {
 }
 
 impl Forwarded {
-    /// The fields as members of a JSON object, each with a comma before it; empty if there is none.
+    /// The fields as members of a JSON object, each with a comma before it; empty if there are
+    /// none.
     #[must_use]
     pub fn members(&self) -> &str {
         &self.members
     }
 
-    /// `captureType`, where it is given.
+    /// `captureType`, if the job gives it.
     #[must_use]
     pub const fn capture_type(&self) -> Option<CaptureType> {
         self.capture_type
     }
 
-    /// Whether the job says what its amount pays for.
+    /// Whether the job lists the goods that its amount pays for.
     #[must_use]
     pub const fn has_goods(&self) -> bool {
         self.has_goods
     }
 
-    /// Reads the fields that were found; null counts as absent.
+    /// Reads the fields that were found. A null value counts as absent.
     pub(super) fn read(found: &[(&str, &RawValue)]) -> Result<Self, JobError> {
         let mut forwarded = Self::default();
         for (name, value) in found.iter().filter(|(_, value)| !fields::is_null(value)) {

@@ -1,4 +1,4 @@
-//! What a reply says of the gateway and the account, rather than of one capture.
+//! What a reply shows about the gateway and our credentials, rather than about one capture.
 
 use std::time::Duration;
 
@@ -8,34 +8,36 @@ use super::{
     reply::{NoAnswer, Reply, Signature, Status},
 };
 
-/// What a reply says of the gateway and the account, rather than of one capture.
+/// What a reply shows about the gateway and our credentials, rather than about one capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// A normal answer, whatever it says of the capture.
+    /// Healthy: a normal reply, whatever it says about the capture.
     Well,
-    /// No answer that counts. The next job may meet the same.
+    /// Unhealthy: no reply that counts. The next job may meet the same failure. The text is the
+    /// reason.
     Ill(Illness, String),
-    /// Too many calls.
+    /// The gateway refused the call because there were too many. It may say how long to wait.
     Throttled(Option<Duration>),
 }
 
-/// How far an unhealthy reply may concern other payments too.
+/// How far an unhealthy reply may affect other payments too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Illness {
-    /// The gateway was not reached: that has nothing to do with the payment.
+    /// The gateway was not reached, which does not depend on the payment.
     NotSent,
-    /// No answer, an answer that the gateway did not sign, or one that refuses the account.
+    /// No reply, a reply that the gateway did not sign, or one that refuses our credentials.
     NoAnswer,
-    /// An HTTP status that refuses this request: a firewall may dislike one job's content.
+    /// An HTTP status that refuses this request: a firewall may reject the content of one job.
     Refused,
 }
 
-/// Statuses from 400 to 499 that are about the account or the gateway, and not about one request.
+/// HTTP statuses from 400 to 499 that are about the gateway or our credentials, not about one
+/// request.
 const OF_THE_GATEWAY: [u16; 3] = [401, 407, 408];
 
-/// What a reply says of the gateway and the account: class `access`, not sent, no answer that counts; and
-/// too many calls. An answer without a good signature is one of them: a proxy that strips headers, or a
-/// wrong public key, would spend the attempts of every job.
+/// Judges the gateway and our credentials by a reply. Unhealthy are: a call that was not sent, no
+/// reply that counts, a reply of class `access`, and a reply without a valid signature. Without the
+/// last, a proxy that strips headers or a wrong public key would spend the attempts of every job.
 pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> Health {
     let answer = match reply {
         Reply::Answered(answer) => answer,
@@ -48,15 +50,15 @@ pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> Health {
     let result = &answer.result;
     let ill = |reason| Health::Ill(Illness::NoAnswer, reason);
     if answer.signature == Signature::Bad {
-        ill("a bad signature".into())
+        ill("a reply with a bad signature".into())
     } else if answer.signature == Signature::Stale {
-        ill("a response-time that does not fit the request: check NTP".into())
+        ill("a reply whose response-time does not fit the request: check NTP".into())
     } else if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
         Health::Throttled(answer.retry_after)
     } else if result.status == Status::F && codes.class_of(&result.code) == Class::Access {
         ill(describe(result))
     } else if answer.signature == Signature::Missing {
-        ill(format!("an unsigned answer: {}", describe(result)))
+        ill(format!("an unsigned reply: {}", describe(result)))
     } else {
         Health::Well
     }

@@ -1,49 +1,49 @@
-//! What is known of a job before its attempt: from its headers, and from the broker.
+//! What is known about a job before its attempt, from its headers and from the broker.
 
-/// The gateway's last word on an id.
+/// The gateway's last reply about an id: its code and status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastWord {
-    /// `resultCode`.
+    /// `resultCode` of the reply.
     pub code: String,
-    /// `resultStatus`.
+    /// `resultStatus` of the reply.
     pub status: String,
 }
 
 impl LastWord {
-    /// A word with this code and status.
+    /// A reply with this code and status.
     #[must_use]
     pub fn new(code: &str, status: &str) -> Self {
         Self { code: code.to_owned(), status: status.to_owned() }
     }
 }
 
-/// What a delivery carries with it from earlier ones.
+/// What a delivery carries from earlier deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
-    /// Attempts spent.
+    /// How many attempts were spent.
     pub attempts: u32,
     /// Deferrals in a row since the last attempt.
     pub deferrals: u32,
-    /// When a worker first had this job, in epoch milliseconds.
+    /// When a worker first received this job, in epoch milliseconds.
     pub first_seen_ms: i64,
-    /// The gateway's last word on this id.
+    /// The gateway's last reply about this id.
     pub last_word: Option<LastWord>,
-    /// The job says that a capture request for its id may have left.
+    /// Whether the headers say that a capture request for this id may have been sent.
     pub sent: bool,
-    /// The broker handed it out before, and nobody knows how far that delivery came.
+    /// Whether the broker delivered the job before. It is not known how far that delivery got.
     pub redelivered: bool,
-    /// Replays so far.
+    /// How many times the job was replayed.
     pub replays: u32,
     /// How often the broker had to take this job back, this delivery included.
     pub returns: u32,
-    /// A fresh id's parent.
+    /// The parent of a fresh id: the id that it replaced.
     pub parent: Option<String>,
-    /// A fresh id's first forebear: the id that the publisher wrote.
+    /// The first ancestor of a fresh id: the id that the publisher wrote.
     pub origin: Option<String>,
 }
 
 impl History {
-    /// How long ago a worker first had this job, in milliseconds.
+    /// How long ago a worker first received this job, in milliseconds. It is never negative.
     #[must_use]
     pub const fn age_ms(&self, now_ms: i64) -> i64 {
         let age = now_ms.saturating_sub(self.first_seen_ms);

@@ -1,4 +1,4 @@
-//! A job: the request to capture, as its publisher wrote it, read strictly.
+//! A job: a request to capture, as its publisher wrote it, validated strictly.
 
 use std::collections::BTreeMap;
 
@@ -22,137 +22,141 @@ pub const ID_CHARS_MAX: usize = 64;
 pub(super) const JOB_FIELDS: [&str; 6] =
     ["captureRequestId", "paymentId", "captureAmount", "amount", "expiresAt", "metadata"];
 const AMOUNT_FIELDS: [&str; 2] = ["currency", "value"];
-/// .NET writes it before JSON.
+/// The byte order mark, which some .NET serializers write before the JSON.
 const BYTE_ORDER_MARK: char = '\u{feff}';
-/// How compressed data begins: gzip, Zstandard, xz.
+/// The first bytes of compressed data: gzip, Zstandard, xz.
 const COMPRESSED: [&[u8]; 3] =
     [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
-/// `content_encoding` of bodies that are compressed.
+/// The values of `content_encoding` for compressed bodies.
 const COMPRESSIONS: [&str; 10] =
     ["gzip", "x-gzip", "deflate", "zlib", "compress", "br", "brotli", "zstd", "snappy", "lz4"];
 
-/// One shipment's capture: valid by every rule of the message contract, except that its forwarded
-/// fields may break theirs.
+/// The capture of one shipment: valid by every rule of the message contract, except that its
+/// forwarded fields may break theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
     /// The idempotency key, unique per capture.
     pub capture_request_id: String,
     /// The payment that was authorized at checkout.
     pub payment_id: String,
-    /// How much of it to capture.
+    /// The amount to capture.
     pub amount: Money,
-    /// Past this no capture is begun.
+    /// After this time no capture is begun.
     pub expires_at: Option<OffsetDateTime>,
-    /// The publisher's own, carried into the result.
+    /// The publisher's own data, copied into the result.
     pub metadata: Option<Map<String, Value>>,
-    /// What the capture request says besides; nothing if that breaks the rules.
+    /// The forwarded fields of the capture request; empty if they break the rules.
     pub forwarded: Forwarded,
-    /// The rule that the forwarded fields break. Such a job is never posted. It is a job even so: a
-    /// request for its id may have been sent by other rules, and then the gateway is asked first.
+    /// The rule that the forwarded fields break. Such a job is never posted. It still counts as a
+    /// job: a request for its id may have been sent under other rules, so the gateway is asked
+    /// first.
     pub forward_error: Option<Box<JobError>>,
 }
 
-/// A body that breaks the message contract: why, and what of it could be read all the same.
+/// A body that breaks the message contract: the reason, and what could still be read of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// The rule that is broken.
     pub reason: JobError,
-    /// What a result can still say about it.
+    /// What a result can still report about the job.
     pub subject: Subject,
 }
 
-/// What a result says about the job it is about.
+/// What a result reports about its job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
-    /// The id, where it could be read once and is valid.
+    /// The id, if the body gives it once and it is valid.
     pub capture_request_id: Option<String>,
-    /// The payment.
+    /// `paymentId`, if it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payment_id: Option<String>,
-    /// The amount.
+    /// The amount, if it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture_amount: Option<Money>,
-    /// The publisher's own.
+    /// The publisher's own data, if it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,
-    /// When its time is over; no part of a result.
+    /// `expiresAt` of the job, which is no part of a result.
     #[serde(skip)]
     pub expires_at: Option<OffsetDateTime>,
 }
 
-/// The first rule of the message contract that a body breaks: which field, which rule, what was found.
+/// The first rule of the message contract that a body breaks: the field, the rule, and what was
+/// found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
-    /// Too many bytes.
+    /// The body has too many bytes.
     #[error("the body must be at most {BODY_BYTES_MAX} bytes, found {0}")]
     TooLong(usize),
-    /// Not text.
+    /// The body is not UTF-8 text.
     #[error("the body must be UTF-8: byte {0} is not")]
     NotUtf8(usize),
-    /// Compressed data in place of text.
+    /// The body is compressed data instead of text.
     #[error("the body is compressed: publish it uncompressed")]
     Compressed,
-    /// Not one JSON object.
+    /// The body is not one JSON object.
     #[error("the body must be one JSON object: {0}")]
     NotAnObject(String),
-    /// A known field stands twice.
+    /// A known field occurs twice.
     #[error("`{0}` must stand only once")]
     Repeated(String),
     /// A required field is absent.
     #[error("`{0}` is missing")]
     Missing(&'static str),
-    /// Another JSON type than the rule asks for.
+    /// A field has another JSON type than the rule asks for.
     #[error("`{field}` must be {expected}, found {found}")]
     WrongType {
-        /// The field.
+        /// The name of the field.
         field: String,
-        /// What it must be.
+        /// What the value must be.
         expected: &'static str,
-        /// What it is.
+        /// What the value is.
         found: &'static str,
     },
-    /// An id of the wrong length.
+    /// An id has the wrong length.
     #[error("`{field}` must be 1 to {ID_CHARS_MAX} characters, found {found}")]
     IdLength {
-        /// The field.
+        /// The name of the field.
         field: &'static str,
-        /// Its length.
+        /// The length of the id in code points.
         found: usize,
     },
-    /// An id with a control character.
+    /// An id contains a control character.
     #[error("`{field}` must have no control characters, found U+{found:04X}")]
     IdControl {
-        /// The field.
+        /// The name of the field.
         field: &'static str,
-        /// The character.
+        /// The code point of the control character.
         found: u32,
     },
-    /// Neither amount.
+    /// Neither amount is given.
     #[error(
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found neither"
+        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
+         found neither"
     )]
     NoAmount,
-    /// Both amounts.
+    /// Both amounts are given.
     #[error(
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found both"
+        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
+         found both"
     )]
     TwoAmounts,
-    /// An amount that is no money.
+    /// An amount breaks a rule of [`Money`].
     #[error("`{field}`: {error}")]
     Money {
-        /// The field.
+        /// The name of the field.
         field: &'static str,
         /// The rule that is broken.
         error: MoneyError,
     },
-    /// Not a time.
+    /// `expiresAt` is not a time.
     #[error("`expiresAt` must be an RFC 3339 time such as \"2026-11-30T18:00:00Z\", found `{0}`")]
     NotATime(String),
-    /// Neither of the two types.
+    /// `captureType` is neither of its two values.
     #[error("`captureType` must be \"FINAL\" or \"NON_FINAL\", found {0}")]
     CaptureType(String),
-    /// Too much metadata.
+    /// `metadata` is too large.
     #[error("`metadata` must be at most {METADATA_BYTES_MAX} bytes as compact JSON, found {0}")]
     MetadataTooLong(usize),
 }
@@ -161,7 +165,7 @@ impl Job {
     /// Reads a body by the message contract, with the fields that are forwarded by default.
     ///
     /// # Errors
-    /// The first rule that is broken, with what could be read all the same.
+    /// The first rule that is broken, with what could still be read.
     pub fn parse(body: &[u8]) -> Result<Self, Box<Malformed>> {
         Self::parse_with(body, &ForwardFields::default())
     }
@@ -169,17 +173,18 @@ impl Job {
     /// Reads a body by the message contract.
     ///
     /// # Errors
-    /// The first rule that is broken, with what could be read all the same. A rule that only the
-    /// forwarded fields break is no error: see [`Job::forward_error`].
+    /// The first rule that is broken, with what could still be read. A rule that only the forwarded
+    /// fields break is no error: see [`Job::forward_error`].
     pub fn parse_with(body: &[u8], forward: &ForwardFields) -> Result<Self, Box<Malformed>> {
         read(body, forward)
             .map_err(|reason| Box::new(Malformed { reason, subject: read_subject(body) }))
     }
 
-    /// The job, if its forwarded fields break no rule either: for new jobs, which were never sent.
+    /// Returns the job if its forwarded fields break no rule either. This is for new jobs, which
+    /// were never sent.
     ///
     /// # Errors
-    /// The rule that they break.
+    /// The rule that the forwarded fields break.
     pub fn complete(mut self) -> Result<Self, Box<Malformed>> {
         match self.forward_error.take() {
             Some(reason) => Err(Box::new(Malformed { reason: *reason, subject: self.subject() })),
@@ -187,7 +192,7 @@ impl Job {
         }
     }
 
-    /// What a result says about this job.
+    /// What a result reports about this job.
     #[must_use]
     pub fn subject(&self) -> Subject {
         Subject {
@@ -199,7 +204,7 @@ impl Job {
         }
     }
 
-    /// Whether its time is over.
+    /// Whether `expiresAt` has passed.
     #[must_use]
     pub fn is_past_expiry(&self, now: OffsetDateTime) -> bool {
         self.expires_at.is_some_and(|expires_at| now >= expires_at)
@@ -207,8 +212,8 @@ impl Job {
 }
 
 impl Malformed {
-    /// The same, of a message whose `content_encoding` is this: compression explains why its body
-    /// is no text, or no JSON.
+    /// The same reason, for a message with this `content_encoding`. Compression explains why a body
+    /// is not text or not JSON.
     #[must_use]
     pub fn with_encoding(mut self: Box<Self>, content_encoding: Option<&str>) -> Box<Self> {
         let is_compressed = content_encoding.is_some_and(|encoding| {
@@ -250,12 +255,12 @@ fn read(body: &[u8], forward: &ForwardFields) -> Result<Job, JobError> {
     })
 }
 
-/// An optional field that is null is absent: many serializers write null for what is not set.
+/// An optional field that is null counts as absent: many serializers write null for unset fields.
 fn given(raw: Option<&RawValue>) -> Option<&RawValue> {
     raw.filter(|raw| !fields::is_null(raw))
 }
 
-/// Reads of a bad body what is good in it, each field for itself.
+/// Reads the valid fields of an invalid body, each on its own.
 fn read_subject(body: &[u8]) -> Subject {
     let none = ForwardFields::none();
     let Ok(fields) = read_fields(body, &none) else { return Subject::default() };
@@ -284,7 +289,7 @@ fn read_fields<'a>(body: &'a [u8], forward: &'a ForwardFields) -> Result<Fields<
 /// The text of a body, without a byte order mark.
 ///
 /// # Errors
-/// It is compressed, or no UTF-8.
+/// The body is compressed or not UTF-8.
 pub fn text_of(body: &[u8]) -> Result<&str, JobError> {
     if COMPRESSED.iter().any(|beginning| body.starts_with(beginning)) {
         return Err(JobError::Compressed);
@@ -340,8 +345,8 @@ fn read_time(raw: &RawValue) -> Result<OffsetDateTime, JobError> {
 }
 
 fn read_metadata(raw: &RawValue) -> Result<Map<String, Value>, JobError> {
-    // Each value as it stands: one key of all would make a general reader of JSON take its text for
-    // JSON once more.
+    // Each value is read as raw JSON. `serde_json` gives one private key a special meaning: in a
+    // general value, it would parse the string under that key as JSON once more.
     let members: BTreeMap<String, &RawValue> =
         serde_json::from_str(raw.get()).map_err(|_| JobError::WrongType {
             field: "metadata".into(),
@@ -357,10 +362,10 @@ fn read_metadata(raw: &RawValue) -> Result<Map<String, Value>, JobError> {
     if bytes > METADATA_BYTES_MAX { Err(JobError::MetadataTooLong(bytes)) } else { Ok(map) }
 }
 
-/// What was found in place of an object that can be used.
+/// What was found instead of a readable object.
 fn found_for_object(raw: &RawValue) -> &'static str {
     match fields::type_of(raw) {
-        // JSON that was read once holds nothing else that a key can't be read for.
+        // The JSON was parsed before, so this is the only reason why a key can't be read.
         "an object" => "a key with half of a surrogate pair",
         other => other,
     }

@@ -1,4 +1,5 @@
-//! Which call an attempt makes, and what a reply proves. The rules of money: read them beside the gateway's page.
+//! Which call an attempt makes first, and what a reply proves. These are the rules about money:
+//! read them beside the gateway's documentation.
 
 use super::{
     class::{CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT},
@@ -13,46 +14,48 @@ use super::{
 };
 
 pub(super) const TOO_MANY_REQUESTS: u16 = 429;
-/// Why an answer of [`Signature::Stale`] proves no failure.
-const STALE: &str = "the answer is signed, but its response-time can't be read or lies more than 5 minutes before the \
-    request: check that both clocks are right (NTP)";
+/// Why a reply of [`Signature::Stale`] proves no failure.
+const STALE: &str = "the reply is signed, but its response-time can't be read or is more than \
+    5 minutes before the request: check that both clocks are right (NTP)";
 
-/// What is known of an id when its attempt begins.
+/// What is known about an id when its attempt begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Before<'a> {
-    /// From headers and broker.
+    /// From the job's headers and from the broker.
     pub history: &'a History,
-    /// The sent marker that an earlier acquisition left in Redis, if there is one.
+    /// The sent marker that an earlier lease acquisition left in Redis, if there is one.
     pub marker: Option<&'a SentMarker>,
-    /// Whether the job's time is over.
+    /// Whether `expiresAt` has passed.
     pub past_expiry: bool,
-    /// The rule that its forwarded fields break: it must not be posted.
+    /// The rule that the forwarded fields break: such a job must not be posted.
     pub forward_error: Option<&'a JobError>,
 }
 
-/// What Redis keeps of an id whose capture may have been sent. Unlike headers, which anybody can write, it tells what
-/// the gateway has signed.
+/// What Redis keeps about an id whose capture request may have been sent. Any publisher can write
+/// headers; the sent marker holds what the gateway has signed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SentMarker {
-    /// The number of replays at which an inquiry last showed that there is no such capture.
+    /// How many replays the job had when an inquiry last showed that there is no such capture.
     pub denied_at_replay: Option<u32>,
-    /// The code of a signed `F` for this amount that need not be about the capture.
+    /// The code of a signed `F` for this amount that might not be about the capture.
     pub refused: Option<String>,
 }
 
 impl Before<'_> {
-    /// Whether a capture request for this id may have left.
+    /// Whether a capture request for this id may have been sent.
     #[must_use]
     pub const fn sent(&self) -> bool {
         self.marker.is_some() || self.history.sent || self.history.redelivered
     }
 
-    /// The code of the signed `F` that an earlier attempt got on this id, and that is not proven to be about the capture.
+    /// The code of the signed `F` that an earlier attempt received for this id, if that `F` is not
+    /// proven to be about the capture.
     fn refused(&self) -> Option<&str> {
         self.marker.and_then(|marker| marker.refused.as_deref())
     }
 
-    /// Whether headers say that the last answer was such an `F`. They choose the first call and prove nothing.
+    /// Whether the headers say that the last reply was such an `F`. Headers choose the first call,
+    /// but prove nothing.
     fn claims_refusal(&self, codes: &Codes) -> bool {
         self.history
             .last_word
@@ -60,9 +63,11 @@ impl Before<'_> {
             .is_some_and(|word| word.status == "F" && may_be_about_another(&word.code, codes))
     }
 
-    /// Whether Redis can't vouch for the calls before this attempt: it has no marker of an id that headers or the broker
-    /// call sent; or the job was replayed, and no inquiry has shown since that nothing stands against a post. An operator
-    /// has replayed others of its family, perhaps, and Redis may have forgotten that.
+    /// Whether Redis can't show what earlier calls did, so that an inquiry must come first. There
+    /// are two cases. Redis has no sent marker, although the headers or the broker say that the id
+    /// was sent. Or the job was replayed, and no inquiry since then has shown that it may be
+    /// posted: an operator may have replayed another id of the family, and Redis may have lost that
+    /// record.
     fn needs_evidence(&self) -> bool {
         let replays = self.history.replays;
         match self.marker {
@@ -73,8 +78,9 @@ impl Before<'_> {
     }
 }
 
-/// Whether an `F` with this code need not be about the capture of an id that was sent: the gateway gives it before it
-/// looks at the id, or because a repeat differs from an earlier request, which may have captured.
+/// Whether an `F` with this code might not be about the capture of an id that was sent. The gateway
+/// gives such an `F` before it looks up the id, or because a repeat differs from an earlier
+/// request, which may have captured.
 fn may_be_about_another(code: &str, codes: &Codes) -> bool {
     let class = codes.class_of(code);
     class.may_precede_the_id() || class == Class::Conflict
@@ -83,17 +89,17 @@ fn may_be_about_another(code: &str, codes: &Codes) -> bool {
 /// The first call of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// Post the same id.
+    /// Post the capture with the same id.
     Post,
-    /// Ask first what became of it.
+    /// Inquire first what happened to the id.
     Inquire,
-    /// Neither: its time was over before it was sent.
+    /// No call: `expiresAt` passed before anything was sent.
     Expired,
-    /// Neither: its forwarded fields break the message contract, and it was not sent.
+    /// No call: the forwarded fields break the message contract, and nothing was sent.
     Malformed,
 }
 
-/// Which call an attempt begins with.
+/// Decides which call an attempt makes first.
 #[must_use]
 pub fn first_call(before: &Before<'_>, codes: &Codes) -> Call {
     let in_process =
@@ -111,12 +117,12 @@ pub fn first_call(before: &Before<'_>, codes: &Codes) -> Call {
     if in_process || must_inquire { Call::Inquire } else { Call::Post }
 }
 
-/// What an inquiry came to.
+/// The result of an inquiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inquired {
-    /// The attempt is over.
+    /// The attempt is over with this outcome.
     Over(Outcome),
-    /// Evidence that there is no such capture, and the job may go on: post, in the same attempt.
+    /// There is evidence that no such capture exists, so the job may be posted in the same attempt.
     Post,
 }
 
@@ -140,7 +146,7 @@ pub fn judge_capture(
         return captured(answer, job);
     }
     if let Some(other) = about_another(&answer.body, job) {
-        let reason = format!("{}, signed, but about another {other}", describe(&answer.result));
+        let reason = format!("a signed reply ({}) names another {other}", describe(&answer.result));
         return in_doubt(DoubtKind::Contradiction, reason, None);
     }
     match answer.result.status {
@@ -168,7 +174,7 @@ pub fn judge_inquiry(
     }
     if answer.result.status != Status::S {
         return Inquired::Over(no_evidence(&format!(
-            "the inquiry came to {}",
+            "the inquiry returned {}",
             describe(&answer.result)
         )));
     }
@@ -177,31 +183,32 @@ pub fn judge_inquiry(
         Shown::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
         _ if is_stale => Inquired::Over(no_evidence(STALE)),
         Shown::Proves(Outcome::Failed(verdict)) => {
-            // What the gateway said of the repeat is the code that an operator knows.
+            // The operator already knows the code that the gateway gave for the repeat.
             let of_repeat = before.refused().filter(|code| codes.class_of(code) == verdict.class);
             let code = verdict.code.or_else(|| of_repeat.map(str::to_owned));
             Inquired::Over(Outcome::Failed(Verdict { code, ..verdict }))
         }
         Shown::Proves(outcome) => Inquired::Over(outcome),
         Shown::NoSuchCapture if is_under_review(&answer.body) => {
-            Inquired::Over(no_evidence("the authorization is under review: do not capture yet"))
+            Inquired::Over(no_evidence("the authorization is under review: captures must wait"))
         }
         Shown::NoSuchCapture => after_no_such_capture(before, codes),
     }
 }
 
-/// `authReviewStatus` PROCESSING: the gateway asks for no capture yet.
+/// The gateway asks for no capture while `authReviewStatus` is PROCESSING.
 fn is_under_review(body: &InquiryBody) -> bool {
     body.auth_review_status.as_deref() == Some("PROCESSING")
 }
 
-/// There is no such capture: then the signed refusal stands; or the job's time is over; or it is posted.
+/// There is no such capture. Then a signed refusal is final, or the job has expired, or it is
+/// posted.
 fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
     if let Some(code) = before.refused() {
         let verdict = Verdict {
             class: codes.class_of(code),
             code: Some(code.to_owned()),
-            message: Some("refused before, and the gateway knows of no such capture".into()),
+            message: Some("the capture was refused, and an inquiry shows no such capture".into()),
             signed: true,
         };
         Inquired::Over(match verdict.class {
@@ -209,7 +216,8 @@ fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
             _ => Outcome::Closed(verdict),
         })
     } else if let Some(error) = before.forward_error {
-        // What may have been sent is given up for its form only now.
+        // A job that may have been sent becomes malformed only after an inquiry has shown no
+        // capture.
         Inquired::Over(Outcome::Malformed { error: error.clone(), inquired: true })
     } else if before.past_expiry {
         Inquired::Over(Outcome::Expired { inquired: true })
@@ -218,14 +226,15 @@ fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
     }
 }
 
-/// Whatever is not the gateway's signed word, and too many calls, which no signature makes a verdict.
+/// The outcome of a reply that is no verdict: either it is not proven to come from the gateway, or
+/// it says that there were too many calls, which is no verdict even if it is signed.
 fn no_verdict<B>(answer: &Answer<B>, codes: &Codes) -> Option<Outcome> {
     let result = &answer.result;
     if answer.signature == Signature::Bad {
-        let reason = "the answer's signature is bad, so it is not the gateway's word".to_owned();
-        return Some(in_doubt(DoubtKind::Untrusted, reason, None));
+        let reason = "the reply has a bad signature, so it is not proven to be the gateway's";
+        return Some(in_doubt(DoubtKind::Untrusted, reason.to_owned(), None));
     }
-    // A success is true whenever it was signed.
+    // A capture stays captured, so the time of the reply does not matter for a success.
     if answer.signature == Signature::Stale && result.status != Status::S {
         return Some(in_doubt(DoubtKind::Untrusted, STALE.to_owned(), None));
     }
@@ -244,7 +253,10 @@ fn no_verdict<B>(answer: &Answer<B>, codes: &Codes) -> Option<Outcome> {
             signed: false,
         }),
         Status::U => in_doubt(DoubtKind::Unknown, describe(result), word(result)),
-        _ => in_doubt(DoubtKind::Untrusted, format!("unsigned: {}", describe(result)), None),
+        _ => {
+            let reason = format!("an unsigned reply: {}", describe(result));
+            in_doubt(DoubtKind::Untrusted, reason, None)
+        }
     })
 }
 
@@ -263,23 +275,24 @@ fn captured(answer: Answer<CaptureBody>, job: &Job) -> Outcome {
     })
 }
 
-/// Why a signed success is not about this job. The id must be there; payment and amount must not be others.
+/// Why a signed success is not about this job. The reply must name the id. It may leave out payment
+/// and amount, but they must not differ.
 fn contradiction(body: &CaptureBody, job: &Job) -> Option<String> {
     if let Some(other) = about_another(body, job) {
-        return Some(format!("a signed success about another {other}"));
+        return Some(format!("a signed success names another {other}"));
     }
     if body.capture_request_id.is_none() {
-        return Some("a signed success that names no captureRequestId".into());
+        return Some("a signed success names no captureRequestId".into());
     }
     match &body.amount {
         None => None,
         Some(Ok(amount)) if *amount == job.amount => None,
-        Some(Ok(amount)) => Some(format!("a signed success about another amount: {amount}")),
-        Some(Err(error)) => Some(format!("a signed success with no readable amount: {error}")),
+        Some(Ok(amount)) => Some(format!("a signed success names another amount: {amount}")),
+        Some(Err(error)) => Some(format!("a signed success has no readable amount: {error}")),
     }
 }
 
-/// The name of the id, if an answer names another than the job's.
+/// The name of the id field in which a reply differs from the job.
 fn about_another(body: &CaptureBody, job: &Job) -> Option<&'static str> {
     let is_other = |named: &Option<String>, ours: &str| named.as_ref().is_some_and(|id| id != ours);
     if is_other(&body.capture_request_id, &job.capture_request_id) {
@@ -291,13 +304,14 @@ fn about_another(body: &CaptureBody, job: &Job) -> Option<&'static str> {
     }
 }
 
-/// A signed `F`. The gateway checks access and form before it looks at the id, and a changed repeat is refused while the
-/// first request may have captured. So on a sent id such an `F` does not prove that an earlier request failed: the next
-/// attempt inquires. On an id that was not sent it stands as long as no copy could be sent.
+/// Judges a signed `F`. The gateway checks credentials and form before it looks up the id, and
+/// refuses a changed repeat although the first request may have captured. So for an id that was
+/// sent, such an `F` does not prove that an earlier request failed, and the next attempt inquires.
+/// For an id that was not sent, it holds as long as no other copy could be sent.
 fn failed(result: GatewayResult, before: &Before<'_>, codes: &Codes) -> Outcome {
     let class = codes.class_of(&result.code);
     if before.sent() && may_be_about_another(&result.code, codes) {
-        let reason = format!("{}, which need not be about the capture", describe(&result));
+        let reason = format!("{}, which might not be about the capture", describe(&result));
         return in_doubt(DoubtKind::Unproven, reason, word(&result));
     }
     let verdict = Verdict { class, code: Some(result.code), message: result.message, signed: true };
@@ -313,12 +327,12 @@ fn no_answer(reason: &NoAnswer) -> Outcome {
     }
 }
 
-/// An inquiry that tells nothing leaves the last word as it was.
+/// An inquiry that shows nothing leaves the last reply in the headers as it was.
 fn without_word(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::InDoubt(doubt) => Outcome::InDoubt(Doubt {
             kind: DoubtKind::NoEvidence,
-            reason: format!("the inquiry told nothing: {}", doubt.reason),
+            reason: format!("the inquiry showed nothing: {}", doubt.reason),
             word: None,
         }),
         Outcome::Throttled(throttle) => Outcome::Throttled(Throttle { word: None, ..throttle }),

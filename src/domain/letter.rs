@@ -10,24 +10,24 @@ use super::{
     replay::advice,
 };
 
-/// Why the broker itself moved a job to the dead letters. It says nothing about whether a capture
-/// request had left before: a job that came back from a worker that died can expire too.
+/// Why the broker itself dead-lettered a job. This says nothing about whether a capture request was
+/// sent before: a job that is redelivered after its worker crashed can expire, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerReason {
-    /// A TTL of the message or of a policy ended before a worker took it.
+    /// A TTL of the message or of a policy ended before a worker took the job.
     Expired,
-    /// A limit on the queue's length dropped it.
+    /// A limit on the queue's length dropped the job.
     MaxLen,
-    /// It was returned to the queue more often than the delivery limit allows.
+    /// The job was returned to the queue more often than the delivery limit allows.
     DeliveryLimit,
     /// A consumer rejected it. This program never does.
     Rejected,
-    /// What a later version of the broker may say.
+    /// A reason of a later broker version, as the broker names it.
     Other(String),
 }
 
 impl BrokerReason {
-    /// The reason by the broker's word for it.
+    /// Reads the reason from the broker's name for it.
     #[must_use]
     pub fn of(word: &str) -> Self {
         match word {
@@ -39,7 +39,7 @@ impl BrokerReason {
         }
     }
 
-    /// The broker's word.
+    /// The broker's name for the reason.
     #[must_use]
     pub fn word(&self) -> &str {
         match self {
@@ -48,7 +48,7 @@ impl BrokerReason {
         }
     }
 
-    /// The word, from a bounded set.
+    /// The broker's name for the reason, from a fixed set: `other` stands for unknown names.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ impl BrokerReason {
         }
     }
 
-    /// What happened, and what an operator does about it.
+    /// What happened, and what an operator should do about it.
     #[must_use]
     pub const fn advice(&self) -> &'static str {
         match self {
@@ -73,10 +73,10 @@ impl BrokerReason {
                  replay"
             }
             Self::DeliveryLimit => {
-                "returned to the queue more often than its delivery limit: report a bug"
+                "returned to the queue more often than the delivery limit allows: report a bug"
             }
             Self::Rejected => {
-                "rejected by a consumer that is not this program: find it, then replay"
+                "rejected by a consumer that is not this program: stop it, then replay"
             }
             Self::Other(_) => {
                 "dead-lettered by the broker for a reason that this version does not know"
@@ -85,42 +85,42 @@ impl BrokerReason {
     }
 }
 
-/// What the broker wrote down when it dead-lettered a job.
+/// What the broker recorded when it dead-lettered a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerDeath {
-    /// Why.
+    /// Why the broker dead-lettered it.
     pub reason: BrokerReason,
-    /// Out of which queue: that of jobs.
+    /// The queue that the job was in.
     pub queue: String,
 }
 
-/// A job that was given up, and what is written on it about why.
+/// A job that was given up, with the reason in its headers.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
     /// The class of the queue that it lies in, whatever its headers say.
     pub class: Class,
-    /// The job, byte for byte.
+    /// The body of the job, byte for byte.
     pub body: Arc<[u8]>,
-    /// The job, read.
+    /// The parsed job, or why the body is not a job.
     pub job: Result<Job, Box<Malformed>>,
-    /// What it carries with it from earlier deliveries.
+    /// What the job carries from earlier deliveries.
     pub history: History,
-    /// The gateway's code, if there is one.
+    /// The gateway's result code, if there is one.
     pub code: Option<String>,
-    /// The gateway's status, if there is one.
+    /// The gateway's result status, if there is one.
     pub status: Option<String>,
-    /// Why, for people.
+    /// The reason in words, if there is one.
     pub message: Option<String>,
-    /// When it was given up, in epoch milliseconds; `None` if nobody wrote it down.
+    /// When the job was given up, in epoch milliseconds; `None` if no header says so.
     pub dead_at_ms: Option<i64>,
     /// Whether the gateway signed the verdict.
     pub signed: bool,
-    /// Why the broker dead-lettered it, if it was the broker that did.
+    /// What the broker recorded, if it was the broker that dead-lettered the job.
     pub broker_death: Option<BrokerDeath>,
 }
 
 impl DeadLetter {
-    /// Its id, where it can be read once and is valid.
+    /// The id, if the body gives it once and it is valid.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
         match &self.job {
@@ -129,7 +129,7 @@ impl DeadLetter {
         }
     }
 
-    /// Its payment, likewise.
+    /// The payment, if the body gives it once and it is valid.
     #[must_use]
     pub fn payment_id(&self) -> Option<&str> {
         match &self.job {
@@ -138,7 +138,7 @@ impl DeadLetter {
         }
     }
 
-    /// Its amount, likewise.
+    /// The amount, if the body gives it once and it is valid.
     #[must_use]
     pub fn amount(&self) -> Option<Money> {
         match &self.job {
@@ -147,13 +147,13 @@ impl DeadLetter {
         }
     }
 
-    /// Whether it says what its amount pays for: then its amount can't be lowered.
+    /// Whether the job lists the goods that its amount pays for. Then its amount can't be lowered.
     #[must_use]
     pub fn has_goods(&self) -> bool {
         self.job.as_ref().is_ok_and(|job| job.forwarded.has_goods())
     }
 
-    /// What a result says about it.
+    /// What a result reports about the job.
     #[must_use]
     pub fn subject(&self) -> Subject {
         match &self.job {
@@ -162,7 +162,8 @@ impl DeadLetter {
         }
     }
 
-    /// What an operator does about it: by the broker's reason, if there is one, else by its class.
+    /// What an operator should do: by the broker's reason if the broker dead-lettered the job,
+    /// otherwise by its class.
     #[must_use]
     pub fn advice(&self) -> &'static str {
         match &self.broker_death {
@@ -177,7 +178,7 @@ impl DeadLetter {
         self.dead_at_ms.map(|dead_at_ms| now_ms.saturating_sub(dead_at_ms).max(0))
     }
 
-    /// Whether a capture request for its id may have left: what its headers say, or its class.
+    /// Whether a capture request for its id may have been sent, by its headers or its class.
     #[must_use]
     pub const fn sent(&self) -> bool {
         self.history.sent || matches!(self.class, Class::InDoubt | Class::Poison)

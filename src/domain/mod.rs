@@ -1,10 +1,12 @@
-//! The pure core: what a job is, what a reply proves, and what is done about it. No clock, no I/O, no client; nothing
-//! here can fail but by saying so in a value.
+//! The pure core: what a job is, what a reply proves, and what the worker does about it. It has no
+//! clock, does no I/O and uses no client library. A function that can fail returns the failure as a
+//! value.
 //!
-//! In reading order: a [`job`], its [`money`] and the fields that it has the worker [`forward`];
-//! its [`history`]; the gateway's [`reply`], which [`judge`] turns into an [`outcome`]; and
-//! [`settle`], which turns that into what the broker does. A [`letter`] is a job that was given up,
-//! and [`replay`] what may be done with it, if there is the [`evidence`] about it and its [`family`].
+//! In reading order: a [`job`], its [`money`] and the fields that the worker [`forward`]s; its
+//! [`history`]; the gateway's [`reply`], which [`judge`] turns into an [`outcome`]; and [`settle`],
+//! which decides what is done with the delivery. A [`letter`] is a dead letter: a job that was
+//! given up. [`replay`] says what an operator may do with it, given the [`evidence`] about it and
+//! its [`family`] of fresh ids.
 
 pub mod class;
 pub mod duration;

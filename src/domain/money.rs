@@ -1,4 +1,5 @@
-//! Money: an amount in the smallest unit of an ISO 4217 currency. Exact or refused, never rounded.
+//! Money: an amount in the smallest unit of an ISO 4217 currency. It is exact or refused, never
+//! rounded.
 
 use std::fmt;
 
@@ -6,10 +7,10 @@ use iso_currency::Currency as Iso;
 use rust_decimal::{Decimal, prelude::ToPrimitive};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// The most digits that the gateway takes for a value in the smallest unit.
+/// The most digits that the gateway accepts for a value in the smallest unit.
 const DIGITS_MAX: usize = 16;
 
-/// Rupiah has two decimals, but the gateway takes whole rupiah only (its page "currencies").
+/// The rupiah has two decimals, but the gateway accepts whole rupiah only (its page "currencies").
 const WHOLE_UNITS_ONLY: &[(&str, u64)] = &[("IDR", 100)];
 
 /// A currency of ISO 4217 that has a smallest unit.
@@ -29,49 +30,50 @@ pub struct Money {
 /// Which rule an amount breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
-    /// Not three upper-case letters of ISO 4217.
+    /// The text is not three upper-case letters of ISO 4217.
     #[error("`currency` must be an upper-case ISO 4217 code, found `{0}`")]
     UnknownCurrency(String),
     /// A code such as XAU, for which no smallest unit is defined.
     #[error("`currency` {0} has no smallest unit in ISO 4217, so no amount can be captured in it")]
     NoSmallestUnit(String),
-    /// The smallest-unit form is digits only.
+    /// A value in the smallest unit must be digits only.
     #[error("`value` must be 1 to 16 digits in the currency's smallest unit, found `{0}`")]
     NotDigits(String),
-    /// The major-unit form is a plain decimal.
+    /// A value in the major unit must be a plain decimal.
     #[error("`value` must be a plain decimal in major units such as \"129.90\", found `{0}`")]
     NotDecimal(String),
-    /// `007` or `00.50`.
+    /// The value has a leading zero, such as `007` or `00.50`.
     #[error("`value` must have no leading zero, found `{0}`")]
     LeadingZero(String),
-    /// Nothing to capture.
+    /// The amount is zero: there is nothing to capture.
     #[error("`value` must be greater than 0, found `{0}`")]
     Zero(String),
-    /// Beyond what the gateway takes.
+    /// The amount is larger than the gateway accepts.
     #[error("`value` must be at most 16 digits in the smallest unit, found `{0}`")]
     TooLarge(String),
-    /// Rounding money is refused.
+    /// The value has more decimals than the currency, and money is never rounded.
     #[error(
         "`value` has {found} decimals, but {currency} has {allowed}: amounts are never rounded"
     )]
     TooManyDecimals {
-        /// The currency's code.
+        /// The code of the currency.
         currency: String,
-        /// Its decimals.
+        /// How many decimals the currency has.
         allowed: u32,
-        /// The decimals that were given.
+        /// How many decimals were given.
         found: usize,
     },
-    /// The gateway takes whole units of this currency only.
+    /// The gateway accepts only whole units of this currency.
     #[error(
-        "`value` in {currency} must be a multiple of {multiple} in the smallest unit, found `{found}`"
+        "`value` in {currency} must be a multiple of {multiple} in the smallest unit, \
+         found `{found}`"
     )]
     NotMultiple {
-        /// The currency's code.
+        /// The code of the currency.
         currency: String,
-        /// What it must be a multiple of.
+        /// What the value must be a multiple of.
         multiple: u64,
-        /// What was found.
+        /// The value that was found.
         found: u64,
     },
 }
@@ -80,7 +82,7 @@ impl Currency {
     /// The currency with this upper-case code.
     ///
     /// # Errors
-    /// The code is none of ISO 4217's, or has no smallest unit.
+    /// The code is not in ISO 4217, or the currency has no smallest unit.
     pub fn from_code(code: &str) -> Result<Self, MoneyError> {
         let iso = Iso::from_code(code)
             .filter(|iso| iso.code() == code)
@@ -89,7 +91,7 @@ impl Currency {
         Ok(Self { iso, exponent: u32::from(exponent) })
     }
 
-    /// The three letters.
+    /// The three-letter code of ISO 4217.
     #[must_use]
     pub fn code(self) -> &'static str {
         self.iso.code()
@@ -131,7 +133,8 @@ impl Money {
     /// An amount as people write it: a plain decimal of the major unit.
     ///
     /// # Errors
-    /// The rule that is broken; more decimals than the currency has are refused even if they are zeros.
+    /// The rule that is broken. More decimals than the currency has are refused, even if they are
+    /// zeros.
     pub fn from_major(currency: &str, value: &str) -> Result<Self, MoneyError> {
         let currency = Currency::from_code(currency)?;
         let (whole, decimals) = match value.split_once('.') {
@@ -184,7 +187,7 @@ impl Money {
         Ok(Self { currency, value })
     }
 
-    /// The currency.
+    /// The currency of the amount.
     #[must_use]
     pub const fn currency(self) -> Currency {
         self.currency
@@ -216,7 +219,7 @@ impl fmt::Display for Money {
     }
 }
 
-/// Money on the wire: `{"currency":"HKD","value":"12990"}`, in the smallest unit.
+/// The JSON form of an amount: `{"currency":"HKD","value":"12990"}`, in the smallest unit.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct WireAmount<'a> {
     #[serde(borrow)]
@@ -239,7 +242,7 @@ impl<'de> Deserialize<'de> for Money {
     }
 }
 
-/// What was found, short enough for a log line and a header.
+/// Shortens a text for a log line or a header, and replaces its control characters.
 pub(crate) fn shorten(text: &str) -> String {
     const CHARS_MAX: usize = 40;
     let mut short: String =
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn rupiah_are_whole() {
+    fn rupiah_amounts_are_whole() {
         assert!(Money::from_smallest("IDR", "100").is_ok());
         assert!(Money::from_smallest("IDR", "150").is_err());
         assert!(Money::from_major("IDR", "1.50").is_err());
@@ -328,7 +331,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_decimal_is_ever_rounded(value in 1_u64..10_000_000_000_000_000, code in "HKD|JPY|KWD|EUR") {
+        fn no_decimal_is_ever_rounded(
+            value in 1_u64..10_000_000_000_000_000, code in "HKD|JPY|KWD|EUR",
+        ) {
             let money = Money::from_smallest(&code, &value.to_string()).unwrap();
             let back = Money::from_major(&code, &money.major().to_string()).unwrap();
             prop_assert_eq!(back, money);
@@ -336,7 +341,8 @@ mod tests {
 
         #[test]
         fn any_text_is_money_or_an_error(code in ".{0,4}", value in "[0-9.]{0,40}|.{0,20}") {
-            for money in [Money::from_smallest(&code, &value), Money::from_major(&code, &value)].into_iter().flatten() {
+            let read = [Money::from_smallest(&code, &value), Money::from_major(&code, &value)];
+            for money in read.into_iter().flatten() {
                 prop_assert!(money.value() > 0 && money.value() < 10_u64.pow(16));
             }
         }

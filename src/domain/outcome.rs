@@ -1,4 +1,4 @@
-//! What an attempt came to, and what that means for the lease.
+//! The outcome of an attempt, and what it means for the payment's lease.
 
 use std::time::Duration;
 
@@ -11,108 +11,113 @@ use super::{
     reply::AcquirerInfo,
 };
 
-/// What an attempt came to. Exactly one of these, whatever happened.
+/// The outcome of an attempt. Every attempt has exactly one, whatever happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The money is captured, by the gateway's signed word.
+    /// The money is captured: the gateway signed the reply that says so.
     Captured(Capture),
-    /// It failed for good, by the gateway's signed word.
+    /// The capture failed, and this is final: the gateway signed the reply that says so.
     Failed(Verdict),
-    /// A failure that stands because the gateway has no such capture: true only as long as nobody else could send it.
+    /// Failed while leased: a final failure that is true because the gateway has no such capture.
+    /// It holds only while no other worker could send the id, so only while this attempt kept its
+    /// lease.
     Closed(Verdict),
-    /// A capture request may have been received, and nobody can say yet whether it captured.
+    /// The gateway may have received a capture request, and it is not yet known whether it
+    /// captured.
     InDoubt(Doubt),
-    /// The gateway took too many calls: in doubt for safety, but no attempt.
+    /// The gateway refused the call because there were too many. The job is in doubt for safety,
+    /// but no attempt is spent.
     Throttled(Throttle),
-    /// Nothing has happened at the gateway.
+    /// Nothing reached the gateway. The text is the reason.
     NotSent(String),
-    /// The gateway does not know who calls, and says so unsigned: no verdict on a capture.
+    /// An unauthenticated reply: an unsigned refusal about our credentials. It is no verdict on a
+    /// capture.
     Account(Verdict),
-    /// Nothing was tried; later.
+    /// Nothing was tried. The job waits and is tried again later.
     Deferred(Deferral),
     /// The body breaks the message contract.
     Malformed {
         /// The rule that is broken.
         error: JobError,
-        /// Whether that nothing was captured had to be inquired.
+        /// Whether an inquiry was needed to show that nothing was captured.
         inquired: bool,
     },
-    /// Its time was over before it was sent.
+    /// `expiresAt` has passed, and nothing was captured.
     Expired {
-        /// Whether that it was not captured had to be inquired.
+        /// Whether an inquiry was needed to show that nothing was captured.
         inquired: bool,
     },
-    /// It came back from the broker too often: something in it may kill workers.
+    /// The broker took the job back too often: its content may crash workers.
     Poison,
-    /// The worker stops before it began: back to the queue.
+    /// The worker is stopping and the attempt has not begun: the job goes back to the queue.
     HandBack,
 }
 
-/// A capture that stands.
+/// A successful capture, as the gateway reported it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capture {
-    /// `resultCode`.
+    /// `resultCode` of the gateway's reply.
     pub code: String,
-    /// `resultMessage`.
+    /// `resultMessage` of the gateway's reply, if it has one.
     pub message: Option<String>,
-    /// The gateway's id of the capture.
+    /// `captureId`: the gateway's id of the capture.
     pub capture_id: Option<String>,
-    /// When, as the gateway wrote it.
+    /// `captureTime` as the gateway wrote it.
     pub capture_time: Option<String>,
-    /// The acquirer's id.
+    /// `acquirerReferenceNo`: the acquirer's reference for the capture.
     pub acquirer_reference_no: Option<String>,
-    /// What else is known of the acquirer.
+    /// `acquirerInfo`: further data about the acquirer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acquirer_info: Option<AcquirerInfo>,
 }
 
-/// A final failure.
+/// The verdict of a final failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Its class.
+    /// The class of dead letters that the job goes to.
     pub class: Class,
-    /// `resultCode`, if there is one.
+    /// `resultCode`, if the gateway gave one.
     pub code: Option<String>,
-    /// `resultMessage`, or the reason in our words.
+    /// `resultMessage`, or a reason written by this program.
     pub message: Option<String>,
-    /// Whether the gateway signed it.
+    /// Whether the gateway signed the verdict.
     pub signed: bool,
 }
 
-/// Why nobody can say yet.
+/// Why the outcome of a capture is not known yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
-    /// What happened, for people.
+    /// What happened, in words.
     pub reason: String,
-    /// The kind, for counters.
+    /// The kind of doubt, for metrics.
     pub kind: DoubtKind,
-    /// The gateway's word, where it gave one that counts.
+    /// The gateway's code and status, if the reply counts as its statement about the id.
     pub word: Option<LastWord>,
 }
 
-/// The kinds of doubt.
+/// The kinds of doubt, as metrics count them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DoubtKind {
-    /// `U`.
+    /// The gateway replied `U`: unknown, not final.
     Unknown,
-    /// No answer at all.
+    /// There is no reply, or none that can be read.
     NoAnswer,
-    /// An answer that is not the gateway's word.
+    /// The reply is not proven to come from the gateway.
     Untrusted,
-    /// A signed `S` about something else.
+    /// A signed reply names another capture, payment or amount.
     Contradiction,
-    /// An `F` that need not be about the capture.
+    /// A signed `F` that might not be about the capture.
     Unproven,
-    /// An inquiry that tells nothing.
+    /// An inquiry that shows nothing about the capture.
     NoEvidence,
-    /// The lease was lost while the call was under way.
+    /// The lease was lost during the call.
     LeaseLost,
-    /// A bug of ours.
+    /// The attempt panicked, which is a bug.
     Panic,
 }
 
 impl DoubtKind {
-    /// The name in counters.
+    /// The label value in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -128,40 +133,41 @@ impl DoubtKind {
     }
 }
 
-/// Too many calls.
+/// The gateway refused a call because there were too many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Throttle {
-    /// How long the gateway asks to wait.
+    /// How long the gateway asks to wait (`Retry-After`).
     pub retry_after: Option<Duration>,
-    /// The gateway's word on this id, where it gave one that counts.
+    /// The gateway's code and status, if the reply counts as its statement about the id.
     pub word: Option<LastWord>,
 }
 
 /// Why nothing was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Deferral {
-    /// Another capture of this payment is under way.
+    /// Another job holds the lease of this payment.
     LeaseHeld,
-    /// Another capture of this payment is in doubt.
+    /// An in-doubt block: another capture of this payment is in doubt.
     HoldOfAnother,
-    /// Too many jobs of this payment wait in this worker: there may be room after so long.
+    /// The payment queue in this worker is full; a position may be free after this time.
     LineFull(Duration),
-    /// Redis is away: nothing is captured without a lease.
+    /// Redis is unavailable: nothing is captured without a lease.
     LeaseUnavailable,
-    /// The gateway answers nobody, or does not know us: the breaker is open.
+    /// The circuit breaker is open: the gateway does not reply, or does not accept our credentials.
     GatewayPaused,
-    /// Our own rate limit.
+    /// The rate limiter allows no call soon enough.
     RateLimit,
-    /// The broker may drop the job for its `x-death` in place of dead-lettering it: it is published anew first.
+    /// The job has an `x-death` header, for which the broker may drop it instead of dead-lettering
+    /// it. So the job is published anew before anything else.
     DeathHeader,
-    /// The broker refuses whatever would be published.
+    /// The broker refuses what this worker publishes.
     PublishRefused,
-    /// The job ended before, and its result was refused.
+    /// The job ended in an earlier delivery, but the broker refused its result.
     ResultRefused,
 }
 
 impl Deferral {
-    /// The name in logs and counters.
+    /// The name in logs and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -178,61 +184,63 @@ impl Deferral {
     }
 }
 
-/// An attempt that is over: whose it was, what it came to, and what is known besides.
+/// A finished attempt: the job, its outcome, and the facts that decide what is done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// The job, as far as it could be read.
+    /// What could be read of the job.
     pub subject: Subject,
-    /// What it came to.
+    /// The outcome of the attempt.
     pub outcome: Outcome,
-    /// Whether a capture request for this id had left before, by the marks that were looked at.
+    /// Whether a capture request for this id may have been sent before, by its sent marker.
     pub sent: Sent,
-    /// Whether the outcome was known already: no attempt was spent on it.
+    /// Whether the outcome was already recorded in Redis: then no attempt was spent on it.
     pub remembered: bool,
     /// What the outcome rests on.
     pub evidence: Option<Evidence>,
-    /// Whether the breaker was open already when it failed: then no attempt is spent.
+    /// Whether the circuit breaker was already open when the attempt failed: then no attempt is
+    /// spent.
     pub outage: bool,
 }
 
-/// Whether a capture request for an id may have left.
+/// Whether a capture request for an id may have been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Its mark was looked for, and there is none.
+    /// Redis was asked for the sent marker, and there is none.
     No,
-    /// Nobody could look: no ground to say that nothing was sent, and none to say that something was.
+    /// Redis could not be asked: neither "sent" nor "not sent" may be claimed.
     Unknown,
-    /// It may have left.
+    /// A request may have been sent.
     Yes,
 }
 
-/// What a final outcome rests on; `evidence` of a result.
+/// What a final outcome rests on: `evidence` in the result message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
-    /// An answer to the capture call.
+    /// The reply to the capture call.
     Reply,
-    /// An inquiry showed it, or denied that there is such a capture.
+    /// An inquiry that showed the capture, or showed that there is none.
     Inquiry,
-    /// The outcome was on record.
+    /// The outcome that Redis had recorded.
     Record,
 }
 
-/// The final outcomes of an id, kept on record so that a copy of the job needs no call.
+/// A final outcome of an id. Redis records it, so that a copy of the job needs no call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// Captured.
+    /// The money was captured.
     Captured(Capture),
-    /// Failed, by a verdict about the id: nothing that is still under way can change it.
+    /// Failed by a verdict about the id: no request that is still under way can change it.
     Failed(Verdict),
-    /// Failed for want of a capture: an `F` that the gateway gives before it looks at the id. True only for an attempt
-    /// that kept its lease, because another copy of the job may have been sent meanwhile.
+    /// Failed while leased: the gateway gave an `F` before it looked up the id. This is true only
+    /// for an attempt that kept its lease, because another copy of the job may have been sent
+    /// meanwhile.
     Closed(Verdict),
 }
 
 impl Fate {
-    /// The name of its kind in Redis: the second line of a record.
+    /// The name of its kind in Redis: the second line of the record.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -253,23 +261,26 @@ impl From<Fate> for Outcome {
     }
 }
 
-/// A final outcome that an attempt found on record when it ended.
+/// The recorded outcome that an attempt found in Redis when it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// The outcome of this id and this amount.
+    /// The outcome of this id with this amount.
     Same(Fate),
-    /// Its id captured another amount.
+    /// The id captured another amount.
     CapturedOther,
-    /// Its id was replaced by a fresh one, for another amount.
+    /// A fresh id for another amount has replaced the id.
     ReplacedOther,
 }
 
 impl Outcome {
-    /// What an attempt comes to that ended so, when this was on record by then. A capture on record stands. A failure on
-    /// record settles the job if it is about the id, or if the attempt kept its lease. A captured job is captured, and
-    /// one that goes back to the queue finds the record when it comes again.
+    /// The outcome that replaces this one because Redis had recorded another when the attempt
+    /// ended.
     ///
-    /// `None`: the outcome stands as it is.
+    /// A recorded capture always wins. A recorded failure wins if its verdict is about the id, or
+    /// if this attempt kept its lease. An attempt that captured stays captured. A job that goes
+    /// back to the queue finds the record in its next delivery.
+    ///
+    /// `None`: the outcome stays as it is.
     #[must_use]
     pub fn settled_by(&self, recorded: Option<Recorded>, kept_lease: bool) -> Option<Self> {
         match (self, recorded?) {
@@ -284,38 +295,42 @@ impl Outcome {
     }
 }
 
-/// What becomes of the lease, the hold and the mark of an id when its attempt is over.
+/// What is done with the lease, the in-doubt block and the sent marker of an id after its attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// A final verdict: remember it, end the hold.
+    /// A final verdict: record it and end the in-doubt block.
     Final(Fate),
-    /// A failure for want of a capture: remember it and end the hold, if the lease was kept until now.
+    /// Failed while leased: record it and end the in-doubt block, if the lease was kept until now.
     Close(Fate),
-    /// The same, and remember for more than a year that a fresh id replaces this one, whatever its amount.
+    /// As [`Release::Close`], and record for more than a year that a fresh id replaces this one,
+    /// whatever its amount.
     Replace(Fate),
-    /// It is over, but not by a verdict that may be remembered: end the hold, leave the mark.
+    /// The attempt is over without a verdict that may be recorded: end the in-doubt block and keep
+    /// the sent marker.
     EndHold,
-    /// In doubt: hold and mark stay.
+    /// In doubt: keep the in-doubt block and the sent marker.
     KeepHold {
-        /// The code of a signed `F` that need not be about the capture: kept with the mark, since only what the gateway
-        /// signed may close an id later.
+        /// The code of a signed `F` that might not be about the capture. It is kept with the sent
+        /// marker, because only what the gateway signed may end an id later.
         refused: Option<String>,
     },
-    /// Nothing was sent: take back what this acquisition wrote, unless the lease was lost during the call.
+    /// Nothing was sent: roll back what this acquisition wrote, unless the lease was lost during
+    /// the call.
     TakeBack,
-    /// No call was made: take back what this acquisition wrote, even if the lease is lost.
+    /// No call was made: roll back what this acquisition wrote, even if the lease is lost.
     Forget,
 }
 
 impl Outcome {
-    /// What becomes of the lease.
+    /// What this outcome means for the lease.
     #[must_use]
     pub fn release(&self) -> Release {
         match self {
             Self::Captured(capture) => Release::Final(Fate::Captured(capture.clone())),
             Self::Failed(verdict) => match verdict.class {
                 Class::Conflict => Release::TakeBack,
-                // `access` too: a copy that came back and captured would deny a failure that was told.
+                // `access` too: otherwise a copy of the job could capture after the failure was
+                // published.
                 _ => Release::Final(Fate::Failed(verdict.clone())),
             },
             Self::Closed(verdict) => Release::Close(Fate::Closed(verdict.clone())),
@@ -335,13 +350,14 @@ impl Outcome {
         }
     }
 
-    /// Whether the gateway's signed word ended it: true whoever holds the lease by now.
+    /// Whether a signed reply of the gateway ended it. That stays true whichever worker holds the
+    /// lease by now.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Captured(_) | Self::Failed(_))
     }
 
-    /// The name in logs and counters.
+    /// The name in logs and metrics.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {

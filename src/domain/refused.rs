@@ -1,4 +1,5 @@
-//! A result that the broker refused, because a subscriber's queue is full: the job waits, and tells it later.
+//! A result that the broker refused because a subscriber's queue is full. The job waits, and its
+//! result is published later.
 
 use std::time::Duration;
 
@@ -9,42 +10,44 @@ use super::{
     settle::{Policy, ResultStatus, Settlement},
 };
 
-/// How often the result of a job was refused.
+/// How often the broker refused the result of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RefusedResult {
-    /// In a row.
+    /// How many times in a row.
     pub times: u32,
-    /// The failure that it tells, where neither the gateway nor a record would tell it again. Other subscribers may
-    /// have that result, and the publisher may have sent a new id for it: this job must not capture any more.
+    /// The failure that the refused result reports, if neither the gateway nor a record in Redis
+    /// would report it again. Other subscribers may already have that result, and the publisher may
+    /// have sent a new id because of it: this job must not capture any more.
     pub ended: Option<Class>,
 }
 
-/// How a job waits whose result was refused.
+/// How a job waits after its result was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResultWait {
-    /// How long.
+    /// How long the job waits.
     pub delay: Duration,
-    /// Its headers.
+    /// The headers that the job carries.
     pub carry: History,
-    /// What it carries besides.
+    /// What the job carries about its refused result.
     pub refused: RefusedResult,
 }
 
 impl RefusedResult {
-    /// What was carried on, as far as it makes sense.
+    /// Reads the values that the job carried. A failure that does not go with them is dropped.
     #[must_use]
     pub fn read(times: u32, ended: Option<Class>) -> Self {
         Self { times, ended: ended.filter(|class| times > 0 && is_of_our_own(*class)) }
     }
 
-    /// Whether what became of the job is known to the gateway or by a record, and only its result is missing: then it
-    /// must come back to it, however old the job is.
+    /// Whether the gateway or a record in Redis knows the outcome, and only the result is missing.
+    /// Then the result must still be published, however old the job is.
     #[must_use]
     pub const fn outlives_its_age(&self) -> bool {
         self.times > 0 && self.ended.is_none()
     }
 
-    /// How an attempt ends without a call: as before, if no request for the id has left.
+    /// How an attempt ends without a call: with the same failure as before, if no request for the
+    /// id was sent.
     #[must_use]
     pub fn ends(&self, is_sent: bool, past_expiry: bool) -> Option<Outcome> {
         if is_sent {
@@ -52,12 +55,12 @@ impl RefusedResult {
         }
         Some(match self.ended? {
             Class::Unreachable => {
-                Outcome::NotSent("nothing was sent, and its result was refused before".into())
+                Outcome::NotSent("nothing was sent, and the result was refused before".into())
             }
             Class::Access => Outcome::Account(Verdict {
                 class: Class::Access,
                 code: None,
-                message: Some("the gateway took no call, and its result was refused before".into()),
+                message: Some("credentials refused, and the result was refused before".into()),
                 signed: false,
             }),
             Class::Expired if past_expiry => Outcome::Expired { inquired: false },
@@ -65,8 +68,8 @@ impl RefusedResult {
         })
     }
 
-    /// How a job waits whose result was refused once more: by the schedule of retries, whose last delay repeats. No
-    /// attempt is spent. `None`: there is no result.
+    /// How a job waits after its result was refused once more: by the retry schedule, whose last
+    /// delay repeats. No attempt is spent. `None`: the settlement has no result.
     #[must_use]
     pub fn wait(
         &self,
@@ -103,7 +106,7 @@ impl RefusedResult {
     }
 }
 
-/// The failures that no reply of the gateway proves.
+/// Whether a failure of this class is decided without proof from the gateway.
 const fn is_of_our_own(class: Class) -> bool {
     matches!(class, Class::Unreachable | Class::Access | Class::Expired)
 }

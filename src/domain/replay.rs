@@ -1,8 +1,9 @@
-//! What may be done with a dead letter: the policy of its class, the one fresh id that may replace an id, and what a replay
-//! would send. Whether a fresh id may go is decided by [`super::evidence`].
+//! What may be done with a dead letter: the policy of its class, the one fresh id that may replace
+//! an id, and what a replay would send. [`super::evidence`] decides whether a fresh id may be sent.
 //!
-//! The gateway answers an id that reached `F` with the same `F` for ever, so the same id can't succeed any more; and a fresh
-//! id after an unknown outcome captures twice. So the policy belongs to the class, and nothing overrides it.
+//! For an id that reached `F`, the gateway repeats the same `F` forever, so that id can't succeed
+//! any more. A fresh id after an unknown outcome can capture twice. So the policy belongs to the
+//! class, and nothing overrides it.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -24,16 +25,16 @@ use super::{
 pub enum Policy {
     /// Nothing: no replay can succeed, or none is safe.
     Never,
-    /// The same id: whatever became of it, it captures once.
+    /// The same id: whatever happened to it, it captures only once.
     SameId,
-    /// The id's one child, once the gateway has shown that the id itself captured nothing.
+    /// The one child of the id, after the gateway has shown that the id itself captured nothing.
     FreshId,
-    /// The same bytes, job or not.
+    /// The same bytes, whether they are a job or not.
     SameBytes,
 }
 
 impl Policy {
-    /// The policy of a class; a verdict of class `access` that nobody signed says nothing about the id.
+    /// The policy of a class. An unsigned verdict of class `access` says nothing about the id.
     #[must_use]
     pub const fn of(class: Class, signed: bool) -> Self {
         match class {
@@ -53,7 +54,7 @@ impl Policy {
         }
     }
 
-    /// In words, for people.
+    /// The name of the policy for people.
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
@@ -65,31 +66,31 @@ impl Policy {
     }
 }
 
-/// What an operator does about a class, before or instead of a replay.
+/// What an operator should do about a class, before or instead of a replay.
 #[must_use]
 pub const fn advice(class: Class) -> &'static str {
     match class {
-        Class::Authorization => "a new payment is needed; discard",
-        Class::Order => "look at the transaction",
+        Class::Authorization => "ask for a new payment, then discard",
+        Class::Order => "check the transaction at the gateway",
         Class::Limit => "lower the amount",
-        Class::Contract => "settle the contract",
-        Class::Access => "mend credentials or set-up",
-        Class::Request => "mend the publisher",
+        Class::Contract => "have the merchant contract changed",
+        Class::Access => "fix the credentials or the gateway setup",
+        Class::Request => "fix the publisher",
         Class::Conflict => "an earlier capture with this id exists: inquire, then discard",
-        Class::Risk => "tell the payer",
+        Class::Risk => "inform the payer",
         Class::Payer => "contact the payer",
         Class::Provider => "ask the gateway's support",
-        Class::UnknownCode => "classify the code",
-        Class::InDoubt => "wait, inquire",
-        Class::Unreachable => "mend the network",
-        Class::Expired => "decide; give a new expiresAt",
-        Class::Malformed => "mend the publisher",
+        Class::UnknownCode => "map the code to a class in [classes]",
+        Class::InDoubt => "wait, then inquire",
+        Class::Unreachable => "fix the network",
+        Class::Expired => "if the goods still ship, set a new expiresAt",
+        Class::Malformed => "fix the publisher",
         Class::Poison => "report a bug",
     }
 }
 
-/// The one fresh id that may replace an id: nothing else enters, so one parent has one child, whichever copy of it is
-/// replayed, however often and by whomever.
+/// The one fresh id that may replace an id. It depends on nothing but its parent, so one parent has
+/// one child, whichever copy of it is replayed, how often and by which operator.
 #[must_use]
 pub fn fresh_id(parent: &str) -> String {
     let digest = Sha256::new().chain_update("capture-worker/fresh-id/1\n").chain_update(parent);
@@ -100,52 +101,52 @@ pub fn fresh_id(parent: &str) -> String {
 /// What an operator asks to change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// A lower amount, in the smallest unit; for class `limit`.
+    /// A lower amount in the smallest unit; only for class `limit`.
     pub capture_value: Option<u64>,
-    /// A new `expiresAt`.
+    /// A new `expiresAt` for the job.
     pub expires_at: Option<OffsetDateTime>,
 }
 
-/// Why a letter stays where it is, and what to do instead.
+/// Why a dead letter stays where it is, and what to do instead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refusal {
-    /// Why.
+    /// Why the action is refused.
     pub reason: String,
-    /// The safe alternative.
+    /// What can safely be done instead.
     pub instead: String,
 }
 
 impl Refusal {
-    /// A refusal in these words.
+    /// A refusal with this reason and this alternative.
     #[must_use]
     pub fn new(reason: impl Into<String>, instead: impl Into<String>) -> Self {
         Self { reason: reason.into(), instead: instead.into() }
     }
 }
 
-/// A job that goes back to the queue.
+/// A job that a replay publishes to the queue of jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
-    /// Its body.
+    /// The body of the job.
     pub body: Vec<u8>,
-    /// What it carries.
+    /// The history in the headers of the job.
     pub history: History,
-    /// Its id, if it has one.
+    /// The id, if the body has a readable one.
     pub id: Option<String>,
-    /// Its amount, if it is a job.
+    /// The amount, if the body is a job.
     pub amount: Option<Money>,
-    /// By which policy.
+    /// The policy that the replay follows.
     pub policy: Policy,
-    /// Its amount was lowered and its capture is the payment's last one: the gateway gives up what
-    /// is left of the authorization.
+    /// Whether the amount was lowered and the capture is the payment's last one. Then the gateway
+    /// gives up the rest of the authorization.
     pub gives_up_rest: bool,
 }
 
-/// What a replay would send, as far as the letter alone tells. One with a fresh id may go only if
-/// [`super::evidence::decide`] lets it.
+/// What a replay would send, by the dead letter alone. A replay with a fresh id may be sent only if
+/// [`super::evidence::decide`] allows it.
 ///
 /// # Errors
-/// The policy refuses it.
+/// The policy refuses the replay.
 pub fn prepare(
     letter: &DeadLetter,
     changes: &Changes,
@@ -155,7 +156,7 @@ pub fn prepare(
     if changes.capture_value.is_some() && letter.class != Class::Limit {
         return Err(Refusal::new(
             format!(
-                "only the amount of a letter of class limit may go down, this is {}",
+                "only dead letters of class limit may have their amount lowered; this is class {}",
                 letter.class
             ),
             "replay it without --capture-value",
@@ -167,7 +168,7 @@ pub fn prepare(
         Policy::SameId | Policy::FreshId => {
             let job = letter.job.as_ref().map_err(|malformed| {
                 Refusal::new(
-                    format!("its body is no job: {}", malformed.reason),
+                    format!("its body is not a valid job: {}", malformed.reason),
                     "export it, and have its publisher send a valid job",
                 )
             })?;
@@ -180,11 +181,11 @@ fn never(letter: &DeadLetter) -> Refusal {
     match letter.class {
         Class::Conflict => Refusal::new(
             "an earlier capture with this id exists and may have succeeded",
-            "dead show ID --inquire tells what it came to; then dead discard, which keeps that evidence",
+            "run dead show ID --inquire for its outcome, then dead discard (it keeps the evidence)",
         ),
         _ => Refusal::new(
-            "the authorization is gone: no capture of this payment can succeed, under any id",
-            "a new payment; then dead discard",
+            "the authorization is no longer valid: no id can capture from this payment",
+            "ask for a new payment, then run dead discard",
         ),
     }
 }
@@ -192,7 +193,7 @@ fn never(letter: &DeadLetter) -> Refusal {
 fn same_bytes(letter: &DeadLetter, changes: &Changes) -> Result<Replay, Refusal> {
     if changes.expires_at.is_some() {
         return Err(Refusal::new(
-            format!("a letter of class {} is replayed byte for byte", letter.class),
+            format!("a dead letter of class {} is replayed byte for byte", letter.class),
             "replay it without --expires-at",
         ));
     }
@@ -217,26 +218,26 @@ fn job_replay(
     if is_fresh && !letter.signed {
         return Err(Refusal::new(
             "its verdict is not marked as signed by the gateway, so its id may have captured",
-            "submit its body again as it is (dead export): the same id captures once",
+            "run dead export and submit the body unchanged: the same id captures only once",
         ));
     }
     if let (true, Some(error)) = (is_fresh, &job.forward_error) {
         return Err(Refusal::new(
-            format!("its forwarded fields break their rules: {error}"),
+            format!("its forwarded fields are not valid: {error}"),
             "have its publisher send a valid job",
         ));
     }
     if changes.capture_value.is_some() && job.forwarded.has_goods() {
         return Err(Refusal::new(
-            "its goods say what its amount pays for: they would not fit a lower one",
-            "dead discard, and a job with a lower amount and the goods of it, by its publisher",
+            "its goods list what the amount pays for: they would not match a lower amount",
+            "run dead discard, and have its publisher send a job with that amount and its goods",
         ));
     }
     let expires_at = changes.expires_at.or(job.expires_at);
     if expires_at.is_some_and(|at| now >= at) && (is_fresh || !letter.sent()) {
         return Err(Refusal::new(
             "its expiresAt has passed: it would expire again at once",
-            "decide whether the goods still ship; if so, give --expires-at",
+            "if the goods still ship, replay it with --expires-at",
         ));
     }
     let amount = lowered(job.amount, changes)?;
@@ -263,18 +264,16 @@ fn lowered(amount: Money, changes: &Changes) -> Result<Money, Refusal> {
     let Some(value) = changes.capture_value else { return Ok(amount) };
     if value >= amount.value() {
         return Err(Refusal::new(
-            format!(
-                "--capture-value {value} is not less than the {} of the letter",
-                amount.value()
-            ),
-            "the amount of a capture only goes down",
+            format!("--capture-value {value} is not less than the amount {}", amount.value()),
+            "give a lower value: the amount of a capture can only be lowered",
         ));
     }
     Money::from_smallest(amount.currency().code(), &value.to_string())
         .map_err(|error| Refusal::new(format!("--capture-value: {error}"), "give another amount"))
 }
 
-/// A replay begins anew; the same id keeps that it was sent, and the gateway's last word on it.
+/// The history of a replayed job. Its attempts start again, but it keeps that the id was sent, and
+/// the gateway's last reply about it.
 fn replayed(letter: &DeadLetter) -> History {
     History {
         last_word: letter.history.last_word.clone(),
@@ -286,7 +285,7 @@ fn replayed(letter: &DeadLetter) -> History {
     }
 }
 
-/// Of a fresh id nothing has been sent.
+/// The history of a fresh id, for which nothing has been sent.
 fn fresh(letter: &DeadLetter, job: &Job) -> History {
     let parent = job.capture_request_id.clone();
     History {

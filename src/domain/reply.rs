@@ -1,4 +1,5 @@
-//! What came back from the gateway: an answer, nothing, or the certainty that nothing was sent.
+//! What a call to the gateway returned: a reply that can be read, no reply, or the certainty that
+//! nothing was sent.
 
 use std::time::Duration;
 
@@ -10,70 +11,71 @@ use super::money::Money;
 /// The largest `acquirerInfo` that is kept, in bytes.
 const ACQUIRER_INFO_BYTES_MAX: usize = 4 * 1024;
 
-/// The reply to a call. Whatever may have reached the gateway is never [`Reply::NotSent`].
+/// The reply to a call. A call that may have reached the gateway is never [`Reply::NotSent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply<B> {
-    /// HTTP 200 with a body that could be read.
+    /// HTTP 200 with a body that can be read.
     Answered(Answer<B>),
-    /// Connecting failed: nothing of the request has left.
+    /// Connecting failed: no part of the request was sent. The text is the reason.
     NotSent(String),
-    /// The request may have been received, and there is no answer to go by.
+    /// The request may have been received, and there is no usable reply.
     NoAnswer(NoAnswer),
 }
 
-/// An answer's result and body, and whether the gateway signed them.
+/// The result and body of a reply, and whether the gateway signed them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer<B> {
-    /// Whose word it is.
+    /// Whether the reply is proven to come from the gateway.
     pub signature: Signature,
-    /// `result` of the body.
+    /// `result` in the body of the reply.
     pub result: GatewayResult,
-    /// `Retry-After`, where it was given.
+    /// `Retry-After`, if the header was given.
     pub retry_after: Option<Duration>,
-    /// The rest of the body.
+    /// The fields of the body beside `result`.
     pub body: B,
 }
 
-/// Whether an answer is the gateway's word.
+/// Whether a reply is proven to come from the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signature {
-    /// Signed by the gateway.
+    /// Signed by the gateway, at a time that fits the request.
     Good,
-    /// Not signed at all: the gateway does this when it can't tell who calls.
+    /// Not signed: the gateway leaves the signature out when it can't tell who calls.
     Missing,
-    /// Signed by somebody else, or changed on the way: never trusted.
+    /// Signed with another key, or changed in transit: never trusted.
     Bad,
-    /// Signed by the gateway, at a time that can't be read or lies well before the request: perhaps an answer to an
-    /// earlier call. What has captured stays captured, so it proves a capture, and nothing else.
+    /// Signed by the gateway, but its time can't be read or is well before the request, so it may
+    /// be the reply to an earlier call. A capture stays captured, so such a reply proves a capture
+    /// and nothing else.
     Stale,
 }
 
-/// `result` of an answer.
+/// `result` of a reply: status, code and message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayResult {
-    /// `resultStatus`.
+    /// `resultStatus`: whether the call succeeded.
     pub status: Status,
-    /// `resultCode`.
+    /// `resultCode`: the reason, as the gateway documents it; empty if absent.
     pub code: String,
-    /// `resultMessage`.
+    /// `resultMessage`: the gateway's text for people.
     pub message: Option<String>,
 }
 
-/// `resultStatus`.
+/// `resultStatus`: whether a call succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// `S`: it succeeded.
+    /// `S`: the call succeeded.
     S,
-    /// `F`: it failed for good.
+    /// `F`: the call failed, and this is final.
     F,
-    /// `U`: unknown, not final.
+    /// `U`: the outcome is unknown and not final.
     U,
-    /// Anything else: ambiguous.
+    /// Any other text, which proves nothing.
     Other(String),
 }
 
 impl Status {
-    /// As the gateway wrote it.
+    /// The status as the gateway writes it.
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
@@ -84,7 +86,7 @@ impl Status {
         }
     }
 
-    /// The status with this text.
+    /// Reads the status from its text.
     #[must_use]
     pub fn of(text: &str) -> Self {
         match text {
@@ -96,57 +98,57 @@ impl Status {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no usable reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
-    /// The time-out passed.
-    #[error("no answer within {}", super::duration::show(*.0))]
+    /// No complete reply came before the time-out.
+    #[error("no reply within {}", super::duration::show(*.0))]
     TimedOut(Duration),
-    /// The connection broke after the request may have left.
+    /// The connection broke after the request may have been sent.
     #[error("the connection was lost: {0}")]
     ConnectionLost(String),
-    /// Only HTTP 200 carries a verdict.
+    /// A status other than 200: only HTTP 200 carries a verdict.
     #[error("HTTP status {status}")]
     HttpStatus {
-        /// The status.
+        /// The HTTP status code.
         status: u16,
-        /// `Retry-After`, where it was given.
+        /// `Retry-After`, if the header was given.
         retry_after: Option<Duration>,
     },
-    /// No JSON of the gateway's form.
+    /// The body is not JSON in the gateway's format.
     #[error("the body can't be read: {0}")]
     Unreadable(String),
-    /// More than any answer of the gateway.
+    /// The body is longer than any reply of the gateway.
     #[error("the body is longer than {0} bytes")]
     TooLong(usize),
 }
 
-/// What an answer to a capture says besides its result.
+/// The body of a reply to a capture, beside its result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CaptureBody {
-    /// Our id.
+    /// `captureRequestId`: the id that the reply is about.
     pub capture_request_id: Option<String>,
-    /// The payment.
+    /// `paymentId`: the payment that the reply is about.
     pub payment_id: Option<String>,
-    /// The amount; `Some(Err)` if it can't be read.
+    /// `captureAmount`; `Some(Err)` if it can't be read.
     pub amount: Option<Result<Money, String>>,
-    /// The gateway's id of the capture.
+    /// `captureId`: the gateway's id of the capture.
     pub capture_id: Option<String>,
-    /// When it captured, as the gateway wrote it.
+    /// `captureTime` as the gateway wrote it.
     pub capture_time: Option<String>,
-    /// The acquirer's id.
+    /// `acquirerReferenceNo`: the acquirer's reference for the capture.
     pub acquirer_reference_no: Option<String>,
-    /// What else is known of the acquirer.
+    /// `acquirerInfo`: further data about the acquirer.
     pub acquirer_info: Option<AcquirerInfo>,
 }
 
-/// `acquirerInfo`, byte for byte as the gateway sent it. Nothing in it is looked at.
+/// `acquirerInfo`, byte for byte as the gateway sent it. Nothing in it is interpreted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AcquirerInfo(Box<RawValue>);
 
 impl AcquirerInfo {
-    /// What the gateway sent; nothing if it is larger than a result should carry.
+    /// What the gateway sent; `None` if it is too large for a result message.
     #[must_use]
     pub fn of(raw: Box<RawValue>) -> Option<Self> {
         (raw.get().len() <= ACQUIRER_INFO_BYTES_MAX).then_some(Self(raw))
@@ -161,60 +163,63 @@ impl PartialEq for AcquirerInfo {
 
 impl Eq for AcquirerInfo {}
 
-/// What an answer to an inquiry says besides its result.
+/// The body of a reply to an inquiry, beside its result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InquiryBody {
-    /// The payment, if it is named.
+    /// `paymentId`: the payment that was inquired about, if it is named.
     pub payment_id: Option<String>,
-    /// The transactions of the payment; `None` if the field is absent or can't be read.
+    /// `transactions` of the payment; `None` if the field is absent or can't be read.
     pub transactions: Option<Vec<Transaction>>,
-    /// What was authorized; `Some(Err)` if it can't be read.
+    /// `paymentAmount`: the authorized amount; `Some(Err)` if it can't be read.
     pub payment_amount: Option<Result<Money, String>>,
-    /// Until when captures may be made, as the gateway wrote it.
+    /// `authExpiryTime`: until when captures may be made, as the gateway wrote it.
     pub auth_expiry_time: Option<String>,
-    /// Whether the authorization is under review; `PROCESSING`: do not capture yet.
+    /// `authReviewStatus`: whether the authorization is under review. `PROCESSING` means that no
+    /// capture may be made yet.
     pub auth_review_status: Option<String>,
 }
 
-/// One transaction of an inquired payment.
+/// One transaction of a payment, as an inquiry lists it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
-    /// `CAPTURE` for ours.
+    /// `transactionType`: `CAPTURE` for a capture.
     pub kind: Option<String>,
-    /// `captureRequestId` for ours.
+    /// `transactionRequestId`: the `captureRequestId` of a capture.
     pub request_id: Option<String>,
-    /// `captureId` for ours.
+    /// `transactionId`: the `captureId` of a capture.
     pub id: Option<String>,
-    /// SUCCESS, FAIL, PROCESSING, CANCELLED, PENDING.
+    /// `transactionStatus`: SUCCESS, FAIL, PROCESSING, CANCELLED or PENDING.
     pub status: Option<String>,
-    /// Why.
+    /// `transactionResult`: the result of the transaction, with its code.
     pub result: Option<GatewayResult>,
-    /// How much; `Some(Err)` if it can't be read.
+    /// `transactionAmount`; `Some(Err)` if it can't be read.
     pub amount: Option<Result<Money, String>>,
-    /// When, as the gateway wrote it.
+    /// `transactionTime` as the gateway wrote it.
     pub time: Option<String>,
-    /// The acquirer's id.
+    /// `acquirerReferenceNo`: the acquirer's reference for the transaction.
     pub acquirer_reference_no: Option<String>,
-    /// What else is known of the acquirer.
+    /// `acquirerInfo`: further data about the acquirer.
     pub acquirer_info: Option<AcquirerInfo>,
 }
 
-/// What one transaction says of a capture. Type, status and result must agree, or it says nothing.
+/// The state of a capture by one transaction. Type, status and result must agree; otherwise the
+/// transaction proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It captured.
+    /// The money was captured.
     Captured,
-    /// It failed for good.
+    /// The capture failed, and this is final.
     Failed,
-    /// It is not over.
+    /// The gateway is still processing the capture.
     InProcess,
-    /// It contradicts itself, or is not known.
+    /// The fields contradict each other or have unknown values.
     Unclear,
 }
 
 impl Transaction {
-    /// What it says. `transactionStatus` SUCCESS goes with an `S` in `transactionResult`, FAIL and CANCELLED with an `F`,
-    /// PROCESSING and PENDING with a `U`; each also with no result at all.
+    /// The state that its fields prove. `transactionStatus` SUCCESS goes with an `S` in
+    /// `transactionResult`, FAIL and CANCELLED with an `F`, PROCESSING and PENDING with a `U`. Each
+    /// of them also counts without a `transactionResult`.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let result = self.result.as_ref().map(|result| &result.status);
@@ -229,8 +234,8 @@ impl Transaction {
         }
     }
 
-    /// Whether it may be a capture whose request id the gateway does not tell: one by the gateway itself or by its
-    /// portal.
+    /// Whether this may be a capture whose request id the gateway does not give, such as one that
+    /// was made by the gateway itself or in its portal.
     #[must_use]
     pub fn is_anonymous_capture(&self) -> bool {
         let is_capture =

@@ -1,4 +1,4 @@
-//! Changes the fields of a job's body that a replay may change, and no other byte.
+//! Changes only those fields of a job's body that a replay may change, and no other byte.
 
 use serde_json::value::RawValue;
 
@@ -8,18 +8,18 @@ use super::{
     money::Money,
 };
 
-/// What is written anew; `None` stays as it is.
+/// The fields to change. `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edits {
-    /// Replaces `captureRequestId`.
+    /// The new `captureRequestId`, which replaces the old one.
     pub(super) capture_request_id: Option<String>,
-    /// Written as `captureAmount` in place of whichever amount field stands there.
+    /// The new amount, written as `captureAmount` in place of the amount field that the body has.
     pub(super) amount: Option<Money>,
-    /// Replaces `expiresAt`, or is added: RFC 3339.
+    /// The new `expiresAt` in RFC 3339, which replaces the old one or is added.
     pub(super) expires_at: Option<String>,
 }
 
-/// The body of a valid job with these changes.
+/// Returns the body of a valid job with these changes.
 pub(super) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
     let text = text_of(body)?;
     let fields = fields::read(text, JOB_FIELDS, &[])
@@ -55,14 +55,14 @@ pub(super) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
     if changed.len() > BODY_BYTES_MAX {
         return Err(JobError::TooLong(changed.len()));
     }
-    // Whatever was written here is a job again.
+    // The changed body must be a valid job again.
     Job::parse(&changed).map_err(|malformed| malformed.reason)?;
     Ok(changed)
 }
 
 type Change = ((usize, usize), String);
 
-/// A field that is null counts as absent, but no second one of its name may be written.
+/// A field that is null counts as absent, but its name must not be written a second time.
 fn amount_changes(
     text: &str,
     capture_amount: Option<&RawValue>,
@@ -87,13 +87,14 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// Where a value stands in the text that it was read from.
+/// The byte range of a value in the text that it was read from.
 fn span(text: &str, value: &RawValue) -> (usize, usize) {
     let start = value.get().as_ptr().addr() - text.as_ptr().addr();
     (start, start + value.get().len())
 }
 
-/// Where the key before a value begins. The keys of amounts hold no quotation mark, however they are escaped.
+/// Where the key before a value begins. The keys of amounts contain no quotation mark, even when
+/// they are escaped.
 fn key_start(text: &str, value: usize) -> usize {
     let quotes = text[..value].rmatch_indices('"').map(|(at, _)| at);
     quotes.take(2).last().unwrap_or(value)
@@ -117,8 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_what_is_named_changes() {
-        let body = " {\"x\":\"captureRequestId\", \"captureRequestId\" :\"c\\u0031\",\n\"paymentId\":\"p\",\"amount\":{\"value\":\"1.50\",\"currency\":\"HKD\"},\"x\":[1.0e5]} ";
+    fn only_the_named_fields_change() {
+        let body = " {\"x\":\"captureRequestId\", \"captureRequestId\" :\"c\\u0031\",\n\
+            \"paymentId\":\"p\",\"amount\":{\"value\":\"1.50\",\"currency\":\"HKD\"},\
+            \"x\":[1.0e5]} ";
         check(body, &Edits::default(), body);
         check(
             body,
@@ -141,43 +144,67 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_in_any_order_and_however_they_are_escaped() {
-        let body = r#"{"expiresAt":"2026-01-01T00:00:00Z","captur\u0065Amount" : {"currency":"HKD","value":"9"},"paymentId":"p","captureRequestId":"c"}"#;
+    fn fields_are_found_in_any_order_and_with_any_escapes() {
+        let body = concat!(
+            r#"{"expiresAt":"2026-01-01T00:00:00Z","captur\u0065Amount" : "#,
+            r#"{"currency":"HKD","value":"9"},"paymentId":"p","captureRequestId":"c"}"#
+        );
         check(
             body,
             &edits(Some("d"), Some("8"), Some("2027-01-01T00:00:00Z")),
-            r#"{"expiresAt":"2027-01-01T00:00:00Z","captureAmount":{"currency":"HKD","value":"8"},"paymentId":"p","captureRequestId":"d"}"#,
+            concat!(
+                r#"{"expiresAt":"2027-01-01T00:00:00Z","captureAmount":"#,
+                r#"{"currency":"HKD","value":"8"},"paymentId":"p","captureRequestId":"d"}"#
+            ),
         );
     }
 
     #[test]
-    fn a_null_amount_gives_way_to_the_lowered_one() {
+    fn a_null_amount_is_replaced_by_the_lowered_one() {
         let lowered = edits(None, Some("7"), Some("2027-01-01T00:00:00Z"));
         check(
-            r#"{"captureRequestId":"c","paymentId":"p","captureAmount":null,"amount":{"currency":"HKD","value":"1"},"expiresAt":null}"#,
+            concat!(
+                r#"{"captureRequestId":"c","paymentId":"p","captureAmount":null,"#,
+                r#""amount":{"currency":"HKD","value":"1"},"expiresAt":null}"#
+            ),
             &lowered,
-            r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"7"},"amount":null,"expiresAt":"2027-01-01T00:00:00Z"}"#,
+            concat!(
+                r#"{"captureRequestId":"c","paymentId":"p","#,
+                r#""captureAmount":{"currency":"HKD","value":"7"},"#,
+                r#""amount":null,"expiresAt":"2027-01-01T00:00:00Z"}"#
+            ),
         );
         check(
-            r#"{"captureRequestId":"c","paymentId":"p","amount":null,"captureAmount":{"currency":"HKD","value":"9"}}"#,
+            concat!(
+                r#"{"captureRequestId":"c","paymentId":"p","amount":null,"#,
+                r#""captureAmount":{"currency":"HKD","value":"9"}}"#
+            ),
             &edits(None, Some("7"), None),
-            r#"{"captureRequestId":"c","paymentId":"p","amount":null,"captureAmount":{"currency":"HKD","value":"7"}}"#,
+            concat!(
+                r#"{"captureRequestId":"c","paymentId":"p","amount":null,"#,
+                r#""captureAmount":{"currency":"HKD","value":"7"}}"#
+            ),
         );
     }
 
     #[test]
     fn a_byte_order_mark_and_forwarded_fields_stay_as_they_are() {
         check(
-            "\u{feff}{\"captureType\" : \"NON_FINAL\",\"captureRequestId\":\"c\",\"paymentId\":\"p\",\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"9\"},\"goods\":[1.0e5]}",
+            "\u{feff}{\"captureType\" : \"NON_FINAL\",\"captureRequestId\":\"c\",\
+             \"paymentId\":\"p\",\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"9\"},\
+             \"goods\":[1.0e5]}",
             &edits(Some("d"), None, None),
-            "\u{feff}{\"captureType\" : \"NON_FINAL\",\"captureRequestId\":\"d\",\"paymentId\":\"p\",\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"9\"},\"goods\":[1.0e5]}",
+            "\u{feff}{\"captureType\" : \"NON_FINAL\",\"captureRequestId\":\"d\",\
+             \"paymentId\":\"p\",\"captureAmount\":{\"currency\":\"HKD\",\"value\":\"9\"},\
+             \"goods\":[1.0e5]}",
         );
     }
 
     #[test]
     fn a_body_that_would_grow_too_long_is_refused() {
+        let amount = r#"{"currency":"HKD","value":"9"}"#;
         let body = format!(
-            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{{"currency":"HKD","value":"9"}},"x":"{}"}}"#,
+            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{amount},"x":"{}"}}"#,
             "x".repeat(BODY_BYTES_MAX - 100)
         );
         assert!(Job::parse(body.as_bytes()).is_ok());

@@ -1,8 +1,9 @@
-//! Delays: their names, and which of them fits.
+//! Delays: their names in the broker, and which delay fits a wait.
 
 use std::time::Duration;
 
-/// A delay as it is named in queues and routing keys: in the largest whole unit of `ms`, `s`, `m`, `h`.
+/// The name of a delay in queue names and routing keys: a number and the largest whole unit of
+/// `ms`, `s`, `m`, `h`.
 #[must_use]
 pub fn delay_name(delay: Duration) -> String {
     let ms = delay.as_millis();
@@ -14,7 +15,8 @@ pub fn delay_name(delay: Duration) -> String {
     }
 }
 
-/// The longest of these ascending delays that is no longer than `wait`; the first if all are.
+/// The longest of these ascending delays that is no longer than `wait`, or the first if all are
+/// longer.
 #[must_use]
 pub fn fit(delays: &[Duration], wait: Duration) -> Duration {
     let fitting = delays.iter().rev().find(|delay| **delay <= wait);

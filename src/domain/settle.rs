@@ -1,4 +1,5 @@
-//! The one choice between captured, retry and dead letter. Pure: it decides, the broker acts.
+//! The one decision between captured, retry and dead letter. It is pure: this module decides, and
+//! the broker's code acts.
 
 use std::time::Duration;
 
@@ -17,41 +18,42 @@ use super::{
 /// When a job is tried again, and when it is given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// The waits between attempts: n of them are n + 1 attempts.
+    /// The waits between attempts: n waits make n + 1 attempts.
     pub schedule: Vec<Duration>,
-    /// The waits of deferrals; the last repeats.
+    /// The waits of deferrals. The last one repeats.
     pub defer_schedule: Vec<Duration>,
-    /// No retry or deferral begins past this age.
+    /// After this age no retry or deferral begins.
     pub max_age: Duration,
 }
 
-/// What is done with a delivery. Every one of them is publish, confirm, ack, save the last.
+/// What is done with a delivery. Each settlement publishes, waits for the confirm and acks, except
+/// [`Settlement::HandBack`], which publishes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Settlement {
-    /// Publish the result.
+    /// Publish the result of a capture.
     Captured(Box<ResultMessage>),
-    /// Publish the job to the wait queue of this delay.
+    /// Publish the job to the wait queue with this delay.
     Retry {
-        /// How long it waits.
+        /// How long the job waits.
         delay: Duration,
-        /// Its headers.
+        /// The headers of the published job.
         carry: History,
     },
-    /// Publish a dead letter, and the result if there is somebody to tell.
+    /// Publish a dead letter, and a result if the id of the job can be read.
     Dead {
-        /// Why, for operators.
+        /// Why the job was given up, for operators.
         letter: Box<Letter>,
-        /// Its headers.
+        /// The headers of the dead letter.
         carry: History,
-        /// For the publisher.
+        /// The result for the publisher, if the id can be read.
         result: Option<Box<ResultMessage>>,
     },
-    /// Back to the queue as it is.
+    /// Return the job to its queue unchanged.
     HandBack,
 }
 
 impl Settlement {
-    /// The name in counters and lines of log.
+    /// The name in metrics and logs.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -63,7 +65,7 @@ impl Settlement {
         }
     }
 
-    /// The class of a dead letter.
+    /// The class of the dead letter, if the job was given up.
     #[must_use]
     pub fn class(&self) -> Option<Class> {
         match self {
@@ -72,7 +74,7 @@ impl Settlement {
         }
     }
 
-    /// The attempts spent, of a delivery with this history.
+    /// How many attempts are spent after this settlement of a delivery with this history.
     #[must_use]
     pub fn attempts(&self, history: &History) -> u32 {
         match self {
@@ -86,77 +88,77 @@ impl Settlement {
 /// Why a job was given up: the headers of its dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
-    /// Its class: its queue.
+    /// The class, which selects the queue.
     pub class: Class,
-    /// The gateway's code, if there is one.
+    /// The gateway's result code, if there is one.
     pub code: Option<String>,
-    /// The gateway's status, if there is one.
+    /// The gateway's result status, if there is one.
     pub status: Option<String>,
-    /// Why, for people.
+    /// The reason in words.
     pub message: String,
-    /// When, in epoch milliseconds.
+    /// When the job was given up, in epoch milliseconds.
     pub dead_at_ms: i64,
     /// Whether the gateway signed the verdict.
     pub signed: bool,
 }
 
-/// What a publisher is told.
+/// The result message for the publisher.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResultMessage {
-    /// Whose result it is.
+    /// The job that the result is about.
     #[serde(flatten)]
     pub subject: Subject,
-    /// What it came to.
+    /// Whether the money was captured.
     pub status: ResultStatus,
-    /// The class of the dead letter.
+    /// The class of the dead letter, if the job was given up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
-    /// The gateway's code.
+    /// The gateway's result code, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result_code: Option<String>,
-    /// The gateway's status.
+    /// The gateway's result status, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result_status: Option<String>,
-    /// The gateway's message, or ours.
+    /// The gateway's message, or a reason written by this program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result_message: Option<String>,
     /// The gateway's id of the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture_id: Option<String>,
-    /// When it captured.
+    /// When the money was captured, as the gateway wrote it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture_time: Option<String>,
-    /// The acquirer's id.
+    /// The acquirer's reference for the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquirer_reference_no: Option<String>,
-    /// What else is known of the acquirer, as the gateway sent it.
+    /// Further data about the acquirer, as the gateway sent it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquirer_info: Option<AcquirerInfo>,
-    /// What the outcome rests on; absent where nothing proved it.
+    /// What the outcome rests on; absent if nothing proves it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
-    /// The id that a fresh id replaced.
+    /// The id that this fresh id replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent_capture_request_id: Option<String>,
-    /// The id that the publisher wrote.
+    /// The first id of the family, which the publisher wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin_capture_request_id: Option<String>,
-    /// Attempts spent.
+    /// How many attempts were spent.
     pub attempts: u32,
-    /// When this was decided, RFC 3339.
+    /// When the delivery was settled, in RFC 3339.
     pub settled_at: String,
 }
 
-/// What a publisher may conclude.
+/// What a publisher may conclude from a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ResultStatus {
     /// The money is captured.
     Captured,
-    /// It is not, and will not be under this id unless an operator acts.
+    /// The money is not captured, and will not be under this id unless an operator acts.
     Failed,
-    /// Nobody knows: no permission to send again under another id.
+    /// It is not known whether the money is captured: the publisher must not send a new id for it.
     InDoubt,
 }
 
@@ -173,7 +175,7 @@ impl ResultMessage {
     }
 }
 
-/// Decides what is done with a delivery whose attempt is over.
+/// Decides what is done with a delivery after its attempt.
 #[must_use]
 pub fn settle(
     attempt: &Attempt,
@@ -190,13 +192,14 @@ pub fn settle(
         Outcome::InDoubt(doubt) => at.retry(doubt.word.as_ref(), Class::InDoubt, &doubt.reason),
         Outcome::NotSent(reason) => at.retry(None, Class::Unreachable, reason),
         Outcome::Throttled(throttle) => {
-            let reason = "too many calls for the gateway";
+            let reason = "the gateway refused the call: too many calls";
             let word = throttle.word.as_ref();
             at.defer(at.asked(throttle.retry_after), word, &ours(Class::InDoubt, reason))
         }
         Outcome::Account(verdict) => at.defer(at.nth(), None, verdict),
         Outcome::Deferred(deferral) => {
-            let reason = format!("deferred past its age, last for {}", deferral.name());
+            let reason =
+                format!("the job reached its maximum age while deferred: {}", deferral.name());
             let delay = match deferral {
                 Deferral::DeathHeader => return at.republished(),
                 Deferral::LineFull(wait) => fit(&policy.defer_schedule, *wait),
@@ -221,12 +224,12 @@ pub fn settle(
     }
 }
 
-/// A verdict of our own: unsigned, without a code.
+/// A verdict by this program: unsigned and without a code.
 fn ours(class: Class, message: &str) -> Verdict {
     Verdict { class, code: None, message: Some(message.to_owned()), signed: false }
 }
 
-/// One decision's facts.
+/// The facts of one decision.
 struct At<'a> {
     attempt: &'a Attempt,
     history: &'a History,
@@ -253,7 +256,9 @@ impl At<'_> {
         }))
     }
 
-    /// One attempt is spent: again after the schedule's next delay, unless schedule or age is spent. In an outage none is.
+    /// Spends one attempt: the job is tried again after the schedule's next delay, unless the
+    /// schedule is exhausted or the job has reached its maximum age. During an outage no attempt is
+    /// spent.
     fn retry(&self, word: Option<&LastWord>, class: Class, reason: &str) -> Settlement {
         if self.attempt.outage {
             return self.defer(self.nth(), word, &ours(class, reason));
@@ -267,7 +272,8 @@ impl At<'_> {
         }
     }
 
-    /// No attempt is spent: again after this delay, unless age is spent.
+    /// Spends no attempt: the job is tried again after this delay, unless it has reached its
+    /// maximum age.
     fn defer(&self, delay: Duration, word: Option<&LastWord>, at_the_end: &Verdict) -> Settlement {
         let carry = History { deferrals: self.deferrals(), ..self.carry(word) };
         if self.is_too_old() {
@@ -276,7 +282,7 @@ impl At<'_> {
         Settlement::Retry { delay, carry }
     }
 
-    /// Published anew before anything else, whatever its age.
+    /// Publishes the job anew before anything else, whatever its age.
     fn republished(&self) -> Settlement {
         let Policy { schedule, defer_schedule, .. } = self.policy;
         let smallest = schedule.iter().chain(defer_schedule).min();
@@ -289,14 +295,14 @@ impl At<'_> {
         self.history.deferrals.saturating_add(1)
     }
 
-    /// The nth deferral waits for the nth delay, all after the last one as long as that.
+    /// The nth deferral waits for the nth delay. The last delay repeats.
     fn nth(&self) -> Duration {
         let delays = &self.policy.defer_schedule;
         let nth = usize::try_from(self.deferrals() - 1).ok().and_then(|n| delays.get(n));
         nth.or_else(|| delays.last()).copied().unwrap_or(Duration::from_secs(1))
     }
 
-    /// The smallest delay that is not under what the gateway asks for; the last if none is.
+    /// The smallest delay that is at least as long as the gateway asks for, or the last if none is.
     fn asked(&self, retry_after: Option<Duration>) -> Duration {
         let Some(asked) = retry_after else { return self.nth() };
         let delays = &self.policy.defer_schedule;
@@ -311,7 +317,8 @@ impl At<'_> {
         self.dead_with(verdict, carry)
     }
 
-    /// A sent id never ends as unreachable, expired or unsigned access for want of time: it is in doubt.
+    /// A job that may have been sent becomes `in_doubt`, never `unreachable`, `expired` or unsigned
+    /// `access`, when it runs out of time.
     fn dead_with(&self, verdict: &Verdict, carry: History) -> Settlement {
         let for_want_of_time = matches!(
             self.attempt.outcome,
@@ -358,7 +365,8 @@ impl At<'_> {
         Settlement::Dead { letter: Box::new(letter), carry, result }
     }
 
-    /// The headers that go on: whatever was said before, what this attempt adds, and that the id may have been sent.
+    /// The headers of the next message: what the delivery carried, what this attempt adds, and
+    /// whether the id may have been sent.
     fn carry(&self, word: Option<&LastWord>) -> History {
         let may_have_left = matches!(
             self.attempt.outcome,

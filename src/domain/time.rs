@@ -2,11 +2,12 @@
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Reads an ISO 8601 time with its offset. The gateway and its SDKs write the offset as `Z`, `+08:00`, `+0800` or `+08`.
+/// Reads an ISO 8601 time with its offset. The gateway and its SDKs write the offset as `Z`,
+/// `+08:00`, `+0800` or `+08`.
 #[must_use]
 pub fn parse(text: &str) -> Option<OffsetDateTime> {
     let text = text.trim();
-    // The offset begins at the last sign; the signs of the date stand before the `T`.
+    // The offset begins at the last sign. The signs of the date come before the `T`.
     let offset_at = text.rfind(['+', '-']).filter(|at| text.find('T').is_some_and(|t| t < *at));
     let Some(at) = offset_at else { return OffsetDateTime::parse(text, &Rfc3339).ok() };
     let (time, offset) = text.split_at(at);

@@ -1,9 +1,9 @@
-//! The W3C trace context that travels with a job: one trace, whatever becomes of it.
+//! The W3C trace context that travels with a job, so that all its deliveries belong to one trace.
 
-/// The longest `tracestate` that is carried on, in bytes; W3C asks for 512 to be kept.
+/// The longest `tracestate` that is carried on, in bytes. W3C asks to keep at least 512.
 pub const TRACESTATE_BYTES_MAX: usize = 4096;
 
-/// A `traceparent` that can be read, with its `tracestate`.
+/// A valid `traceparent` with its `tracestate`.
 ///
 /// The format is <https://www.w3.org/TR/trace-context/#traceparent-header>.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads the two headers. `None`: there is no trace, as far as anybody can tell. A state that is too long is dropped.
+    /// Reads the two headers. `None`: the `traceparent` is not valid, so there is no trace. A
+    /// `tracestate` that is too long is dropped.
     #[must_use]
     pub fn read(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
         let fields: Vec<&str> = traceparent.split('-').collect();
@@ -39,19 +40,19 @@ impl TraceContext {
         })
     }
 
-    /// The `traceparent` header.
+    /// The value of the `traceparent` header.
     #[must_use]
     pub fn traceparent(&self) -> &str {
         &self.traceparent
     }
 
-    /// The `tracestate` header.
+    /// The value of the `tracestate` header.
     #[must_use]
     pub fn tracestate(&self) -> Option<&str> {
         self.tracestate.as_deref()
     }
 
-    /// The trace's id: 32 hexadecimal digits.
+    /// The trace id: 32 hexadecimal digits.
     #[must_use]
     pub fn trace_id(&self) -> &str {
         self.traceparent.split('-').nth(1).unwrap_or_default()
@@ -73,7 +74,7 @@ mod tests {
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn a_context_is_read_as_w3c_has_it() {
+    fn a_context_is_read_as_w3c_defines_it() {
         let context = TraceContext::read(PARENT, Some("vendor=1")).unwrap();
         assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!((context.traceparent(), context.tracestate()), (PARENT, Some("vendor=1")));
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_t_be_read_is_no_context() {
+    fn an_invalid_traceparent_is_no_context() {
         let zero_trace = "00-00000000000000000000000000000000-b7ad6b7169203331-01";
         let zero_span = "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01";
         let upper = PARENT.to_uppercase();
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_too_long_is_dropped() {
+    fn a_tracestate_that_is_too_long_is_dropped() {
         let long = "x".repeat(TRACESTATE_BYTES_MAX + 1);
         let context = TraceContext::read(PARENT, Some(&long)).unwrap();
         assert_eq!(context.tracestate(), None);

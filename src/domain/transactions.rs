@@ -1,4 +1,4 @@
-//! What the transactions of a payment say of one capture.
+//! What the transactions of a payment show about one capture.
 
 use super::{
     class::{Class, Codes, PAYMENT_IN_PROCESS, SUCCESS},
@@ -10,25 +10,27 @@ use super::{
     reply::{InquiryBody, Standing, Transaction},
 };
 
-/// What an inquiry that succeeded says of one capture.
+/// What a successful inquiry shows about one capture.
 pub(super) enum Shown {
     Proves(Outcome),
     NoSuchCapture,
 }
 
-/// What the transactions of a payment say of one capture: SUCCESS beats PROCESSING beats FAIL. What can't be read or
-/// contradicts itself is no evidence, and keeps others from being evidence of a failure or of no capture.
+/// Judges one capture by the transactions of its payment. SUCCESS overrides PROCESSING, and
+/// PROCESSING overrides FAIL. A transaction that can't be read or contradicts itself is no
+/// evidence, and it prevents others from proving a failure or that there is no capture.
 pub(super) fn shown(body: &InquiryBody, job: &Job, history: &History, codes: &Codes) -> Shown {
     match &body.payment_id {
         Some(payment_id) if *payment_id == job.payment_id => {}
         Some(_) => {
-            let reason = "the inquiry's answer is about another paymentId";
+            let reason = "the reply to the inquiry is about another paymentId";
             return Shown::Proves(no_evidence(reason));
         }
-        None => return Shown::Proves(no_evidence("the inquiry's answer names no paymentId")),
+        None => return Shown::Proves(no_evidence("the reply to the inquiry names no paymentId")),
     }
     let Some(transactions) = &body.transactions else {
-        return Shown::Proves(no_evidence("the inquiry's answer has no readable transactions"));
+        let reason = "the reply to the inquiry has no readable transactions";
+        return Shown::Proves(no_evidence(reason));
     };
     let is_ours = |item: &&Transaction| item.request_id.as_ref() == Some(&job.capture_request_id);
     let ours: Vec<&Transaction> = transactions.iter().filter(is_ours).collect();
@@ -41,12 +43,12 @@ pub(super) fn shown(body: &InquiryBody, job: &Job, history: &History, codes: &Co
     }
     if !with(Standing::InProcess).is_empty() {
         let word = Some(LastWord::new(PAYMENT_IN_PROCESS, "U"));
-        let reason = "the capture is in process".into();
+        let reason = "the gateway is still processing the capture".into();
         return Shown::Proves(in_doubt(DoubtKind::Unknown, reason, word));
     }
     if !with(Standing::Unclear).is_empty() {
         let reason = "transactionType, transactionStatus and transactionResult of the capture do \
-            not agree, or are not known";
+            not agree or have unknown values";
         return Shown::Proves(no_evidence(reason));
     }
     if let Some(item) = ours.first() {
@@ -54,10 +56,10 @@ pub(super) fn shown(body: &InquiryBody, job: &Job, history: &History, codes: &Co
     }
     let id = &job.capture_request_id;
     if let Some(living) = Descendants::of(transactions, id).nearest() {
-        return Shown::Proves(Outcome::Failed(beside(living, "the fresh id that replaced it,")));
+        return Shown::Proves(Outcome::Failed(beside(living, "the fresh id that replaced it")));
     }
     if let Some(living) = living_forebear(transactions, id, history) {
-        return Shown::Proves(Outcome::Failed(beside(&living, "the id that it replaces,")));
+        return Shown::Proves(Outcome::Failed(beside(&living, "the id that it replaces")));
     }
     if transactions.iter().any(Transaction::is_anonymous_capture) {
         let reason =
@@ -67,12 +69,13 @@ pub(super) fn shown(body: &InquiryBody, job: &Job, history: &History, codes: &Co
     Shown::NoSuchCapture
 }
 
-/// The gateway does not know the id, and knows another of its family that captured, or may still.
+/// The gateway does not know the id, but knows another of its family that captured or may still
+/// capture.
 fn beside(living: &Living, kin: &str) -> Verdict {
     Verdict {
         class: Class::Conflict,
         code: None,
-        message: Some(format!("{kin} {}, captured or may still", living.id)),
+        message: Some(format!("{kin} has captured or may still capture: {}", living.id)),
         signed: true,
     }
 }

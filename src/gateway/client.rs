@@ -1,5 +1,5 @@
-//! The gateway's client: signs, posts, verifies, and says what came back. One call is one request: nothing is retried
-//! here, and no redirect is followed.
+//! The gateway's client: it signs a request, posts it, verifies the reply and returns it. One call
+//! is one request: nothing is retried here, and no redirect is followed.
 
 use std::{
     marker::PhantomData,
@@ -31,18 +31,19 @@ use crate::domain::{
     time::parse as parse_time,
 };
 
-/// Connecting takes at most this long, and at most half of the call's time: what fails here was certainly not sent.
+/// The longest time for connecting, which is also limited to half of the call's time-out. A call
+/// that fails while connecting was certainly not sent.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 
-/// An answer that was signed so long before its request is not believed to be about it.
+/// A reply that was signed this long before its request may be the reply to an earlier call.
 const STALE_MS: i64 = 5 * 60 * 1000;
-/// No signed answer has told the time yet.
+/// No signed reply has given the gateway's time yet.
 const UNKNOWN: i64 = i64::MIN;
 
-/// Why a call was not sent that no thread could sign.
+/// The reason of a call that was not sent because no thread could sign it.
 pub(crate) const NOT_SIGNED: &str = "the call could not be signed";
 
-/// As much of an unasked encoding's name is told.
+/// How many characters of an unexpected encoding's name are reported.
 const ENCODING_CHARS_MAX: usize = 32;
 
 static CLIENT_ID: HeaderName = HeaderName::from_static("client-id");
@@ -51,9 +52,9 @@ static RESPONSE_TIME: HeaderName = HeaderName::from_static("response-time");
 static SIGNATURE: HeaderName = HeaderName::from_static("signature");
 static AGENT_TOKEN: HeaderName = HeaderName::from_static("agent-token");
 
-/// Where the gateway is, and who calls.
+/// Where the gateway is, and with which credentials it is called.
 pub struct GatewayOptions {
-    /// Scheme, host, and a path before the others if there is one.
+    /// Scheme and host, and a path that comes before the others if there is one.
     pub base_url: String,
     /// The path of captures.
     pub capture_path: String,
@@ -61,43 +62,43 @@ pub struct GatewayOptions {
     pub inquiry_path: String,
     /// The merchant's client id.
     pub client_id: String,
-    /// Which of the merchant's keys signs.
+    /// The version of the merchant's key that signs.
     pub key_version: u32,
     /// The merchant's private key.
     pub signing_key: SigningKey,
     /// The gateway's public keys.
     pub verifying_keys: VerifyingKeys,
-    /// Only for integrators.
+    /// The `agent-token` header, which only integrators need.
     pub agent_token: Option<String>,
-    /// The time of a capture, connecting included.
+    /// The time-out of a capture, connecting included.
     pub timeout: Duration,
-    /// The time of an inquiry, connecting included.
+    /// The time-out of an inquiry, connecting included.
     pub inquiry_timeout: Duration,
     /// The URL of an HTTP proxy that tunnels to an `https://` gateway.
     pub proxy: Option<String>,
 }
 
-/// What can't be made a client of.
+/// Why no client can be made from the options.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Not a URL of the gateway.
-    #[error("gateway.base_url with {0} is no URL that can be called")]
+    /// The base URL and a path do not form a URL.
+    #[error("gateway.base_url and {0} do not form a URL that can be called")]
     Url(&'static str),
-    /// Not a header's value.
-    #[error("gateway.{0} holds characters that no HTTP header can carry")]
+    /// A value can't be sent in an HTTP header.
+    #[error("gateway.{0} contains characters that are not allowed in an HTTP header")]
     Header(&'static str),
-    /// Not the URL of a proxy.
-    #[error("gateway.proxy is no URL of a proxy (its value is not shown)")]
+    /// The setting is not the URL of a proxy.
+    #[error("gateway.proxy is not the URL of a proxy (its value is not shown)")]
     Proxy,
-    /// No TLS, or no roots.
-    #[error("the HTTP client can't be made: {0}")]
+    /// TLS or its root certificates can't be set up.
+    #[error("the HTTP client can't be created: {0}")]
     Http(String),
-    /// No thread to sign on.
-    #[error("no thread can be started to sign on: {0}")]
+    /// No thread could be started for signing.
+    #[error("no thread can be started for signing: {0}")]
     Thread(std::io::Error),
 }
 
-/// The gateway's client: one pool of connections.
+/// The gateway's client, with one pool of connections.
 pub struct Gateway {
     http: reqwest::Client,
     capture: Endpoint,
@@ -116,22 +117,22 @@ struct Endpoint {
     timeout: Duration,
 }
 
-/// A call that is signed and has not left yet: a caller can look once more, after all waits, whether it
-/// may leave.
+/// A call that is signed but not sent. The caller can check once more, after all waits, whether it
+/// may still be sent.
 pub struct SignedCall<'g, B> {
     gateway: &'g Gateway,
     endpoint: &'g Endpoint,
-    /// Its `request-time`.
+    /// The `request-time` header, in epoch milliseconds.
     requested_ms: i64,
     request: RequestBuilder,
     reply: PhantomData<fn() -> B>,
 }
 
 impl Gateway {
-    /// A client; connects when it is first used.
+    /// Creates a client, which connects when it is first used.
     ///
     /// # Errors
-    /// A setting that can't be used.
+    /// A setting can't be used.
     pub fn new(options: GatewayOptions) -> Result<Self, ClientError> {
         let GatewayOptions { base_url, client_id, agent_token, .. } = &options;
         let endpoint = |name, path: &str, timeout| {
@@ -166,7 +167,7 @@ impl Gateway {
             .pool_idle_timeout(Duration::from_secs(20))
             .user_agent(concat!("capture-worker/", env!("CARGO_PKG_VERSION")));
         if let Some(proxy) = &options.proxy {
-            // For `https://` only, so by CONNECT only. Whatever fails before the tunnel is open and
+            // For `https://` only, so always by CONNECT. A failure before the tunnel is open and
             // its TLS is up is an error of connecting: nothing was sent.
             http = http.proxy(reqwest::Proxy::https(proxy).map_err(|_| ClientError::Proxy)?);
         }
@@ -184,8 +185,8 @@ impl Gateway {
         })
     }
 
-    /// Signs a capture, and sends nothing. Urgent calls are signed before the others. `None`: a signing
-    /// thread has ended, which is a bug.
+    /// Signs a capture without sending it. Urgent calls are signed before the others. `None`: a
+    /// signing thread has ended, which is a bug.
     pub async fn sign_capture(
         &self,
         job: &Job,
@@ -194,12 +195,12 @@ impl Gateway {
         self.sign(&self.capture, wire::capture_body(job), is_urgent).await
     }
 
-    /// Signs an inquiry about a payment's captures, and sends nothing. `None` as for captures.
+    /// Signs an inquiry about a payment's captures without sending it. `None` as for captures.
     pub async fn sign_inquiry(&self, payment_id: &str) -> Option<SignedCall<'_, InquiryBody>> {
         self.sign(&self.inquiry, wire::inquiry_body(payment_id), false).await
     }
 
-    /// Asks what became of a payment's captures.
+    /// Inquires about a payment's captures.
     pub async fn inquire(&self, payment_id: &str) -> InquiryReply {
         match self.sign_inquiry(payment_id).await {
             Some(call) => call.send().await,
@@ -207,19 +208,19 @@ impl Gateway {
         }
     }
 
-    /// How long a capture may take.
+    /// The time-out of a capture, connecting included.
     #[must_use]
     pub const fn capture_timeout(&self) -> Duration {
         self.capture.timeout
     }
 
-    /// How long an inquiry may take.
+    /// The time-out of an inquiry, connecting included.
     #[must_use]
     pub const fn inquiry_timeout(&self) -> Duration {
         self.inquiry.timeout
     }
 
-    /// Asks about a payment, and says also why an answer can't be verified.
+    /// Inquires about a payment, and also returns why the reply can't be verified.
     pub async fn try_out(&self, payment_id: &str) -> TriedOut {
         let (reply, flaw) = match self.sign_inquiry(payment_id).await {
             Some(call) => call.send_and_examine().await,
@@ -277,7 +278,8 @@ impl Gateway {
         Ok((with_encoding(reply, response.headers()), flaw))
     }
 
-    /// Whose word an answer is. It must be about a call of ours, so our client id is what is verified.
+    /// Checks that the gateway signed a reply to a call of ours. So the signature is verified with
+    /// our own client id.
     fn verify(
         &self,
         endpoint: &Endpoint,
@@ -309,13 +311,13 @@ impl Gateway {
         tracing::warn!(
             answered,
             requested,
-            "the gateway's answer has a response-time that does not fit the request; check NTP"
+            "stale gateway reply: response-time does not fit the request, check NTP"
         );
         Err(Flaw::Stale)
     }
 
-    /// How many milliseconds the gateway's clock was ahead of ours at its last signed answer; seconds are all that most
-    /// answers tell.
+    /// How many milliseconds the gateway's clock was ahead of ours in its last signed reply. Most
+    /// replies give whole seconds only.
     #[must_use]
     pub fn clock_ahead_ms(&self) -> Option<i64> {
         Some(self.clock_ahead_ms.load(Ordering::Relaxed)).filter(|ms| *ms != UNKNOWN)
@@ -324,12 +326,12 @@ impl Gateway {
 
 #[expect(private_bounds, reason = "only the two bodies of this module can be read")]
 impl<B: Body> SignedCall<'_, B> {
-    /// Sends it, once.
+    /// Sends the request, once.
     pub async fn send(self) -> Reply<B> {
         self.send_and_examine().await.0
     }
 
-    /// Says also why the answer can't be verified.
+    /// Also returns why the reply can't be verified.
     async fn send_and_examine(self) -> (Reply<B>, Option<Flaw>) {
         let Self { gateway, endpoint, requested_ms, request, .. } = self;
         let exchange = async {
@@ -344,16 +346,17 @@ impl<B: Body> SignedCall<'_, B> {
     }
 }
 
-/// An inquiry that was made to see whether the gateway can be reached and believed.
+/// The result of an inquiry that tests whether the gateway can be reached and its replies verified.
 #[derive(Debug)]
 pub struct TriedOut {
-    /// What came back.
+    /// The reply to the inquiry.
     pub reply: InquiryReply,
-    /// Why an answer could not be verified.
+    /// Why the reply could not be verified.
     pub flaw: Option<Flaw>,
 }
 
-/// Says of a body that can't be read that it is encoded: no encoding was asked for.
+/// Adds the content encoding to the reason of an unreadable body, because the request asked for
+/// none.
 fn with_encoding<B>(reply: Reply<B>, headers: &HeaderMap) -> Reply<B> {
     let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
     match (reply, encoding) {
@@ -384,7 +387,7 @@ fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// `Retry-After`: seconds, or a date.
+/// Reads `Retry-After`, which is a number of seconds or a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {

@@ -1,5 +1,5 @@
-//! Keys as people have them: PEM or base64, wrapped or on one line, with line feeds written out as
-//! `\n`, in quotes, behind a byte order mark. Pure.
+//! Reads keys in the forms in which people store them: PEM or base64, wrapped or on one line, with
+//! line feeds written as `\n`, in quotes, after a byte order mark. Pure.
 
 use base64::{
     Engine,
@@ -13,15 +13,15 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-/// The first octets of OBJECT IDENTIFIER in PKCS#5 and PKCS#12: ways to encrypt by a password.
+/// The first bytes of the object identifiers of PKCS#5 and PKCS#12, which encrypt by a password.
 const ENCRYPTIONS: [&[u8]; 2] = [
     &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05],
     &[0x06, 0x0a, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c],
 ];
-/// Where such an identifier stands at the latest: behind the heads of two sequences.
+/// The last offset at which such an identifier begins: after the headers of two sequences.
 const ENCRYPTION_AT_MAX: usize = 12;
 
-/// Which keys a text should hold.
+/// Which kind of key a text should hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Private,
@@ -55,8 +55,8 @@ pub(super) fn der_blocks(text: &str, kind: Kind) -> Result<Vec<Vec<u8>>, KeyErro
     }
 }
 
-/// Without what base64 and PEM never hold: byte order marks, quotes; and with line feeds in the
-/// place of `\n`.
+/// Removes what base64 and PEM never contain (byte order marks, quotes), and turns `\n` into line
+/// feeds.
 fn clean(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -64,7 +64,7 @@ fn clean(text: &str) -> String {
         match c {
             '\u{feff}' | '"' | '\'' => {}
             '\\' => {
-                // Written out more than once: `\\n`.
+                // Escaped more than once: `\\n`.
                 while chars.next_if_eq(&'\\').is_some() {}
                 if chars.next_if(|c| matches!(c, 'n' | 'r')).is_some() {
                     clean.push('\n');
@@ -78,7 +78,8 @@ fn clean(text: &str) -> String {
     clean
 }
 
-/// The blocks with one of our labels. Others may stand beside them: a certificate, parameters.
+/// The blocks with an accepted label. Other blocks may stand beside them: a certificate,
+/// parameters.
 fn pem(text: &str, kind: Kind) -> Result<Vec<Vec<u8>>, KeyError> {
     let (mut blocks, mut other) = (Vec::new(), None);
     for block in text.split("-----BEGIN ").skip(1) {
@@ -102,7 +103,8 @@ fn pem(text: &str, kind: Kind) -> Result<Vec<Vec<u8>>, KeyError> {
     }
 }
 
-/// A label that may be shown: between the dashes of a damaged text anything may stand.
+/// A label that may be printed. Between the dashes of a damaged text, anything may stand, even a
+/// part of the key.
 fn known(label: &str) -> &'static str {
     const LABELS: [&str; 8] = [
         "PRIVATE KEY",
@@ -117,7 +119,7 @@ fn known(label: &str) -> &'static str {
     LABELS.into_iter().find(|known| *known == label).unwrap_or("another")
 }
 
-/// Keys separated by commas or white space, each of which may be wrapped itself. DER begins with
+/// Keys separated by commas or white space, each of which may itself be wrapped. DER begins with
 /// its own length, so the end of a key is known.
 fn base64(text: &str) -> Result<Vec<Vec<u8>>, KeyError> {
     let mut keys = Vec::new();
@@ -138,7 +140,7 @@ fn base64(text: &str) -> Result<Vec<Vec<u8>>, KeyError> {
     Ok(keys)
 }
 
-/// How long the DER is whose base64 begins so: `None` if it begins like none.
+/// The length of the DER whose base64 begins like this; `None` if it does not begin like DER.
 fn der_len(base64: &str) -> Option<usize> {
     let head = BASE64.decode(base64.get(..8)?).ok()?;
     match *head.as_slice() {
@@ -149,7 +151,7 @@ fn der_len(base64: &str) -> Option<usize> {
     }
 }
 
-/// Characters of base64 without padding.
+/// The number of base64 characters for so many bytes, without padding.
 const fn base64_len(bytes: usize) -> usize {
     (bytes * 4).div_ceil(3)
 }

@@ -1,5 +1,5 @@
-//! The gateway's protocol: signing, bodies, and the client that turns a call into a reply. The only place that names
-//! `reqwest`; it knows what a reply says, not what it means.
+//! The gateway's protocol: signatures, bodies, and the client that turns a call into a reply. Only
+//! this module uses `reqwest`. It reports what a reply contains, and does not judge what it means.
 
 mod client;
 mod flaw;

@@ -1,5 +1,5 @@
-//! Signing on threads of its own: a signature takes twice as long as all the rest of a job, so it neither holds up the
-//! thread on which everything else runs nor is bound to one core.
+//! Signs on separate threads. A signature takes twice as long as all other work of a job, so it
+//! must neither delay the thread that does everything else nor be limited to one core.
 
 use std::{
     collections::VecDeque,
@@ -10,13 +10,13 @@ use tokio::sync::oneshot;
 
 use super::signing::SigningKey;
 
-/// More threads than that sign faster than one thread does the rest.
+/// With more threads, signing would be faster than the one thread that does everything else.
 const THREADS_MAX: usize = 3;
 
-/// Threads that sign, until it is dropped.
+/// The signing threads, which run until this is dropped.
 pub(super) struct Signer(Arc<Desk>);
 
-/// Where orders lie.
+/// The queue of texts that wait for a signature.
 #[derive(Default)]
 struct Desk {
     orders: Mutex<Orders>,
@@ -36,10 +36,10 @@ struct Order {
 }
 
 impl Signer {
-    /// As many threads as there are cores, up to a few.
+    /// Starts a thread for each core, but not more than `THREADS_MAX`.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system can't start a thread.
     pub(super) fn start(key: SigningKey) -> std::io::Result<Self> {
         let (key, signer) = (Arc::new(key), Self(Arc::default()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -47,7 +47,7 @@ impl Signer {
             let (key, desk) = (Arc::clone(&key), Arc::clone(&signer.0));
             std::thread::Builder::new().name("signer".into()).spawn(move || {
                 while let Some(Order { text, signed }) = desk.next() {
-                    // Whoever gave up waiting needs no signature.
+                    // A caller that stopped waiting needs no signature.
                     if !signed.is_closed() {
                         signed.send(key.sign_text(&text)).unwrap_or_default();
                     }
@@ -57,7 +57,7 @@ impl Signer {
         Ok(signer)
     }
 
-    /// The signature of a text; what is urgent comes first. `None`: a thread has ended, which is a bug of ours.
+    /// Signs a text. Urgent texts come first. `None`: a thread has ended, which is a bug.
     pub(super) async fn sign(&self, text: Vec<u8>, is_urgent: bool) -> Option<String> {
         let (signed, signature) = oneshot::channel();
         self.0.order(Order { text, signed }, is_urgent);
@@ -84,7 +84,7 @@ impl Desk {
         self.ordered.notify_one();
     }
 
-    /// Waits for an order. `None`: there will be no more.
+    /// Waits for the next order. `None`: there will be no more, because the signer was dropped.
     fn next(&self) -> Option<Order> {
         let orders = self.ordered.wait_while(self.lock(), |orders| {
             orders.urgent.is_empty() && orders.others.is_empty() && !orders.is_over
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_urgent_is_signed_first() {
+    fn urgent_texts_are_signed_first() {
         let desk = Desk::default();
         let order = |text: &[u8]| Order { text: text.to_vec(), signed: oneshot::channel().0 };
         for (text, is_urgent) in [(b"1", false), (b"2", false), (b"3", true)] {

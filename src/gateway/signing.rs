@@ -14,53 +14,53 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 
 use super::key_text::{Kind, der_blocks};
 
-/// What base64 has and the gateway escapes.
+/// The characters of base64 that the gateway percent-encodes.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'+').add(b'/').add(b'=');
 
-/// Why a key can't be used. Never says what is in it.
+/// Why a key can't be used. It never contains any part of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Nothing there.
+    /// The text holds no key.
     #[error("it is empty")]
     Empty,
-    /// Not base64.
+    /// The text is neither base64 nor PEM.
     #[error("it is neither base64 nor PEM")]
     NotBase64,
-    /// PEM of something else.
+    /// The text is PEM with another label.
     #[error("it must be PEM with the label {expected}, found {found}")]
     OtherPem {
-        /// The labels that are taken.
+        /// The labels that are accepted.
         expected: &'static str,
-        /// The label that stands there.
+        /// The label that was found.
         found: &'static str,
     },
-    /// Nobody asks for its password.
+    /// The key is encrypted, and no setting gives its password.
     #[error(
         "it is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` \
          and use key.pem"
     )]
     Encrypted,
-    /// Not RSA of a usable size, or damaged.
-    #[error("it is no {0} of RSA with 2048 to 8192 bits")]
+    /// The key is not RSA, has an unsupported size, or is damaged.
+    #[error("it is not an RSA {0} with 2048 to 8192 bits")]
     NotAKey(&'static str),
 }
 
 /// The merchant's private key.
 pub struct SigningKey(KeyPair);
 
-/// One public key of the other side.
+/// One public key that verifies signatures.
 pub struct VerifyingKey(ParsedPublicKey);
 
-/// The public keys of the other side: several while it changes them.
+/// The public keys that verify signatures. There are several while the gateway changes its key.
 #[derive(Debug)]
 pub struct VerifyingKeys(Vec<VerifyingKey>);
 
 impl SigningKey {
     /// Reads a private key: PKCS#8 DER as base64, or PEM (`PRIVATE KEY`, `RSA PRIVATE KEY`). Line
-    /// feeds may be written out as `\n`.
+    /// feeds may be written as `\n`.
     ///
     /// # Errors
-    /// What it is not.
+    /// Why the text is not a usable private key.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let not_a_key = KeyError::NotAKey("PKCS#8 private key");
         let blocks = der_blocks(text, Kind::Private)?;
@@ -71,38 +71,40 @@ impl SigningKey {
             .map_err(|_| not_a_key)
     }
 
-    /// A fresh key of 2048 bits.
+    /// Generates a key of 2048 bits.
     ///
     /// # Errors
-    /// The system gives no randomness.
+    /// The system provides no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         KeyPair::generate(KeySize::Rsa2048).map(Self).map_err(|_| KeyError::NotAKey("private key"))
     }
 
-    /// The private key as the gateway's settings write it: PKCS#8 DER as base64 on one line. A secret.
+    /// The private key in the form of the settings: PKCS#8 DER as base64 on one line. It is a
+    /// secret.
     #[must_use]
     pub fn to_base64(&self) -> Option<String> {
         let der: Pkcs8V1Der<'_> = self.0.as_der().ok()?;
         Some(STANDARD.encode(der.as_ref()))
     }
 
-    /// The public key that belongs to it: SubjectPublicKeyInfo DER as base64 on one line.
+    /// The matching public key: SubjectPublicKeyInfo DER as base64 on one line.
     #[must_use]
     pub fn public_key(&self) -> Option<String> {
         let der: PublicKeyX509Der<'_> = self.0.public_key().as_der().ok()?;
         Some(STANDARD.encode(der.as_ref()))
     }
 
-    /// Signs a call, or an answer.
+    /// Signs a call or a reply.
     #[must_use]
     pub fn sign(&self, path: &str, client_id: &str, time: &str, body: &[u8]) -> String {
         self.sign_text(&signing_text(path, client_id, time, body))
     }
 
-    /// Signs a [`signing_text`].
+    /// Signs the bytes of a [`signing_text`].
     pub(super) fn sign_text(&self, text: &[u8]) -> String {
         let mut signature = vec![0; self.0.public_modulus_len()];
-        // Fails only for a buffer of another length; an empty signature is then refused by whoever verifies it.
+        // Signing fails only for a buffer of the wrong length. Verification then refuses the empty
+        // signature.
         let signed = self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text, &mut signature);
         if signed.is_err() {
             return String::new();
@@ -128,7 +130,7 @@ impl VerifyingKeys {
     /// white space; or PEM blocks (`PUBLIC KEY`).
     ///
     /// # Errors
-    /// What the first bad one is not.
+    /// Why the first unusable key can't be used.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let blocks = der_blocks(text, Kind::Public)?;
         blocks
@@ -142,7 +144,7 @@ impl VerifyingKeys {
             .map(Self)
     }
 
-    /// Whether one of the keys signed this. `header` is the whole `signature` header.
+    /// Whether one of the keys made this signature. `header` is the whole `signature` header.
     #[must_use]
     pub fn verify(
         &self,
@@ -153,7 +155,7 @@ impl VerifyingKeys {
         header: &str,
     ) -> bool {
         let Some(signature) = parse_signature_header(header) else { return false };
-        // Percent-decoding only: a `+` stays a `+`.
+        // Only percent-encoding is decoded: a `+` stays a `+`.
         let base64: Vec<u8> = percent_decode_str(signature).collect();
         let Ok(signature) = STANDARD.decode(base64) else { return false };
         let text = signing_text(path, client_id, time, body);
@@ -161,20 +163,21 @@ impl VerifyingKeys {
     }
 }
 
-/// What is signed.
+/// The text that is signed.
 #[must_use]
 pub fn signing_text(path: &str, client_id: &str, time: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("POST {path}\n{client_id}.{time}.");
     [head.as_bytes(), body].concat()
 }
 
-/// The `signature` header.
+/// The value of the `signature` header.
 #[must_use]
 pub fn signature_header(key_version: u32, signature: &str) -> String {
     format!("algorithm=RSA256, keyVersion={key_version}, signature={signature}")
 }
 
-/// The signature in a `signature` header, whatever the spaces and the order; `None` if it names another algorithm.
+/// The signature in a `signature` header, with its parts in any order and with any spaces; `None`
+/// if it names another algorithm.
 fn parse_signature_header(header: &str) -> Option<&str> {
     let mut signature = None;
     for part in header.split(',') {
@@ -264,9 +267,9 @@ mod tests {
         }
     }
 
-    /// As variables, secret stores and `.env` files hold them.
+    /// In the forms in which variables, secret stores and `.env` files hold them.
     #[test]
-    fn keys_are_read_as_people_have_them() {
+    fn keys_are_read_in_the_forms_in_which_people_store_them() {
         let vectors = vectors();
         let private = text(&vectors, "merchant_private_key_pkcs8");
         let merchant = text(&vectors, "merchant_public_key_spki");
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_key_is_told_by_what_it_is_not() {
+    fn an_unusable_key_is_refused_with_its_reason() {
         let vectors = vectors();
         let public = text(&vectors, "gateway_public_key_spki");
         assert_eq!(SigningKey::parse(" ").unwrap_err(), KeyError::Empty);

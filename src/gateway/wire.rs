@@ -1,4 +1,4 @@
-//! The bodies of the gateway's protocol, and how they become replies.
+//! The JSON bodies of the gateway's protocol, and how they become replies.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::domain::{
     },
 };
 
-/// The body of a capture.
+/// The body of a capture request.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct CaptureRequest<'a> {
@@ -23,14 +23,14 @@ struct CaptureRequest<'a> {
     capture_amount: Money,
 }
 
-/// The body of an inquiry.
+/// The body of an inquiry request.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct InquiryRequest<'a> {
     payment_id: &'a str,
 }
 
-/// The bytes of a capture's body: the contract's fields, then what the job forwards.
+/// The bytes of a capture request: the contract's fields, then the fields that the job forwards.
 pub(super) fn capture_body(job: &Job) -> Vec<u8> {
     let mut body = to_bytes(&CaptureRequest {
         capture_request_id: &job.capture_request_id,
@@ -46,7 +46,7 @@ pub(super) fn capture_body(job: &Job) -> Vec<u8> {
     body
 }
 
-/// The bytes of an inquiry's body.
+/// The bytes of an inquiry request.
 pub(super) fn inquiry_body(payment_id: &str) -> Vec<u8> {
     to_bytes(&InquiryRequest { payment_id })
 }
@@ -55,18 +55,18 @@ fn to_bytes(body: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(body).unwrap_or_default()
 }
 
-/// A body that a reply is read from.
+/// A body that a reply can be read into.
 pub(super) trait Body: Sized {
-    /// Its form on the wire.
+    /// The JSON form of the body.
     type Wire: for<'de> Deserialize<'de>;
-    /// The largest body that is read.
+    /// The largest body that is read, in bytes.
     const BYTES_MAX: usize;
 
-    /// What it says.
+    /// Splits the JSON form into the result and the body.
     fn of(wire: Self::Wire) -> (WireResult, Self);
 }
 
-/// Reads an answer.
+/// Reads a reply from its bytes.
 pub(super) fn read<B: Body>(
     bytes: &[u8],
     signature: Signature,
@@ -81,18 +81,18 @@ pub(super) fn read<B: Body>(
     }
 }
 
-/// What is wrong with a body, without what is in it.
+/// What is wrong with a body, without its content.
 fn shape(error: &serde_json::Error) -> String {
     let kind = match error.classify() {
-        serde_json::error::Category::Io => "input",
-        serde_json::error::Category::Syntax => "no JSON",
-        serde_json::error::Category::Data => "not the gateway's form",
-        serde_json::error::Category::Eof => "cut short",
+        serde_json::error::Category::Io => "a read error",
+        serde_json::error::Category::Syntax => "not JSON",
+        serde_json::error::Category::Data => "not in the gateway's format",
+        serde_json::error::Category::Eof => "truncated",
     };
     format!("{kind} at line {} column {}", error.line(), error.column())
 }
 
-/// `result` as it is written.
+/// `result` of a reply, as written in JSON.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireResult {
@@ -125,7 +125,7 @@ fn amount(wire: Option<WireAmount>) -> Option<Result<Money, String>> {
     })
 }
 
-/// The answer to a capture as it is written.
+/// The reply to a capture, as written in JSON.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireCapture {
@@ -164,7 +164,8 @@ impl Body for CaptureBody {
     }
 }
 
-/// The answer to an inquiry as it is written. `transactions` absent is no evidence; `null` says that there are none.
+/// The reply to an inquiry, as written in JSON. Absent `transactions` are no evidence; `null` means
+/// that there are none.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireInquiry {
@@ -181,7 +182,7 @@ pub(super) struct WireInquiry {
     auth_review_status: Option<String>,
 }
 
-/// Tells `null` from absent.
+/// Distinguishes `null` from an absent field.
 fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -213,7 +214,7 @@ struct WireTransaction {
 
 impl Body for InquiryBody {
     type Wire = WireInquiry;
-    // A payment with thousands of partial captures shows all of them.
+    // A payment with thousands of partial captures lists all of them.
     const BYTES_MAX: usize = 4 * 1024 * 1024;
 
     fn of(wire: WireInquiry) -> (WireResult, Self) {
@@ -261,7 +262,10 @@ mod tests {
 
     #[test]
     fn a_capture_is_written_as_the_gateway_documents_it() {
-        let text = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"10"}}"#;
+        let text = concat!(
+            r#"{"captureRequestId":"c","paymentId":"p","#,
+            r#""captureAmount":{"currency":"HKD","value":"10"}}"#
+        );
         let job = Job::parse(text.as_bytes()).unwrap();
         assert_eq!(String::from_utf8(capture_body(&job)).unwrap(), text);
         assert_eq!(inquiry_body("p"), br#"{"paymentId":"p"}"#);
@@ -269,22 +273,22 @@ mod tests {
 
     #[test]
     fn forwarded_fields_follow_the_three_byte_for_byte_in_the_jobs_order() {
-        let text = "{ \"shippings\" : [ 1.0e5,\n\"\\u0041\" ],\"captureType\":\"NON_FINAL\",\"goods\":null,\
-            \"captureRequestId\":\"c\",\"other\":1,\"paymentId\":\"p\",\
+        let text = "{ \"shippings\" : [ 1.0e5,\n\"\\u0041\" ],\"captureType\":\"NON_FINAL\",\
+            \"goods\":null,\"captureRequestId\":\"c\",\"other\":1,\"paymentId\":\"p\",\
             \"captureAmount\":{\"currency\":\"HKD\",\"value\":\"10\"},\"isLastCapture\":false}";
         let job = Job::parse(text.as_bytes()).unwrap();
         let body = "{\"captureRequestId\":\"c\",\"paymentId\":\"p\",\
             \"captureAmount\":{\"currency\":\"HKD\",\"value\":\"10\"},\
-            \"shippings\":[ 1.0e5,\n\"\\u0041\" ],\"captureType\":\"NON_FINAL\",\"isLastCapture\":false}";
+            \"shippings\":[ 1.0e5,\n\"\\u0041\" ],\"captureType\":\"NON_FINAL\",\
+            \"isLastCapture\":false}";
         assert_eq!(String::from_utf8(capture_body(&job)).unwrap(), body);
     }
 
     #[test]
     fn acquirer_info_is_kept_as_it_came_up_to_4_kib() {
         let capture = |info: &str| {
-            let body = format!(
-                r#"{{"result":{{"resultStatus":"S","resultCode":"SUCCESS"}},"acquirerInfo":{info}}}"#
-            );
+            let result = r#"{"resultStatus":"S","resultCode":"SUCCESS"}"#;
+            let body = format!(r#"{{"result":{result},"acquirerInfo":{info}}}"#);
             match read::<CaptureBody>(body.as_bytes(), Signature::Good, None) {
                 Reply::Answered(answer) => answer.body.acquirer_info,
                 other => panic!("{other:?}"),
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inquiry_tells_how_far_the_review_of_the_authorization_is() {
+    fn an_inquiry_reports_the_review_of_the_authorization() {
         let result = r#""result":{"resultStatus":"S","resultCode":"SUCCESS"}"#;
         let review = |field: &str| inquiry(&format!("{{{result}{field}}}")).auth_review_status;
         assert_eq!(review(""), None);
@@ -318,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_another_form_is_no_answer() {
+    fn a_body_in_another_format_is_no_reply() {
         for body in ["", "null", "{}", "[]", "<html>", r#"{"result":"S"}"#, r#"{"result":{}}"#] {
             let reply = read::<CaptureBody>(body.as_bytes(), Signature::Good, None);
             assert!(matches!(reply, Reply::NoAnswer(NoAnswer::Unreadable(_))), "{body}");

@@ -1,10 +1,11 @@
-//! An HTTP/1.1 server with limits, for listeners that strangers may reach: it takes few descriptors of
-//! the process, and a client that is slow or silent does not keep others out.
+//! An HTTP/1.1 server with limits, for listeners that untrusted clients may reach. It uses few file
+//! descriptors of the process, and a slow or silent client does not keep others out.
 //!
-//! A client has 5 s for the headers of a request, which is also how long a connection may be idle. When
-//! 64 connections are open, a new one takes the place of the one that has been idle longest: a kubelet's
-//! probe or Prometheus sends its request as soon as it is connected, and is answered. A connection whose
-//! request is being answered keeps its place, so a handler that reads a body must limit the time for it.
+//! A client has 5 s to send the headers of a request. A connection may be idle for the same time.
+//! When 64 connections are open, a new connection replaces the one that has been idle longest. A
+//! kubelet's probe and Prometheus send their request as soon as they are connected, so they are
+//! served even then. A connection whose request is being processed is never replaced, so a handler
+//! that reads a body must limit the time for it.
 
 use std::{
     collections::HashMap,
@@ -30,23 +31,25 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long a client may take for the headers of a request, and how long a connection may be idle.
+/// How long a client may take to send the headers of a request, and how long a connection may be
+/// idle.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
-/// The most connections that are served at once.
+/// How many connections are served at once, at most.
 const CONNECTIONS_MAX: usize = 64;
-/// The largest request line and headers.
+/// Limit of the request line and the headers together, in bytes.
 const HEADERS_BYTES_MAX: usize = 16 * 1024;
-/// A connection that is older takes no further request.
+/// The age at which a connection accepts no further request.
 const CONNECTION_LASTS: Duration = Duration::from_secs(60);
-/// How long the last answer of such a connection may take.
+/// How long the last response of such a connection may take.
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// After accepting failed: the process has no descriptor left, mostly.
+/// The pause after `accept` has failed. Usually the process has no file descriptor left, and
+/// without a pause the loop would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Serves until `stop` is cancelled. The connections that are open then are closed.
+/// Serves `app` until `stop` is cancelled, then closes the open connections.
 pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) {
     let connections = Arc::new(Connections::default());
-    // Dropping it ends the tasks, and with them the connections.
+    // Dropping the set aborts its tasks, which closes their connections.
     let mut tasks = JoinSet::new();
     let accepting = async {
         loop {
@@ -54,7 +57,7 @@ pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) 
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::debug!(%error, "a connection was not accepted");
+                    tracing::debug!(%error, "HTTP connection could not be accepted");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
@@ -98,15 +101,14 @@ async fn serve_connection(stream: TcpStream, app: Router, place: Place) {
         }
     };
     if let Err(error) = served {
-        tracing::debug!(%error, "a connection failed");
+        tracing::debug!(%error, "HTTP connection failed");
     }
 }
 
-/// The connections that are open.
 #[derive(Default)]
 struct Connections {
     open: Mutex<Open>,
-    /// One of them was closed.
+    /// Notified when a connection was closed.
     closed: Notify,
 }
 
@@ -117,16 +119,16 @@ struct Open {
 }
 
 struct Connection {
-    /// Requests whose answer is not there yet.
+    /// How many of its requests have no response yet.
     serving: u32,
-    /// When it was opened, or its last request was answered.
+    /// When it was opened, or when its last request was answered.
     idle_since: Instant,
     close: CancellationToken,
 }
 
 impl Connections {
-    /// A place for one more connection, once there is one: the connection that has been idle longest is
-    /// closed for it.
+    /// Waits until one more connection may be served. At the limit, closes the connection that has
+    /// been idle longest.
     async fn place(self: &Arc<Self>) -> Place {
         loop {
             {
@@ -139,7 +141,8 @@ impl Connections {
                     oldest.close.cancel();
                 }
             }
-            // Only the loop that accepts waits here, so a permit that is left over does no harm.
+            // Only the accept loop waits here, so a leftover permit does no harm: the loop checks
+            // the count again.
             self.closed.notified().await;
         }
     }
@@ -158,11 +161,11 @@ impl Connections {
     }
 }
 
-/// The place of one connection; given up when it is dropped.
+/// The entry of one connection. Dropping it removes the connection from the count.
 struct Place {
     connections: Arc<Connections>,
     number: u64,
-    /// Cancelled when the place is needed for another connection.
+    /// Cancelled when another connection replaces this one.
     close: CancellationToken,
 }
 
@@ -183,7 +186,7 @@ impl Drop for Place {
     }
 }
 
-/// A request that is being answered: its connection is not closed for another one.
+/// A request that is being processed. While it exists, no other connection replaces its connection.
 struct Serving {
     connections: Arc<Connections>,
     number: u64,

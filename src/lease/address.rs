@@ -1,6 +1,6 @@
-//! Where Redis is, as `redis.url` says it: `redis://`, `rediss://`, several of them separated by
-//! commas, or `redis-sentinel://[user:password@]host:port,host:port[/db]#service`. Every part is
-//! read by a URL parser.
+//! Parses `redis.url`: `redis://`, `rediss://`, several of them separated by commas, or
+//! `redis-sentinel://[user:password@]host:port,host:port[/db]#service`. A URL parser reads every
+//! part, so that all kinds of passwords and IPv6 addresses work.
 
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
@@ -8,46 +8,46 @@ use url::Url;
 
 const SENTINEL_PORT: u16 = 26_379;
 
-/// Where Redis is, and who we are there.
+/// The address of Redis, and the credentials for it.
 #[derive(Clone, Default)]
 pub struct RedisOptions {
     /// `redis://`, `rediss://`, several of them separated by commas (a Cluster), or
     /// `redis-sentinel://[user:password@]host:port,host:port[/db]#service`.
     pub url: String,
-    /// Who we are for the Sentinels. `None`: nobody, and whoever we are for Redis if they ask for a
-    /// password.
+    /// The credentials for the Sentinels. `None`: connect without credentials, and with those of
+    /// the URL if a Sentinel asks for a password.
     pub sentinel: Option<SentinelLogin>,
-    /// The PEM file of a private certificate authority.
+    /// The certificate of a private certificate authority (PEM).
     pub ca: Option<Vec<u8>>,
-    /// The PEM files of our certificate and its key.
+    /// The client certificate and its private key (PEM).
     pub client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Credentials for the Sentinels.
+/// The credentials with which the Sentinels are asked.
 #[derive(Clone)]
 pub struct SentinelLogin {
-    /// `None`: the default user.
+    /// The user's name; `None` is the default user.
     pub username: Option<String>,
-    /// The password.
+    /// The password of that user.
     pub password: String,
 }
 
-/// Why a URL can't be used. Nothing of it is quoted: in one that can't be parsed, any part may be
-/// the password.
+/// Why `redis.url` can't be used. The text never quotes the URL: in a URL that can't be parsed, any
+/// part may be the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("redis.url {}", self.text())]
 pub enum BadUrl {
-    /// No URL, another scheme, no host, or a character in the password that ends it.
+    /// No URL, a wrong scheme, no host, or an unencoded character in the password.
     Form,
-    /// An `@` behind the first `/`, `?` or `#`.
+    /// An `@` after the first `/`, `?` or `#`, probably from a password.
     Unencoded,
-    /// Not a number.
+    /// The path is not the number of a database.
     Database,
-    /// No service's name.
+    /// The name of the service that the Sentinels monitor is missing.
     Service,
-    /// A fragment where none belongs.
+    /// A fragment, which only the URL of Sentinels may have.
     Fragment,
-    /// The client refuses it.
+    /// The Redis client rejects the combination of nodes.
     Client,
 }
 
@@ -55,39 +55,50 @@ impl BadUrl {
     const fn text(self) -> &'static str {
         match self {
             Self::Form => {
-                "is none of redis://host:port, rediss://host:port, or \
-                 redis-sentinel://host:port,host:port#service (its value is not shown): \
-                 percent-encode what is no letter or digit in user and password"
+                "is not a valid Redis URL (its value is not shown): expected redis://host:port, \
+                 rediss://host:port, or redis-sentinel://host:port,host:port#service; in user and \
+                 password, percent-encode every character that is not a letter or a digit"
             }
             Self::Unencoded => {
-                "has an `@` behind a `/`, `?` or `#` (its value is not shown): percent-encode \
-                 what is no letter or digit in user and password (`/` is %2F, `?` %3F, `#` %23)"
+                "has an `@` after a `/`, `?` or `#` (its value is not shown): in user and \
+                 password, percent-encode every character that is not a letter or a digit (`/` is \
+                 %2F, `?` is %3F, `#` is %23)"
             }
-            Self::Database => "must have a number, or nothing, as its path: the database",
-            Self::Service => "must end in `#` and the name of the service that the Sentinels watch",
-            Self::Fragment => "has a `#`: percent-encode it in a password (%23)",
-            Self::Client => "can't be used: nodes with different schemes or credentials",
+            Self::Database => {
+                "has a path that is not a database number: use a number such as /0, or no path"
+            }
+            Self::Service => {
+                "names no service: end it with `#` and the name of the service that the Sentinels \
+                 monitor"
+            }
+            Self::Fragment => {
+                "has a `#`, which only a redis-sentinel:// URL may have: in a password, write %23"
+            }
+            Self::Client => {
+                "is rejected by the Redis client: all nodes must have the same scheme and the same \
+                 credentials"
+            }
         }
     }
 }
 
-/// A parsed `redis.url`.
+/// A parsed `redis.url`: a single server, a Cluster, or Sentinels.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
-    /// One server; it may turn out to be a Cluster.
+    /// One address. On connecting, it may turn out to be a node of a Cluster.
     Node(ConnectionInfo),
-    /// Nodes of one Cluster.
+    /// Several nodes of one Cluster.
     Cluster(Vec<ConnectionInfo>),
-    /// A server behind Sentinels.
+    /// A primary that Sentinels monitor.
     Sentinel(SentinelAddress),
 }
 
-/// Sentinels, and what they are asked for.
+/// The Sentinels, and the service that they monitor.
 #[derive(Clone, Debug)]
 pub(super) struct SentinelAddress {
     pub(super) sentinels: Vec<ConnectionAddr>,
     pub(super) service: String,
-    /// Database and credentials at the server that they name.
+    /// The database and the credentials at the primary.
     pub(super) redis: RedisConnectionInfo,
     pub(super) is_tls: bool,
 }
@@ -116,15 +127,15 @@ impl Address {
     }
 }
 
-/// Whether a URL is one that [`RedisOptions::url`] takes.
+/// Checks that [`RedisOptions::url`] accepts a URL.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first thing that is wrong with the URL.
 pub fn check_url(url: &str) -> Result<(), BadUrl> {
     Address::parse(url).map(drop)
 }
 
-/// A URL, or several, without credentials and queries; `None` if it can't be parsed.
+/// The URL, or list of URLs, without credentials and queries; `None` if it can't be parsed.
 #[must_use]
 pub fn without_credentials(url: &str) -> Option<String> {
     match Address::parse(url).ok()? {
@@ -143,14 +154,14 @@ pub fn without_credentials(url: &str) -> Option<String> {
 }
 
 fn bare(mut url: Url) -> String {
-    // They fail only for URLs without a host.
+    // Both setters fail only for URLs without a host.
     url.set_username("").unwrap_or_default();
     url.set_password(None).unwrap_or_default();
     url.set_query(None);
     url.into()
 }
 
-/// The URLs of a list. A comma belongs to a password unless another URL begins behind it.
+/// Splits a list of URLs. A comma is part of a password unless another URL begins after it.
 fn nodes(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -168,14 +179,14 @@ fn nodes(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Reads the URL of one server.
+/// Parses the URL of one server.
 fn node(text: &str) -> Result<(Url, ConnectionInfo), BadUrl> {
     let url = Url::parse(text).map_err(|_| BadUrl::Form)?;
     if !matches!(url.scheme(), "redis" | "rediss") {
         return Err(BadUrl::Form);
     }
-    // The parser takes the `/`, `?` or `#` of a password for its own, and what stands before it for
-    // host and port.
+    // The parser takes an unencoded `/`, `?` or `#` of a password for the end of the authority, and
+    // the text before it for host and port.
     if [Some(url.path()), url.query(), url.fragment()]
         .into_iter()
         .flatten()
@@ -197,8 +208,8 @@ fn node(text: &str) -> Result<(Url, ConnectionInfo), BadUrl> {
     Ok((url, info))
 }
 
-/// Reads the URL of Sentinels: what stands before their hosts and behind them is that of one
-/// server's URL.
+/// Parses the URL of Sentinels. The parts before and after the hosts are those of the URL of one
+/// server, so each host is parsed as one.
 fn sentinel(text: &str, scheme: &str) -> Result<SentinelAddress, BadUrl> {
     let (_, rest) = text.split_once("://").ok_or(BadUrl::Form)?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -268,7 +279,7 @@ mod tests {
         }
     }
 
-    /// Each password as it is, and percent-encoded.
+    /// Passwords, each in plain text and percent-encoded.
     const PASSWORDS: [(&str, &str); 8] = [
         ("simple", "simple"),
         ("p@ss/w0rd#1", "p%40ss%2Fw0rd%231"),
@@ -312,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_url_is_told_without_any_part_of_it() {
+    fn an_error_shows_no_part_of_a_bad_url() {
         for (url, why) in [
             ("", BadUrl::Form),
             ("hush", BadUrl::Form),

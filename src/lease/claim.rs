@@ -1,4 +1,4 @@
-//! Whose memory Redis keeps, and what an acquisition asks for.
+//! The owner of keys in Redis, their names, and what an acquisition asks for.
 
 use std::sync::Arc;
 
@@ -6,25 +6,26 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::domain::job::Job;
 
-/// What stays readable of a name in a key; braces, colons and percent signs do not.
+/// The characters of a name that are percent-encoded in a key, such as braces, colons and `%`.
 const KEY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The length of an acquisition's token.
+/// The length of an acquisition's token, in hexadecimal digits.
 pub(super) const TOKEN_CHARS: usize = 32;
 
-/// Whose memory it is: the deployment (`broker.prefix`) and the merchant (`gateway.client_id`). All keys begin with it,
-/// because what the gateway of one merchant said is no word about the captures of another.
+/// The deployment (`broker.prefix`) and the merchant (`gateway.client_id`), which own the keys. All
+/// keys begin with the owner, because an outcome of one merchant proves nothing about the captures
+/// of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner(Arc<str>);
 
 impl Owner {
-    /// The owner of these settings.
+    /// The owner for `broker.prefix` and `gateway.client_id`.
     #[must_use]
     pub fn new(prefix: &str, client_id: &str) -> Self {
         Self(format!("{}:{}", encoded(prefix), encoded(client_id)).into())
     }
 
-    /// A key of the owner itself, rather than of one payment.
+    /// A key of the owner itself, such as `:server`, which belongs to no payment.
     pub(super) fn key(&self, name: &str) -> String {
         format!("{}:{name}", self.0)
     }
@@ -34,17 +35,23 @@ fn encoded(name: &str) -> impl std::fmt::Display {
     utf8_percent_encode(name, KEY)
 }
 
-/// The keys of one id and its payment.
+/// The keys of one payment and one of its ids. All begin with `<owner>:{<paymentId>}`, which puts
+/// them into one slot of a Cluster.
 #[derive(Debug)]
 pub(super) struct Keys {
+    /// `:lease`: the token of the acquisition that has the lease.
     pub(super) lease: String,
+    /// `:hold`, the in-doubt block: the token that wrote it, and the id in doubt.
     pub(super) hold: String,
+    /// `:line`, the waiting list: the tokens that wait for the lease, in the order of their
+    /// arrival.
     pub(super) line: String,
-    /// The sent marker.
+    /// `:sent:<id>`, the sent marker: the token that first wrote it, and what the gateway signed
+    /// since.
     pub(super) sent: String,
-    /// The outcome on record.
+    /// `:known:<id>`: the recorded outcome.
     pub(super) known: String,
-    /// That a fresh id replaced the id.
+    /// `:replaced:<id>`: the failure that was recorded when a fresh id replaced this id.
     pub(super) replaced: String,
 }
 
@@ -62,7 +69,7 @@ impl Keys {
         }
     }
 
-    /// In the order of the scripts: the keys of the payment, then those of the id.
+    /// The keys of the payment, in the order that the scripts expect; those of the id follow.
     pub(super) fn of_payment(&self) -> [&str; 3] {
         [&self.lease, &self.hold, &self.line]
     }
@@ -72,7 +79,8 @@ impl Keys {
     }
 }
 
-/// One acquisition of a payment's lease, for one job. Cheap to clone; asking again with it does no harm.
+/// One acquisition of a payment's lease, for one job. It is cheap to clone, and it is safe to ask
+/// again with the same claim.
 #[derive(Clone, Debug)]
 pub struct Claim(Arc<Parts>);
 
@@ -86,7 +94,8 @@ struct Parts {
 }
 
 impl Claim {
-    /// A fresh one. `posts`: a capture is sent as soon as the lease is taken; only then hold and marker are written with it.
+    /// A claim with a new token. `posts`: a capture is sent as soon as the lease is acquired; only
+    /// then are the in-doubt block and the sent marker written with the lease.
     #[must_use]
     pub fn of(owner: &Owner, job: &Job, posts: bool) -> Self {
         Self(Arc::new(Parts {
@@ -98,7 +107,7 @@ impl Claim {
         }))
     }
 
-    /// Whether hold and marker are written when the lease is taken.
+    /// Whether the in-doubt block and the sent marker are written together with the lease.
     #[must_use]
     pub fn posts(&self) -> bool {
         self.0.posts
@@ -126,8 +135,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_name_the_owner_and_share_the_payments_slot() {
-        let body = r#"{"captureRequestId":"a:}b","paymentId":"p{1}/é","amount":{"currency":"HKD","value":"1"}}"#;
+    fn keys_begin_with_the_owner_and_share_the_payments_slot() {
+        let amount = r#"{"currency":"HKD","value":"1"}"#;
+        let body =
+            format!(r#"{{"captureRequestId":"a:}}b","paymentId":"p{{1}}/é","amount":{amount}}}"#);
         let owner = Owner::new("cap:{ture", "SANDBOX_1:2");
         let claim = Claim::of(&owner, &Job::parse(body.as_bytes()).unwrap(), true);
         let payment = "cap%3A%7Bture:SANDBOX_1%3A2:{p%7B1%7D%2F%C3%A9}";

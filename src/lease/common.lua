@@ -1,30 +1,42 @@
--- What all scripts share; each of them is one atomic step.
+-- The part that all scripts share. Redis runs each script as one atomic step.
 --
--- KEYS of a payment: [1] lease: the token of the acquisition that has it. [2] hold: a token and the id in doubt. [3] line:
--- the tokens that wait for the lease, first come first served, one for each worker. KEYS of an id: [4] sent marker: the
--- token that first wrote it, then what the gateway signed (see `marker_of`). [5] known: its outcome on record. [6]
--- replaced: the failure with which it was closed when a fresh id replaced it.
+-- KEYS of a payment:
+--   [1] lease: the token of the acquisition that has the lease.
+--   [2] hold: the in-doubt block: the token that wrote it, and the id in doubt.
+--   [3] line: the waiting list: the tokens that wait for the lease, one for each worker, in the
+--       order of their arrival.
+-- KEYS of an id:
+--   [4] sent marker: the token that first wrote it, then what the gateway signed (see `marker_of`).
+--   [5] known: the recorded outcome.
+--   [6] replaced: the failure that was recorded when a fresh id replaced this id.
 --
--- A record is `<amount>\n<captured|failed|closed>\n<JSON>`. Scripts read its first two lines.
--- What another acquisition wrote is kept under nobody's token: no later call may take it for its own.
+-- A recorded outcome is `<amount>\n<captured|failed|closed>\n<JSON>`. The scripts read its first
+-- two lines. The kind `closed` is a failure that is true only if no other copy of the job was sent:
+-- it was recorded as failed while leased.
+--
+-- When an acquisition overwrites the block or the marker of another one, it writes the token of
+-- nobody (zeros). Otherwise a later rollback would take the other's value for its own and delete
+-- it.
 
-local LEASE_MS, HOLD_MS, REMEMBER_MS, GRANT_MS, REPLACED_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local LEASE_MS, HOLD_MS, REMEMBER_MS = ARGV[1], ARGV[2], ARGV[3]
+local GRANT_MS, REPLACED_MS = ARGV[4], ARGV[5]
 local LEASE, HOLD, LINE = KEYS[1], KEYS[2], KEYS[3]
 
--- Amount and kind of a record; nothing of an absent one.
+-- The amount and the kind of a recorded outcome; nil if there is none.
 local function read_record(record)
   if not record then return nil, nil end
   return string.match(record, '^([^\n]*)\n([^\n]*)\n')
 end
 
--- The record of an id that settles a job of this amount: its outcome, or the failure with which it was replaced.
+-- The recorded outcome that decides a job with this amount: the outcome of its id, or the failure
+-- that was recorded when the id was replaced.
 local function on_record(claim, known, replaced)
   if read_record(known) == claim.amount then return known end
   if read_record(replaced) == claim.amount then return replaced end
   return nil
 end
 
--- Gives the lease to the next in line, which claims it by asking again; or to nobody.
+-- Passes the lease to the first of the waiting list, which claims it by asking again; or frees it.
 local function pass_on()
   local heir = redis.call('LPOP', LINE)
   if heir then
@@ -34,25 +46,27 @@ local function pass_on()
   end
 end
 
--- Waits no longer; what was granted meanwhile goes to the next.
+-- Leaves the waiting list. If the lease was passed to this token meanwhile, it goes to the next.
 local function leave(token)
   redis.call('LREM', LINE, 1, token)
   if redis.call('GET', LEASE) == token then pass_on() end
 end
 
--- Whoever finds the final outcome of an id ends its hold.
+-- Ends the in-doubt block of an id, because its outcome is known.
 local function end_hold_of(token, id, hold)
   if hold and string.sub(hold, #token + 1) == id then redis.call('DEL', HOLD) end
 end
 
--- A sent marker's value behind the token: the digits of the number of replays at which an inquiry last showed that there
--- is no such capture; then, on lines of their own, amount and code of a signed F that need not be about the capture.
+-- The value of a sent marker after its token: the number of replays at which an inquiry last showed
+-- that there is no such capture, in digits; then, on lines of their own, amount and code of a
+-- signed F that need not be about the capture.
 local function marker_of(token, mark)
   local denied_at, refused = string.match(string.sub(mark or '', #token + 1), '^(%d*)(.*)$')
   return denied_at or '', refused or ''
 end
 
--- Writes the hold and the sent marker of an id whose capture is sent next; what is there now is given.
+-- Records the intent to send a capture: writes the in-doubt block and the sent marker of its id.
+-- `hold` and `mark` are their present values.
 local function announce(claim, hold, mark, denied_at)
   local token = claim.token
   local nobody = string.rep('0', #token)
@@ -64,8 +78,10 @@ local function announce(claim, hold, mark, denied_at)
   redis.call('SET', claim.mark, marks .. denied_at .. refused, 'PX', REMEMBER_MS)
 end
 
--- Takes the lease, or says why not: {verb, detail, 1 if an earlier acquisition marked the id as sent, ms that the hold had
--- left (-2: none), place in line (-1: none)}. The detail of `known` is the record, of `taken` what the marker tells.
+-- Acquires the lease, or returns why not: {verb, detail, 1 if an earlier acquisition wrote a sent
+-- marker for the id, milliseconds that the in-doubt block had left (-2: none), position in the
+-- waiting list (-1: none)}. The detail of `known` is the recorded outcome, that of `taken` is the
+-- value of the sent marker.
 local function take(claim, posts, waits)
   local token, id = claim.token, claim.id
   local now = redis.call('MGET', claim.known, claim.mark, LEASE, HOLD, claim.replaced)
@@ -102,12 +118,16 @@ end
 
 local RANK = {closed = 1, failed = 2, captured = 3}
 
--- Records what an acquisition came to. Modes: final (record the outcome, end the hold), close (the same, if the lease was
--- kept until now), replace (the same, and that a fresh id replaces this one), replaced (only that, without the lease, where
--- a failure is on record),
--- end (end the hold), keep (in doubt; `refused`: amount and code to keep with the marker), back (take back what this
--- acquisition wrote), forget (the same, even after the lease was lost: no call was made under it). Says whether the lease
--- was still its own, and what was on record of this id before; that it gives the lease up is the caller's to do.
+-- Records the result of an acquisition. The caller releases the lease afterwards. Modes:
+--   final: record the outcome, and end the in-doubt block.
+--   close: the same, but only if this acquisition still has the lease.
+--   replace: like close, and record that a fresh id replaces this one.
+--   replaced: record only that, without the lease, if a failure is recorded.
+--   end: end the in-doubt block.
+--   keep: the capture is in doubt; `refused` is the amount and code to keep with the sent marker.
+--   back: roll back what this acquisition wrote.
+--   forget: roll back even after the lease was lost, because no call was made under it.
+-- Returns whether this acquisition still had the lease, and the outcome that was recorded before.
 local function record(claim, mode, outcome, hold_left, refused)
   local token, id = claim.token, claim.id
   local now = redis.call('MGET', LEASE, HOLD, claim.known, claim.replaced, claim.mark)
@@ -116,8 +136,8 @@ local function record(claim, mode, outcome, hold_left, refused)
   local marked_by = mark and string.sub(mark, 1, #token)
   local known_amount, known_kind = read_record(known)
   if mode == 'final' or mine and (mode == 'close' or mode == 'replace') then
-    -- True whoever holds the lease by now. A capture stands whatever comes after it, and a verdict about the id stands
-    -- against one that need not be about it.
+    -- The outcome is true whichever acquisition has the lease by now. A recorded capture is never
+    -- overwritten, and a verdict about the id is not overwritten by one that need not be about it.
     local _, kind = read_record(outcome)
     if not known or known_kind ~= 'captured' and RANK[kind] >= (RANK[known_kind] or 0) then
       redis.call('SET', claim.known, outcome, 'PX', REMEMBER_MS)
@@ -130,7 +150,8 @@ local function record(claim, mode, outcome, hold_left, refused)
       local marker = (marked_by or token) .. marker_of(token, mark) .. '\n' .. refused
       redis.call('SET', claim.mark, marker, 'PX', REMEMBER_MS)
     end
-    -- The id was closed for want of a capture while a call of it was under way.
+    -- Another acquisition recorded the id as failed, because there was no capture, while this call
+    -- was under way. The call may have captured, so that failure is no longer proven.
     if not mine and known_kind == 'closed' then redis.call('DEL', claim.known) end
   elseif mode == 'forget' or mine and mode == 'back' then
     if held_by_id then
@@ -143,19 +164,23 @@ local function record(claim, mode, outcome, hold_left, refused)
     if marked_by == token then redis.call('DEL', claim.mark) end
   end
   local is_recorded = known_amount == claim.amount or read_record(replaced) == claim.amount
-  if (mode == 'replaced' and is_recorded or mine and mode == 'replace') and known_kind ~= 'captured' then
+  local replaces = mode == 'replaced' and is_recorded or mine and mode == 'replace'
+  if replaces and known_kind ~= 'captured' then
     redis.call('SET', claim.replaced, outcome, 'PX', REPLACED_MS)
   end
   local found = known
   if known_amount ~= claim.amount and known_kind ~= 'captured' then found = replaced or nil end
-  -- A verdict about the id is final for each amount; one for want of a capture only for its own, under the lease.
+  -- A verdict about the id is final for every amount. A failure of the kind `closed` is final only
+  -- for its own amount, and only under the lease.
   local is_final = known_kind == 'captured' or known_kind == 'failed'
   local amount, kind = read_record(found)
-  if is_final or amount == claim.amount and (mine or kind ~= 'closed') then end_hold_of(token, id, hold) end
+  if is_final or amount == claim.amount and (mine or kind ~= 'closed') then
+    end_hold_of(token, id, hold)
+  end
   return mine, found or ''
 end
 
--- What an acquisition asks for, from where it stands in KEYS and ARGV.
+-- The claim whose keys begin at KEYS[key] and whose arguments begin at ARGV[arg].
 local function claim_at(key, arg)
   return {
     mark = KEYS[key], known = KEYS[key + 1], replaced = KEYS[key + 2],

@@ -1,10 +1,10 @@
-//! Whether Redis may evict keys: under a policy other than `noeviction` a full memory takes leases,
-//! blocks and outcomes away while their payments need them.
+//! Checks whether Redis may evict keys. Under a policy other than `noeviction`, a full memory
+//! removes leases, in-doubt blocks and recorded outcomes while their payments still need them.
 
 use super::link::Wire;
 
-/// The first policy of a primary that is not `noeviction`; `None` also if nobody tells, such as
-/// without permission for `INFO`.
+/// The first policy of a primary that is not `noeviction`. Also `None` if the policy can't be read,
+/// such as without permission for `INFO`.
 pub(super) async fn policy(wire: &mut Wire) -> Option<String> {
     let infos = wire.info("memory").await.unwrap_or_default();
     let policies = infos

@@ -1,12 +1,15 @@
-//! Whether the Redis that answers still has the leases that were given. A fail-over may lose the last of them, a server that
-//! comes back empty has lost all: then nobody takes a lease until every call has ended that was begun under a lost one.
+//! Detects that Redis may have lost leases. A failover may lose the latest of them, and a server
+//! that comes back empty has lost all. Then no lease is granted until every call has ended that
+//! began under a lost lease.
 //!
-//! The owner's key `…:server` names the server whose leases are good by its `run_id`, which it draws at each start (of a
-//! Cluster, by those of all primaries). Where another one answers, or the name is gone, the first worker to notice writes
-//! `…:settling`, which lives as long as a call may still be under way; all workers wait for its end, then name the server.
-//! That holds for a process that has just started, too: it can't know whether others have calls under way.
+//! The owner's key `…:server` holds the `run_id` of the server at which the leases are valid (for a
+//! Cluster, those of all primaries). A server draws a new `run_id` at each start. If another server
+//! responds, or the key is gone, the first worker that notices writes `…:settling`, which expires
+//! when no call can be under way any more. All workers wait for that, then record the new server.
+//! A process that has just started waits as well: it can't know about the calls of other processes.
 //!
-//! A command never names the server, since it does not wait; without the name it takes no lease.
+//! A command never records the server, because it does not wait. It acquires no lease until a
+//! worker has recorded the server.
 
 use std::{
     sync::{
@@ -25,23 +28,24 @@ use super::{
     link::{NOTICED_WITHIN, PING_EVERY, Wire},
 };
 
-/// What is known and done about leases that may be lost.
+/// Whether leases may be lost, and how long new ones are withheld because of it.
 pub(super) struct Guard {
     role: Role,
     ping: String,
     server: String,
     settling: String,
-    /// By then all calls have ended that are under way now, and whoever made them knows that Redis was away.
+    /// After this time, all calls that are under way now have ended, and their workers have noticed
+    /// that the connection failed.
     calls_end_within: Duration,
-    /// It answers, and gives no lease now.
+    /// Whether no lease is granted at present although Redis responds.
     withholds: AtomicBool,
-    /// A command that may not ask which server answers can't tell whether leases were lost: it waits until the calls have
-    /// ended that were under way when it connected.
+    /// Until when a command waits that may not read the `run_id`. It can't tell whether leases were
+    /// lost, so it waits until the calls have ended that were under way when it connected.
     patience: Mutex<Option<Instant>>,
 }
 
 impl Guard {
-    /// `longest_call`: the longest that a capture call may take.
+    /// `longest_call`: the longest duration of a capture call.
     pub(super) fn new(owner: &Owner, role: Role, longest_call: Duration) -> Self {
         Self {
             role,
@@ -54,33 +58,37 @@ impl Guard {
         }
     }
 
-    /// Until when a command waits before it takes a lease.
+    /// Until when a command must wait before it acquires a lease.
     pub(super) fn patience(&self) -> Option<Instant> {
         *self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why no lease is given although Redis answers.
+    /// Why no lease is granted although Redis responds.
     pub(super) fn withholds(&self) -> Option<&'static str> {
         self.withholds.load(Ordering::Relaxed).then_some(match self.role {
             Role::Worker => {
-                "it answers, and may have lost leases: none is given until the calls under way have ended"
+                "leases may have been lost: none is granted until the calls under way have ended"
             }
-            Role::Command => "Redis may have lost leases: start a worker",
+            Role::Command => {
+                "Redis may have lost leases: start a worker, and wait until it is ready"
+            }
         })
     }
 
-    /// Whether Redis takes writes: one that only answers (a replica, a full memory, too few replicas) gives no leases.
+    /// Checks that Redis accepts writes. A replica, or a server with a full memory or too few
+    /// replicas, responds and still can't store leases.
     pub(super) async fn ping(&self, wire: &mut Wire) -> RedisResult<()> {
         cmd("SET").arg(&[&self.ping, "1", "PX", "1000"]).query_async(wire).await
     }
 
-    /// Nothing is known of a connection that is not there.
+    /// Resets the state after the connection was lost.
     pub(super) fn disconnected(&self) {
         self.withholds.store(false, Ordering::Relaxed);
     }
 
-    /// Returns when a worker may take leases at this server: at once, if it is the one that is named; else when all
-    /// calls have ended. A command does not wait; it is told when it asks for a lease.
+    /// Returns when a worker may acquire leases at this server: at once if it is the recorded
+    /// server, otherwise when all calls under way have ended. A command does not wait here; it
+    /// learns the reason when it acquires a lease.
     pub(super) async fn settle(&self, wire: &mut Wire, server: Option<&str>) -> RedisResult<()> {
         if self.role == Role::Command {
             let until = server.is_none().then(|| Instant::now() + self.calls_end_within);
@@ -98,18 +106,18 @@ impl Guard {
         settle.exec_async(wire).await?;
         let wait_ms = self.left_ms(wire).await?;
         let reason = match (&named, server) {
-            (None, _) => "no server is named",
+            (None, _) => "no server is recorded",
             (Some(_), None) => "INFO is not permitted",
-            (Some(_), Some(_)) => "another server is named",
+            (Some(_), Some(_)) => "another server is recorded",
         };
         tracing::warn!(
             reason,
             wait_ms,
-            "Redis may have lost leases: captures wait for the calls under way"
+            "Redis may have lost leases: captures paused until the calls under way have ended"
         );
         self.wait(wire).await?;
         self.withholds.store(false, Ordering::Relaxed);
-        // Without INFO the name says no more than that a worker has waited since Redis was last emptied.
+        // Without INFO, the key only says that a worker has waited since Redis was last emptied.
         cmd("SET").arg(&[&self.server, server.unwrap_or("unknown")]).exec_async(wire).await
     }
 
@@ -121,7 +129,7 @@ impl Guard {
         }
     }
 
-    /// How long leases are still withheld; negative if they are not.
+    /// How many milliseconds leases are still withheld; negative if they are not.
     async fn left_ms(&self, wire: &mut Wire) -> RedisResult<i64> {
         cmd("PTTL").arg(&self.settling).query_async(wire).await
     }
@@ -130,7 +138,8 @@ impl Guard {
         cmd("GET").arg(&self.server).query_async(wire).await
     }
 
-    /// Looks again at a connection. An error if a worker's leases may have been lost since `server` was asked for.
+    /// Checks a connection again. Fails if a worker's leases may have been lost since `server` was
+    /// read.
     pub(super) async fn check(&self, wire: &mut Wire, server: Option<&str>) -> RedisResult<()> {
         if self.role == Role::Command {
             return self.look(wire, server).await;
@@ -138,11 +147,12 @@ impl Guard {
         if self.is_named(wire, server).await? {
             return Ok(());
         }
-        Err(RedisError::from((ErrorKind::Client, "its leases may be lost")))
+        let text = "leases may have been lost: the recorded server is another one";
+        Err(RedisError::from((ErrorKind::Client, text)))
     }
 
-    /// Whether a command may take leases now: also of another server than the one that it connected to, if the workers
-    /// have named that by now.
+    /// Updates whether a command may acquire leases. It may do so after a failover, too, once the
+    /// workers have recorded the new server.
     async fn look(&self, wire: &mut Wire, server: Option<&str>) -> RedisResult<()> {
         let is_cluster = matches!(wire, Wire::Cluster(_)) && server.is_some();
         let now = if is_cluster { self::server(wire).await? } else { None };
@@ -152,8 +162,9 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether the server is the one that is named. The connection to a single server ends with it; that to a Cluster
-    /// outlives fail-overs, so that its servers are asked for anew. Without `INFO` any name does.
+    /// Whether the server is the recorded one. A connection to a single server ends with that
+    /// server. One to a Cluster outlives failovers, so the servers are read again. Without `INFO`,
+    /// any recorded server is accepted.
     async fn is_named(&self, wire: &mut Wire, server: Option<&str>) -> RedisResult<bool> {
         let is_same = match (&*wire, server) {
             (Wire::Single(_), _) | (_, None) => true,
@@ -165,7 +176,8 @@ impl Guard {
     }
 }
 
-/// Which server answers; `None` if we may not ask (an access list without `INFO`).
+/// The `run_id` of the server, or those of all primaries of a Cluster. `None` if an ACL forbids
+/// `INFO`.
 pub(super) async fn server(wire: &mut Wire) -> RedisResult<Option<String>> {
     let infos = match wire.info("server").await {
         Err(error) if error.code() == Some("NOPERM") => return Ok(None),
@@ -174,7 +186,7 @@ pub(super) async fn server(wire: &mut Wire) -> RedisResult<Option<String>> {
     let mut ids: Vec<&str> = infos.iter().filter_map(|info| run_id(info)).collect();
     ids.sort_unstable();
     if ids.len() < infos.len() || ids.is_empty() {
-        return Err(RedisError::from((ErrorKind::UnexpectedReturnType, "INFO without a run_id")));
+        return Err(RedisError::from((ErrorKind::UnexpectedReturnType, "INFO has no run_id")));
     }
     Ok(Some(ids.join(",")))
 }

@@ -1,11 +1,11 @@
-//! A lease in hand.
+//! A lease that this process has acquired.
 
 use std::time::{Duration, Instant};
 
 use super::Claim;
 use crate::domain::judge::SentMarker;
 
-/// The lease of a payment, in the hands of one acquisition.
+/// The lease of a payment, as one acquisition has it.
 #[derive(Debug)]
 pub struct Lease {
     pub(super) claim: Claim,
@@ -13,43 +13,44 @@ pub struct Lease {
     pub(super) hold_left_ms: i64,
     pub(super) taken: Instant,
     pub(super) until: Instant,
-    /// The connection that it was taken or renewed by.
+    /// The generation of the connection on which it was acquired or last renewed.
     pub(super) epoch: Option<u64>,
 }
 
 impl Lease {
-    /// What was never taken, to release what belongs to a claim.
+    /// A lease that was never acquired, with which a claim can be rolled back or recorded.
     pub(super) fn none(claim: &Claim) -> Self {
         let now = Instant::now();
         let claim = claim.clone();
         Self { claim, marker: None, hold_left_ms: -2, taken: now, until: now, epoch: None }
     }
 
-    /// The sent marker that an earlier acquisition left, if there is one.
+    /// The sent marker that an earlier acquisition wrote, if there is one.
     #[must_use]
     pub const fn marker(&self) -> Option<&SentMarker> {
         self.marker.as_ref()
     }
 
-    /// Whether the id was in doubt when the lease was taken.
+    /// Whether the id was in doubt when the lease was acquired.
     #[must_use]
     pub const fn is_on_hold(&self) -> bool {
         self.hold_left_ms > 0
     }
 
-    /// Whether hold and mark were written when it was taken.
+    /// Whether the in-doubt block and the sent marker were written together with the lease.
     #[must_use]
     pub fn is_announced(&self) -> bool {
         self.claim.posts()
     }
 
-    /// How much of the lease is left, counted from before it was asked for.
+    /// The remaining time of the lease, counted from before Redis was asked, so never too long.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// What is left by now of the hold that was there before.
+    /// The remaining milliseconds of the in-doubt block that existed before the acquisition;
+    /// negative if there was none.
     pub(super) fn hold_left_ms(&self) -> i64 {
         let passed_ms = i64::try_from(self.taken.elapsed().as_millis()).unwrap_or(i64::MAX);
         match self.hold_left_ms {

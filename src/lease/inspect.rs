@@ -1,4 +1,4 @@
-//! What Redis knows of one capture and its payment, for people. Nothing is taken and nothing is changed.
+//! Reads what Redis holds about one capture and its payment, for operators. Nothing is changed.
 
 use redis::FromRedisValue;
 
@@ -9,35 +9,36 @@ use super::{
 };
 use crate::domain::outcome::Fate;
 
-/// What is written down at one moment, or nearly: the keys are read one after the other.
+/// The state of one capture and its payment in Redis. The keys are read one after the other, so
+/// they may be from slightly different moments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
-    /// The id's final outcome, if it is remembered.
+    /// The recorded outcome of the id, if there is one.
     pub known: Option<Fate>,
-    /// Whether a capture request for the id may have left.
+    /// Whether the id has a sent marker: its capture may have been sent.
     pub sent: bool,
-    /// How long the payment's lease still lasts, in milliseconds, if a worker has it.
+    /// The remaining time of the payment's lease, in milliseconds, if a worker has it.
     pub lease_left_ms: Option<i64>,
-    /// How many workers wait for the lease.
+    /// How many workers are in the waiting list for the lease.
     pub waiting: u64,
-    /// The payment's hold, if one of its captures is in doubt.
+    /// The in-doubt block of the payment, if one of its captures is in doubt.
     pub hold: Option<Hold>,
 }
 
-/// A hold.
+/// The in-doubt block of a payment: its other captures wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// The id in doubt.
+    /// The id of the capture that is in doubt.
     pub capture_request_id: String,
-    /// How long it still keeps others out, in milliseconds.
+    /// How long the block still lasts, in milliseconds.
     pub left_ms: i64,
 }
 
 impl Leases {
-    /// Reads what is known of an id of a payment.
+    /// Reads the state of an id and its payment.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn inspect(&self, payment_id: &str, id: &str) -> Result<Inspection, Away> {
         let Keys { lease, hold, line, sent, known, replaced } =
             Keys::of(&self.owner, payment_id, id);

@@ -1,4 +1,5 @@
-//! The one connection to Redis: single server, Cluster or Sentinel; watched, and made again whenever it fails.
+//! The one connection to Redis (single server, Cluster or Sentinel). It is checked all the time,
+//! and opened again whenever it fails.
 
 use std::{
     collections::HashMap,
@@ -26,15 +27,15 @@ use super::{
     target::{RESPONSE_TIMEOUT, Target},
 };
 
-/// How often a quiet connection is tried.
+/// How often the connection is checked.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(1);
-/// Whoever has a connection knows within this that it has failed: by the next try, and its time-out.
+/// The time within which a failed connection is noticed: until the next check, and its time-out.
 pub(super) const NOTICED_WITHIN: Duration =
     Duration::from_secs(PING_EVERY.as_secs() + RESPONSE_TIMEOUT.as_secs());
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// A connection that many jobs share.
+/// A connection that all jobs share. Clones use the same socket.
 #[derive(Clone)]
 pub(super) enum Wire {
     Single(MultiplexedConnection),
@@ -42,7 +43,7 @@ pub(super) enum Wire {
 }
 
 impl Wire {
-    /// What each primary says in a section of its `INFO`.
+    /// A section of `INFO`, from the single server or from each primary of a Cluster.
     pub(super) async fn info(&mut self, section: &str) -> RedisResult<Vec<String>> {
         let mut info = cmd("INFO");
         info.arg(section);
@@ -58,17 +59,17 @@ impl Wire {
     }
 }
 
-/// The connection, and whether it works.
+/// Keeps the connection, and knows whether it works.
 pub(super) struct Link {
     target: Target,
     owner: Owner,
-    /// The connection, and a number that grows with each.
+    /// The connection, and its generation: a number that grows with each connection.
     wire: Mutex<(u64, Option<Wire>)>,
     guard: Guard,
     up: watch::Sender<bool>,
     failed: Notify,
     outage: Outage,
-    /// By which policy Redis may evict keys, as the last connection told.
+    /// The policy by which Redis may evict keys, as read on the last connection.
     eviction: Mutex<Option<String>>,
 }
 
@@ -85,7 +86,7 @@ impl Link {
         Ok(Arc::new(Self { target, owner, wire, guard, up, failed, outage, eviction }))
     }
 
-    /// Keeps the connection until the token is cancelled.
+    /// Connects, and connects again after each failure, until the token is cancelled.
     pub(super) async fn watch(&self, stop: CancellationToken) {
         let mut backoff = BACKOFF_MIN;
         while !stop.is_cancelled() {
@@ -97,12 +98,13 @@ impl Link {
                 () = stop.cancelled() => return,
                 kept = kept => kept.err(),
             };
-            // Whoever sees that it is away is to find the reason.
+            // The reason is recorded before `up` changes, so that everybody who sees the change can
+            // read it.
             if let Some(error) = error
                 && self.outage.begins(&error)
             {
                 let error = describe(&error);
-                tracing::warn!(error, "Redis is away: no capture begins without a lease");
+                tracing::warn!(error, "Redis unavailable: captures paused");
             }
             self.up.send_replace(false);
             self.guard.disconnected();
@@ -117,7 +119,7 @@ impl Link {
         }
     }
 
-    /// Holds a fresh connection up as long as it answers.
+    /// Makes a new connection the present one, and checks it until it fails.
     async fn keep(&self, mut wire: Wire, backoff: &mut Duration) -> RedisResult<()> {
         probe::whole(&self.owner, &wire, self.target.reason(&self.owner)).await?;
         let server = guard::server(&mut wire).await?;
@@ -130,14 +132,15 @@ impl Link {
         }
         self.outage.ends();
         self.up.send_replace(true);
-        tracing::info!("Redis answers");
+        tracing::info!("Redis connected");
         *backoff = BACKOFF_MIN;
         loop {
             let has_failed = tokio::select! {
                 () = tokio::time::sleep(PING_EVERY) => false,
                 () = self.failed.notified() => true,
             };
-            // As a whole: the client of a Cluster tries each call again and again.
+            // One time-out for all checks: the client of a Cluster repeats each call for a long
+            // time.
             let looked = async {
                 self.guard.ping(&mut wire).await?;
                 if has_failed {
@@ -149,12 +152,15 @@ impl Link {
             };
             match tokio::time::timeout(RESPONSE_TIMEOUT, looked).await {
                 Ok(looked) => looked?,
-                Err(_) => return Err(RedisError::from((ErrorKind::Io, "no answer in time"))),
+                Err(_) => {
+                    let text = "the server did not respond in time";
+                    return Err(RedisError::from((ErrorKind::Io, text)));
+                }
             }
         }
     }
 
-    /// Warns once of a Redis that may evict keys.
+    /// Logs a warning if Redis may evict keys, once for each policy.
     async fn look_at_eviction(&self, wire: &mut Wire) {
         let policy = eviction::policy(wire).await;
         let mut known = self.eviction.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,31 +168,30 @@ impl Link {
             tracing::warn!(
                 maxmemory_policy = policy,
                 "Redis may evict keys when its memory is full: leases and recorded outcomes may be \
-                 lost; set maxmemory-policy noeviction"
+                 lost; set `maxmemory-policy noeviction`"
             );
         }
         *known = policy;
     }
 
-    /// The policy by which Redis may evict keys; `None` if it evicts none, or does not tell.
+    /// The policy by which Redis may evict keys; `None` if it evicts none, or that is unknown.
     pub(super) fn eviction_policy(&self) -> Option<String> {
         self.eviction.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The connection, if there is one that works.
+    /// The present connection, if it works.
     pub(super) fn wire(&self) -> Option<Wire> {
         self.lock().1.clone()
     }
 
-    /// Why there is no connection to use.
+    /// Why there is no connection to use, as a sentence for operators.
     pub(super) fn absence(&self) -> String {
         let withheld = self.guard.withholds().map(str::to_owned);
-        withheld
-            .or_else(|| self.outage.reason())
-            .unwrap_or_else(|| "it has not answered yet".to_owned())
+        withheld.or_else(|| self.outage.reason()).unwrap_or_else(|| "not connected yet".to_owned())
     }
 
-    /// Why no lease may be taken although there is a connection; a command may have to wait before it can tell.
+    /// Why no lease is granted although there is a connection. A command may have to wait before
+    /// that is known.
     pub(super) async fn withholds(&self) -> Option<&'static str> {
         if let Some(until) = self.guard.patience() {
             tokio::time::sleep_until(until).await;
@@ -194,7 +199,7 @@ impl Link {
         self.guard.withholds()
     }
 
-    /// Connects for one command, which takes the lease of a payment that does not exist.
+    /// Connects for one command, which tries a lease at a payment that does not exist.
     pub(super) async fn borrow_connection(&self) -> RedisResult<()> {
         let wire = self.target.connect(&self.owner).await?;
         probe::whole(&self.owner, &wire, self.target.reason(&self.owner)).await?;
@@ -203,12 +208,12 @@ impl Link {
         Ok(())
     }
 
-    /// The end of [`Self::borrow_connection`].
+    /// Drops the connection of [`Self::borrow_connection`].
     pub(super) fn drop_connection(&self) {
         self.lock().1 = None;
     }
 
-    /// Which connection it is, if there is one: leases that were taken on another one may be lost.
+    /// The generation of the present connection. Leases of another generation may be lost.
     pub(super) fn epoch(&self) -> Option<u64> {
         let current = self.lock();
         current.1.as_ref().map(|_| current.0)
@@ -218,16 +223,16 @@ impl Link {
         self.wire.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call on the connection failed: look at it now rather than at the next tick.
+    /// Reports a failed call, so that the connection is checked at once.
     pub(super) fn suspect(&self, error: &RedisError) {
         if self.outage.call_failed(error) {
             let error = describe(error);
-            tracing::warn!(error, "Redis refused a call of the lease: its job waits");
+            tracing::warn!(error, "Redis refused a lease command: the job waits");
         }
         self.failed.notify_one();
     }
 
-    /// Whether Redis answers, and when that changes.
+    /// Whether the connection works and leases are granted; notifies of changes.
     pub(super) fn up(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
     }

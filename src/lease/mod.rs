@@ -1,13 +1,11 @@
-//! The lease and the hold: capture calls of one payment never run side by side, and a payment whose last capture is in
-//! doubt takes no other until that is known.
+//! The lease and the in-doubt block of a payment, in Redis. Capture calls of one payment never run
+//! at the same time, and while one capture is in doubt, no other capture of the payment begins.
 //!
-//! Keys begin with the owner, `<broker.prefix>:<client id>` (see [`Owner`]); then, all of one payment in one Cluster slot,
-//! `:{<paymentId>}:lease` (the token of an acquisition), `:hold` (that token and the id in doubt), `:line` (the tokens that
-//! wait for the lease, first come first served), `:sent:<id>` (the token that first marked it, and what the gateway signed
-//! meanwhile), `:known:<id>` (its final outcome), `:replaced:<id>` (the failure with which it was closed when a fresh id
-//! replaced it). Which server they are good at stands in the owner's `:server` (see `guard`).
+//! The keys are listed at `claim::Keys`. The owner's key `:server` names the server at which the
+//! leases are valid (see `guard`).
 //!
-//! The lease orders captures; money safety rests on the idempotency key. Nothing here decides what an outcome means.
+//! The lease only orders captures; the idempotency key protects the money. This module does not
+//! decide what an outcome means.
 
 mod address;
 mod claim;
@@ -42,35 +40,37 @@ use crate::domain::{
     outcome::{Fate, Recorded, Release},
 };
 
-/// A lease that was given to the next in line is free again if that one does not claim it within this time: many times
-/// the pause in which waiters ask.
+/// How long a lease that was passed to the first of the waiting list stays reserved for it. It is
+/// many times the interval at which waiting workers ask.
 const GRANT: Duration = Duration::from_millis(500);
-/// How long it is kept that an id was replaced: longer than a copy of its dead letter may lie before it is replayed.
+/// How long a replaced id is remembered: longer than a copy of its dead letter can wait for a
+/// replay.
 const REPLACED: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
-/// Who takes leases, which decides what is done about a Redis that may have lost some.
+/// Who acquires leases. It decides what happens when Redis may have lost leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A worker: it waits until the calls under way have ended, then names the server.
+    /// A worker waits until all calls under way have ended, then records the new server.
     Worker,
-    /// A command: it names no server, and takes no lease where none is named.
+    /// A command never records a server, and acquires no lease unless a worker has recorded it.
     Command,
 }
 
-/// How long leases and what they leave behind live.
+/// The times to live of leases and of what they leave behind in Redis.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseTimes {
-    /// A lease that nobody gives back.
+    /// A lease that is not released.
     pub ttl: Duration,
-    /// The hold of an id in doubt, after its last send.
+    /// The in-doubt block, counted from the last time that the id was sent.
     pub hold_in_doubt: Duration,
-    /// A known outcome, and the mark of a sent id.
+    /// A recorded outcome, and a sent marker.
     pub remember: Duration,
-    /// The longest that a capture call may take: so long nobody takes a lease at a Redis that may have lost some.
+    /// The longest duration of a capture call. When Redis may have lost leases, no lease is
+    /// acquired for this time.
     pub longest_call: Duration,
 }
 
-/// Takes and gives back leases.
+/// Acquires, renews and releases leases.
 #[derive(Clone)]
 pub struct Leases {
     link: Arc<Link>,
@@ -86,63 +86,64 @@ struct Scripts {
     hand_over: Script,
 }
 
-/// What came of trying to take a lease.
+/// The result of trying to acquire a lease.
 #[derive(Debug)]
 pub enum Acquired {
-    /// It is ours.
+    /// The lease was acquired.
     Taken(Lease),
-    /// The id's final outcome is known: no call is needed.
+    /// The id has a recorded outcome: no call is needed.
     Known(Fate),
-    /// A fresh id replaced this one, for another amount: it is never posted again.
+    /// A fresh id replaced this one, for another amount. This id is never posted again.
     Replaced,
     /// Another capture of the payment is under way.
     Held {
-        /// How many stand before us in line; `None` if we do not stand there.
+        /// How many workers wait before this one; `None` if it is not in the waiting list.
         place: Option<u32>,
-        /// Whether an earlier acquisition marked this id as sent.
+        /// Whether an earlier acquisition wrote a sent marker for this id.
         marked: bool,
     },
-    /// Another id of the payment is in doubt.
+    /// Another id of the payment is in doubt, and blocks the payment.
     OnHold {
-        /// Whether an earlier acquisition marked this id as sent.
+        /// Whether an earlier acquisition wrote a sent marker for this id.
         marked: bool,
     },
 }
 
-/// Redis did not answer, or not as it should.
+/// Redis did not respond, refused a command, or gives no leases at present; with the reason.
 #[derive(Debug, thiserror::Error)]
-#[error("Redis is away: {0}")]
+#[error("Redis unavailable: {0}")]
 pub struct Away(String);
 
-/// What came of making sure of a lease.
+/// The result of renewing a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewed {
-    /// It is still ours.
+    /// The lease is still ours, for its full time.
     Kept,
-    /// It is lost: begin no call.
+    /// The lease is lost: begin no call.
     Lost,
-    /// An outcome of the id is on record by now, which the release tells: begin no call.
+    /// The id has a recorded outcome by now, which the release returns: begin no call.
     Recorded,
 }
 
-/// What came of giving a lease back.
+/// The result of releasing a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
-    /// Whether it was still ours.
+    /// Whether the lease was still ours.
     pub kept: bool,
-    /// What was on record of the id before.
+    /// The outcome of the id that was recorded before.
     pub recorded: Option<Recorded>,
 }
 
 impl Away {
-    /// The error alone.
+    /// The reason alone, such as for a line that already names Redis.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.0
     }
 }
 
-/// As the scripts say it: verb, detail, 1 if marked, ms that the hold had left, place in line.
+/// What `take` in `common.lua` returns: verb, detail, 1 if the id has a sent marker, the remaining
+/// milliseconds of the in-doubt block, the position in the waiting list.
 type Taken = (String, String, i64, i64, i64);
 
 macro_rules! script {
@@ -152,10 +153,10 @@ macro_rules! script {
 }
 
 impl Leases {
-    /// Leases at this Redis. Nothing is connected until [`Leases::keep_connected`] runs.
+    /// Prepares leases at this Redis. [`Leases::keep_connected`] must run to connect.
     ///
     /// # Errors
-    /// The URL can't be used.
+    /// `redis.url` is invalid.
     pub fn new(
         options: &RedisOptions,
         owner: Owner,
@@ -176,51 +177,53 @@ impl Leases {
         })
     }
 
-    /// An acquisition for a job. `posts`: a capture is sent as soon as the lease is taken.
+    /// A new claim for a job. `posts`: a capture is sent as soon as the lease is acquired.
     #[must_use]
     pub fn claim(&self, job: &Job, posts: bool) -> Claim {
         Claim::of(&self.owner, job, posts)
     }
 
-    /// Connects, and connects again whenever Redis was away, until the token is cancelled.
+    /// Connects, and connects again after each failure, until the token is cancelled.
     pub async fn keep_connected(&self, stop: CancellationToken) {
         self.link.watch(stop).await;
     }
 
-    /// Why no lease may be taken now, if Redis answers and may have lost some.
+    /// Why no lease is granted although Redis responds: it may have lost leases.
     pub async fn withheld(&self) -> Option<&'static str> {
         self.link.withholds().await
     }
 
-    /// The policy by which Redis may evict keys when its memory is full, once it is connected to;
-    /// `None` if it is `noeviction`, or if nobody tells.
+    /// The policy by which Redis may evict keys when its memory is full. `None` if it is
+    /// `noeviction`, if it is unknown, or before the first connection.
     #[must_use]
     pub fn eviction_policy(&self) -> Option<String> {
         self.link.eviction_policy()
     }
 
-    /// Whether Redis answers, and when that changes.
+    /// Whether Redis is connected and gives leases; notifies of changes.
     #[must_use]
     pub fn up(&self) -> watch::Receiver<bool> {
         self.link.up()
     }
 
-    /// Why it is not up, for people.
+    /// Why Redis gives no leases, as a sentence for operators.
     #[must_use]
     pub fn absence(&self) -> String {
         self.link.absence()
     }
 
-    /// How long an id in doubt keeps others out.
+    /// How long an id in doubt blocks the payment (`lease.hold_in_doubt`).
     #[must_use]
     pub const fn hold_in_doubt(&self) -> Duration {
         self.times.hold_in_doubt
     }
 
-    /// Takes the lease of a job's payment. `waits`: where another has it, stand in line, and ask again with the same claim.
+    /// Acquires the lease of a payment. `waits`: if another worker has it, join the waiting list;
+    /// the caller then asks again with the same claim.
     ///
     /// # Errors
-    /// Redis is away; whether the lease was taken is not known, and asking again with the same claim is safe.
+    /// Redis is unavailable. It is unknown whether the lease was acquired; it is safe to ask again
+    /// with the same claim.
     pub async fn acquire(&self, claim: &Claim, waits: bool) -> Result<Acquired, Away> {
         if let Some(why) = self.link.withholds().await {
             return Err(Away(why.to_owned()));
@@ -232,27 +235,29 @@ impl Leases {
         self.acquired(taken, claim, asked)
     }
 
-    /// Takes back whatever an acquisition may have written whose answer was lost, or that stands in line, and is given up.
+    /// Rolls back an acquisition: one whose result was lost, or one in the waiting list that is no
+    /// longer needed.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn forget(&self, claim: &Claim) -> Result<(), Away> {
         self.release(&Lease::none(claim), &Release::Forget).await.map(drop)
     }
 
-    /// Records what an inquiry proved about an id whose outcome is on record already: a capture stands against a failure.
+    /// Records what an inquiry proved about an id that has a recorded outcome already: a capture
+    /// overrides a failure.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn remember(&self, claim: &Claim, fate: Fate) -> Result<(), Away> {
         self.release(&Lease::none(claim), &Release::Final(fate)).await.map(drop)
     }
 
-    /// Records that a fresh id replaces an id whose failure is on record, and says what is on record by now. If that is
-    /// nothing, or a capture, nothing was written and no fresh id may go.
+    /// Records that a fresh id replaces an id with a recorded failure, and returns the recorded
+    /// outcome. If there is none, or a capture, nothing was written and no fresh id may be sent.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn replace(&self, claim: &Claim, fate: &Fate) -> Result<Option<Recorded>, Away> {
         let record = record::write(claim, fate)?;
         let lease = Lease::none(claim);
@@ -260,12 +265,13 @@ impl Leases {
         Self::released(claim, self.run(&call).await?).map(|released| released.recorded)
     }
 
-    /// Makes sure that a call of this length ends within the lease; before a capture that was not announced when the
-    /// lease was taken (`posts`), writes the hold and the sent marker, with the number of replays at which an inquiry
-    /// has just shown that there is no such capture.
+    /// Gives the lease its full time again before a call. `posts`: the call is a capture whose
+    /// intent was not recorded when the lease was acquired, so the in-doubt block and the sent
+    /// marker are written. `denied_at_replay`: the number of replays at which an inquiry has just
+    /// shown that there is no such capture.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn renew(
         &self,
         lease: &mut Lease,
@@ -286,27 +292,29 @@ impl Leases {
         })
     }
 
-    /// Whether Redis has been there since the lease was taken. If not, it may be lost: renew it before a call.
+    /// Whether the connection is still the one on which the lease was acquired or renewed. If not,
+    /// the lease may be lost: renew it before a call.
     #[must_use]
     pub fn is_current(&self, lease: &Lease) -> bool {
         lease.epoch.is_some() && lease.epoch == self.link.epoch()
     }
 
-    /// Gives the lease back, to whoever is next in line.
+    /// Releases the lease and passes it to the first of the waiting list.
     ///
     /// # Errors
-    /// Redis is away: the lease ends by its time.
+    /// Redis is unavailable: the lease expires after its time to live.
     pub async fn release(&self, lease: &Lease, release: &Release) -> Result<Released, Away> {
         let parts = record::parts(&lease.claim, release)?;
         let call = self.release_call(&self.scripts.release, lease, parts);
         Self::released(&lease.claim, self.run(&call).await?)
     }
 
-    /// Gives the lease back and takes it for the next job of the same payment, in one step. `stays`: even if another
-    /// worker waits in line; else that one has it first, and the next job stands in line behind.
+    /// Releases the lease and acquires it for the next job of the same payment, in one step.
+    /// `stays`: even if another worker waits for it; otherwise that worker gets it first, and the
+    /// next job joins the end of the waiting list.
     ///
     /// # Errors
-    /// Redis is away: of neither job it is known how far that came.
+    /// Redis is unavailable: it is unknown whether the lease was released or acquired.
     pub async fn hand_over(
         &self,
         lease: &Lease,
@@ -329,7 +337,7 @@ impl Leases {
         Ok((released, self.acquired(taken, next, asked)?))
     }
 
-    /// `asked`: when, and by which connection.
+    /// `asked`: when the call began, and the generation of its connection.
     fn acquired(
         &self,
         taken: Taken,
@@ -354,7 +362,7 @@ impl Leases {
         })
     }
 
-    /// What the scripts say of a lease that was given back.
+    /// Reads what the scripts return about a released lease.
     fn released(claim: &Claim, (mine, found): (i64, String)) -> Result<Released, Away> {
         let recorded = match found.as_str() {
             "" => None,
@@ -367,7 +375,7 @@ impl Leases {
         Ok(Released { kept: mine == 1, recorded })
     }
 
-    /// A script with what all of them are told.
+    /// A call of a script with the keys and arguments that all scripts share.
     fn call<'s>(&self, script: &'s Script, claim: &Claim) -> ScriptInvocation<'s> {
         let mut call = script.prepare_invoke();
         for key in claim.keys().of_payment().into_iter().chain(claim.keys().of_id()) {

@@ -1,16 +1,16 @@
-//! Why Redis gives no leases: kept for those who ask, and told once for each kind of reason until it
-//! gives some again.
+//! The reason why Redis gives no leases. It is kept for `/readyz` and errors, and logged once for
+//! each kind of reason until Redis gives leases again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redis::{ErrorKind, RedisError};
 
-/// A server chooses its codes: more of them are not told in one outage.
+/// How many kinds of reasons are logged in one outage, because servers choose their error codes.
 const KINDS_MAX: usize = 16;
-/// A server's sentence is cut there.
+/// The maximum length of a server's error text, in characters.
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// The present outage, or nothing.
+/// The present outage of Redis, if there is one.
 #[derive(Default)]
 pub(super) struct Outage(Mutex<State>);
 
@@ -21,25 +21,25 @@ struct State {
 }
 
 impl Outage {
-    /// There is no connection that works, for this reason. Whether it is to be told.
+    /// Records why no connection works. Returns whether the reason must be logged.
     pub(super) fn begins(&self, error: &RedisError) -> bool {
         let mut state = self.lock();
         state.reason = Some(reason(error));
         state.is_new(kind(error))
     }
 
-    /// A call failed for this reason. Whether it is to be told: what ends a connection is told as
-    /// the end of that.
+    /// Records why a call failed. Returns whether the reason must be logged: an I/O error ends the
+    /// connection, and is logged as the end of the connection.
     pub(super) fn call_failed(&self, error: &RedisError) -> bool {
         !error.is_io_error() && self.lock().is_new(format!("call {}", kind(error)))
     }
 
-    /// Leases are given again.
+    /// Ends the outage: Redis gives leases again.
     pub(super) fn ends(&self) {
         *self.lock() = State::default();
     }
 
-    /// Why there is no connection that works, if that is known.
+    /// Why no connection works, if that is known.
     pub(super) fn reason(&self) -> Option<String> {
         self.lock().reason.clone()
     }
@@ -59,7 +59,7 @@ impl State {
     }
 }
 
-/// What reasons are told apart by: without what changes from one to the next, such as an address.
+/// The kind of an error, without details that differ each time, such as an address.
 fn kind(error: &RedisError) -> String {
     error.code().unwrap_or_else(|| error.category()).to_owned()
 }
@@ -67,19 +67,19 @@ fn kind(error: &RedisError) -> String {
 fn reason(error: &RedisError) -> String {
     let said = describe(error);
     if error.code().is_some() || error.kind() == ErrorKind::AuthenticationFailed {
-        format!("it refuses: {said}")
+        format!("refused by the server: {said}")
     } else if error.is_io_error() {
-        format!("it does not answer: {said}")
+        format!("connection failed: {said}")
     } else {
         said
     }
 }
 
-/// An error as Redis told it, without the address, which may hold a password.
+/// The text of an error, without the address, which may include a password.
 pub(super) fn describe(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => {
-            // After this it repeats what it was sent, which may be a password.
+            // After these words, Redis repeats the arguments of the command, such as a password.
             let detail = detail.split("with args beginning with").next().unwrap_or_default();
             let detail: String = detail.chars().take(DETAIL_CHARS_MAX).collect();
             format!("{code} {}", detail.trim_end_matches([',', ' ']))
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_told_once_for_each_kind_and_outage() {
+    fn a_reason_is_logged_once_for_each_kind_and_outage() {
         let outage = Outage::default();
         let moved = |slot: u16| {
             RedisError::from((ServerErrorKind::Moved.into(), "moved", format!("{slot} host:1")))
@@ -111,7 +111,7 @@ mod tests {
         assert!(outage.begins(&error("WRONGPASS", "no")));
         assert!(!outage.begins(&moved(3)));
         assert!(outage.call_failed(&error("WRONGTYPE", "no")), "of a call, not of the connection");
-        assert_eq!(outage.reason().as_deref(), Some("it refuses: MOVED 3 host:1"));
+        assert_eq!(outage.reason().as_deref(), Some("refused by the server: MOVED 3 host:1"));
         outage.ends();
         assert_eq!(outage.reason(), None);
         assert!(outage.begins(&moved(4)));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_repeats_no_password() {
+    fn an_error_text_never_shows_a_password() {
         let echo = "unknown command 'AUTH', with args beginning with: 'secret' ";
         assert_eq!(describe(&error("ERR", echo)), "ERR unknown command 'AUTH'");
     }

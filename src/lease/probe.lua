@@ -1,6 +1,7 @@
 -- Runs each command that the other scripts run, at the keys of a payment that does not exist, and
--- leaves nothing behind: where this one may not run or must not write, neither may they. KEYS as
--- for acquire. Returns 'OK', or the error of the first command that was refused.
+-- leaves nothing behind. If a permission, a replica or a full memory stops this script, it would
+-- stop the others, too. KEYS as for acquire. Returns 'OK', or the error of the first command that
+-- was refused.
 local refused
 
 local function try(command, ...)
@@ -9,7 +10,7 @@ local function try(command, ...)
   if type(reply) == 'table' and reply.err then refused = {command, reply.err} end
 end
 
--- Whatever is not deleted below, because that is refused, ends by itself.
+-- The keys expire by themselves if a refusal prevents the DEL below.
 for _, key in ipairs(KEYS) do try('SET', key, 'probe', 'PX', 1000) end
 try('GET', KEYS[1])
 try('MGET', unpack(KEYS))
@@ -25,7 +26,7 @@ try('LREM', KEYS[1], 1, 'probe')
 try('LPOP', KEYS[1])
 if not refused then return 'OK' end
 
--- An access list refuses a command in a script with the code ERR, and without its name.
+-- When an ACL refuses a command in a script, the error has the code ERR and no command name.
 local command, text = refused[1], refused[2]
 if string.sub(text, 1, 4) == 'ERR ' then
   local is_access = string.find(text, 'The user executing the script', 1, true)

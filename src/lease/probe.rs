@@ -1,5 +1,5 @@
-//! Whether Redis does what a lease needs of it. A server that only answers is of no use: it may be
-//! a replica, out of memory, have some of the slots, or refuse our scripts.
+//! Checks that Redis can do all that leases need. A server that responds may still be a replica, be
+//! out of memory, have only some of the slots, or refuse our scripts.
 
 use std::sync::LazyLock;
 
@@ -19,12 +19,11 @@ use crate::domain::{job::Job, outcome::Release};
 
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
 
-/// Payments that are tried when all of Redis is in question. They fall into slots at random: a
-/// shard with an eighth of the slots is missed once in seventy times, one with a fourth once in ten
-/// thousand.
+/// How many payments are tried to check all of Redis. They fall into random slots, so a shard with
+/// an eighth of the slots is missed once in 70 times, one with a quarter once in 10,000 times.
 const SPREAD: usize = 32;
 
-/// Runs the script at one payment that does not exist.
+/// Runs the probe script at one payment that does not exist.
 pub(super) async fn run(owner: &Owner, wire: &Wire) -> RedisResult<()> {
     let payment = format!("capture-worker-probe-{:016x}", rand::random::<u64>());
     let mut call = SCRIPT.prepare_invoke();
@@ -35,16 +34,16 @@ pub(super) async fn run(owner: &Owner, wire: &Wire) -> RedisResult<()> {
     call.invoke_async(&mut wire.clone()).await
 }
 
-/// Runs it at many payments: each slot may be another server's.
+/// Runs the probe script at many payments, because slots may belong to different servers.
 pub(super) async fn spread(owner: &Owner, wire: &Wire) -> RedisResult<()> {
-    // Another server, or this one after a restart, has no script. A user who may run scripts and
-    // not load them would be stopped only then.
+    // Always load the script. A user who may run scripts but not load them would otherwise fail
+    // only at another server, or after a restart, where the script is not loaded yet.
     SCRIPT.prepare_invoke().load_async(&mut wire.clone()).await?;
     try_join_all((0..SPREAD).map(|_| run(owner, wire))).await.map(drop)
 }
 
-/// Whether all of Redis does what leases need; if not, why. The client of a Cluster tries again
-/// until its time is over, and then tells that alone.
+/// Checks all of Redis. The client of a Cluster repeats a call until a time-out, and reports only
+/// the time-out; then `reason` gives the server's own error.
 pub(super) async fn whole(
     owner: &Owner,
     wire: &Wire,
@@ -56,11 +55,11 @@ pub(super) async fn whole(
     }
 }
 
-/// The most servers that are asked why there is no connection.
+/// The maximum number of servers that are asked why connecting failed.
 const ASKED_MAX: usize = 3;
 
-/// Why there is no connection, as the servers say it themselves: the client of a Cluster wraps
-/// their errors, and any client keeps of a refused password only that it was refused.
+/// Why connecting failed, as the servers themselves report it. The client of a Cluster wraps their
+/// errors, and every client drops the server's text when a password is refused.
 pub(super) async fn refusal(
     owner: &Owner,
     servers: &[Client],
@@ -84,7 +83,7 @@ pub(super) async fn refusal(
     found
 }
 
-/// What one node of a Cluster refuses, but for what another one has.
+/// The error with which one node of a Cluster refuses the probe. Slots of other nodes don't count.
 async fn alone(owner: &Owner, wire: &Wire) -> Option<RedisError> {
     for _ in 0..SPREAD {
         match run(owner, wire).await {
@@ -95,7 +94,7 @@ async fn alone(owner: &Owner, wire: &Wire) -> Option<RedisError> {
     None
 }
 
-/// What a server says to our credentials.
+/// The error with which a server refuses our credentials.
 async fn auth(server: &Client, config: &AsyncConnectionConfig) -> Option<RedisError> {
     let info = server.get_connection_info();
     let ours = info.redis_settings();
@@ -113,11 +112,11 @@ async fn auth(server: &Client, config: &AsyncConnectionConfig) -> Option<RedisEr
 }
 
 impl Leases {
-    /// Does once what every capture needs of Redis: connects, and runs the scripts at a payment
-    /// that does not exist. Nothing stays behind.
+    /// Connects, and runs each script once at a payment that does not exist. Nothing is left
+    /// behind.
     ///
     /// # Errors
-    /// What Redis refused, in its words.
+    /// The command that Redis refused, with its own error text.
     pub async fn try_out(&self) -> Result<(), Away> {
         self.link.borrow_connection().await.map_err(|error| Away(describe(&error)))?;
         let tried = self.take_and_give_back().await;
@@ -129,7 +128,7 @@ impl Leases {
         let [first, second] = self.scratch().map_err(Away)?;
         let tried = self.take_and_hand_over(&first, &second).await;
         if tried.is_err() {
-            // The connection may be lost: then the lease ends by its time.
+            // If the connection is lost, the lease expires after its time to live.
             for claim in [first, second] {
                 drop(self.forget(&claim).await);
             }
@@ -139,22 +138,22 @@ impl Leases {
 
     async fn take_and_hand_over(&self, first: &Claim, second: &Claim) -> Result<(), Away> {
         let Acquired::Taken(mut lease) = self.acquire(first, true).await? else {
-            return Err(Away("acquire.lua gave no lease of a payment that nobody has".into()));
+            return Err(Away("acquire.lua returned no lease of an unused payment".into()));
         };
         if self.renew(&mut lease, true, None).await? != Renewed::Kept {
-            return Err(Away("renew.lua found a fresh lease lost".into()));
+            return Err(Away("renew.lua returned that a new lease is lost".into()));
         }
         let handed = self.hand_over(&lease, &Release::TakeBack, second, true).await?;
         let (Released { kept: true, .. }, Acquired::Taken(lease)) = handed else {
-            return Err(Away("hand_over.lua lost a fresh lease".into()));
+            return Err(Away("hand_over.lua returned that a new lease is lost".into()));
         };
         if !self.release(&lease, &Release::TakeBack).await?.kept {
-            return Err(Away("release.lua found a fresh lease lost".into()));
+            return Err(Away("release.lua returned that a new lease is lost".into()));
         }
         Ok(())
     }
 
-    /// Two captures of one payment that does not exist.
+    /// The claims of two captures of one payment that does not exist.
     fn scratch(&self) -> Result<[Claim; 2], String> {
         let payment = format!("capture-worker-check-{:016x}", rand::random::<u64>());
         let claim = |id: &str| {
@@ -174,7 +173,7 @@ impl Leases {
 mod tests {
     use std::{collections::BTreeSet, fs, path::Path};
 
-    /// The words in quotation marks after each of these.
+    /// The upper-case words in quotation marks that follow each `before`.
     fn quoted<'t>(text: &'t str, before: &str) -> BTreeSet<&'t str> {
         let quoted = text.split(before).skip(1).filter_map(|rest| rest.split(['\'', '"']).next());
         quoted.filter(|word| word.chars().all(|c| c.is_ascii_uppercase())).collect()
@@ -194,7 +193,7 @@ mod tests {
             let text = fs::read_to_string(&path).unwrap();
             for before in ["call('", "cmd(\"", "read(\"", ">(\""] {
                 for command in quoted(&text, before) {
-                    // What is asked of a server before any lease is no part of the work.
+                    // Commands of the set-up are run before any lease, not by the scripts.
                     let of_set_up = ["AUTH", "CLUSTER", "INFO", "ROLE"].contains(&command);
                     let is_tried = probed.contains(command) || of_set_up;
                     assert!(is_tried, "{name} uses {command}: probe.lua must try it");

@@ -1,4 +1,4 @@
-//! What is kept in Redis of outcomes and of ids that were sent: as text, for the scripts and for us.
+//! The text format of recorded outcomes and sent markers, which the Lua scripts read as well.
 
 use super::{Away, Claim};
 use crate::domain::{
@@ -6,7 +6,8 @@ use crate::domain::{
     outcome::{Fate, Release},
 };
 
-/// The mode of a release, the record that it leaves, and the code of a refusal that it keeps.
+/// The arguments of a release: its mode, the outcome to record, and the code of a signed `F` to
+/// keep with the sent marker.
 pub(super) fn parts<'r>(
     claim: &Claim,
     release: &'r Release,
@@ -24,15 +25,16 @@ pub(super) fn parts<'r>(
     })
 }
 
-/// An outcome as it is kept: amount, kind, and all of it.
+/// The recorded form of an outcome: amount, kind and JSON, one line each.
 pub(super) fn write(claim: &Claim, fate: &Fate) -> Result<String, Away> {
     let json = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
     Ok(format!("{}\n{}\n{json}", claim.amount(), fate.kind()))
 }
 
-/// The amount and the outcome of a record.
+/// Parses a recorded outcome into its amount and the outcome.
 pub(super) fn read(record: &str) -> Result<(&str, Fate), Away> {
-    let unreadable = || Away("a final outcome on record can't be read".to_owned());
+    let unreadable =
+        || Away("the recorded outcome is malformed: expected amount, kind and JSON".to_owned());
     let mut lines = record.splitn(3, '\n');
     let (Some(amount), Some(_), Some(json)) = (lines.next(), lines.next(), lines.next()) else {
         return Err(unreadable());
@@ -40,7 +42,7 @@ pub(super) fn read(record: &str) -> Result<(&str, Fate), Away> {
     Ok((amount, serde_json::from_str(json).map_err(|_| unreadable())?))
 }
 
-/// What a sent marker tells besides that it is there: see `common.lua`.
+/// Parses the part of a sent marker after its token: see `marker_of` in `common.lua`.
 pub(super) fn read_marker(told: &str, our_amount: &str) -> SentMarker {
     let mut lines = told.splitn(3, '\n');
     let denied_at_replay = lines.next().and_then(|number| number.parse().ok());

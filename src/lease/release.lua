@@ -1,7 +1,9 @@
--- Gives the lease back, by its token; whoever waits first in line has it next.
--- KEYS and the claim as for acquire. ARGV[9] mode, [10] the record, [11] ms that the hold had left, [12] amount and code of a
--- refusal to keep with the marker, or nothing.
--- Returns {1, or 0 if the lease was no longer this acquisition's; what was on record before}.
+-- Releases the lease, if this acquisition still has it, and passes it to the first of the waiting
+-- list.
+-- KEYS and the claim as for acquire. ARGV[9]: the mode (see `record`). ARGV[10]: the outcome to
+-- record. ARGV[11]: the milliseconds that the in-doubt block had left. ARGV[12]: amount and code of
+-- a signed F to keep with the sent marker, or empty.
+-- Returns {1 if this acquisition still had the lease, or else 0; the outcome recorded before}.
 local claim = claim_at(4, 6)
 local mine, found = record(claim, ARGV[9], ARGV[10], ARGV[11], ARGV[12])
 if mine then pass_on() else leave(claim.token) end

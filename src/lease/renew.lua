@@ -1,7 +1,8 @@
--- Gives the lease its full time again before another call; if that is a capture, writes hold and sent marker as well.
--- KEYS and the claim as for acquire. ARGV[9] 1 before a capture, [10] the number of replays at which an inquiry has shown
--- that there is no such capture, or nothing.
--- Returns 1; or 0 if the lease is no longer this acquisition's; or 2 if an outcome of the id is on record by now.
+-- Gives the lease its full time again before another call. If that call is a capture, also writes
+-- the in-doubt block and the sent marker.
+-- KEYS and the claim as for acquire. ARGV[9]: 1 before a capture. ARGV[10]: the number of replays
+-- at which an inquiry has shown that there is no such capture, or empty.
+-- Returns 1; 0 if this acquisition no longer has the lease; 2 if the id has a recorded outcome.
 local claim = claim_at(4, 6)
 local now = redis.call('MGET', LEASE, claim.known, claim.replaced, HOLD, claim.mark)
 if now[1] ~= claim.token then return 0 end

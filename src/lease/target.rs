@@ -1,5 +1,5 @@
-//! How a connection to Redis is made: what answers at one address may be a Cluster, and Sentinels
-//! may ask for a password.
+//! Connects to Redis: to a single server, to a Cluster (which one address may turn out to be), or
+//! to the primary that Sentinels name. Sentinels may ask for a password.
 
 use std::{slice, time::Duration};
 
@@ -21,30 +21,30 @@ use super::{
     probe,
 };
 
-/// How long Redis may take to answer, and to be connected to.
+/// The time limit for a response of Redis.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is connected to.
+/// The clients that connect to what `redis.url` names.
 pub(super) enum Target {
     Node(Box<Node>),
-    /// With a client for each node, to ask for the reason of a failure.
+    /// The client of the Cluster, and one for each node, which is asked why connecting failed.
     Cluster(Box<ClusterClient>, Vec<Client>),
     Sentinel(Box<Watched>),
 }
 
-/// One address.
+/// One address, of a single server or a node of a Cluster.
 pub(super) struct Node {
     client: Client,
     certificates: Option<TlsCertificates>,
 }
 
-/// A server behind Sentinels.
+/// A primary that Sentinels monitor.
 pub(super) struct Watched {
     client: Mutex<SentinelClient>,
-    /// For Sentinels that ask for a password: by the credentials of the URL.
+    /// The client for Sentinels that ask for a password, with the credentials of the URL.
     with_password: Option<Mutex<SentinelClient>>,
-    /// One for each Sentinel, without credentials.
+    /// One client for each Sentinel, without credentials.
     sentinels: Vec<Client>,
 }
 
@@ -91,7 +91,7 @@ impl Target {
         }
     }
 
-    /// Why it could not be connected to, in the words of a server.
+    /// Why connecting failed, as a server reports it.
     pub(super) async fn reason(&self, owner: &Owner) -> Option<RedisError> {
         match self {
             Self::Node(node) => {
@@ -107,15 +107,15 @@ impl Target {
 }
 
 impl Node {
-    /// Connects to the server, or to the whole Cluster that it is a node of: as a single server it
-    /// would serve some payments and refuse the others.
+    /// Connects to the server, or to the whole Cluster if the server is a node of one. Used as a
+    /// single server, a node would serve some payments and refuse the others.
     async fn connect(&self) -> RedisResult<Wire> {
         let mut connection =
             self.client.get_multiplexed_async_connection_with_config(&config()).await?;
         if !is_cluster(&mut connection).await? {
             return Ok(Wire::Single(connection));
         }
-        tracing::debug!("a Redis Cluster answered at the one address of redis.url");
+        tracing::debug!("Redis Cluster found at the single address of redis.url");
         let nodes = vec![self.client.get_connection_info().clone()];
         let client = cluster(nodes, self.certificates.clone())?;
         client.get_async_connection().await.map(Wire::Cluster)
@@ -148,7 +148,8 @@ impl Watched {
     async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         let connected = connect_by(&self.client).await;
         match (&connected, &self.with_password) {
-            // Of several Sentinels the client tells one error, which may be another than this.
+            // With several Sentinels, the client reports one error, which may hide the NOAUTH of
+            // another Sentinel. So ask each of them.
             (Err(_), Some(with_password)) if self.ask_for_password().await => {
                 connect_by(with_password).await
             }
@@ -156,7 +157,7 @@ impl Watched {
         }
     }
 
-    /// Whether a Sentinel answers only those who sign in.
+    /// Whether a Sentinel requires a password.
     async fn ask_for_password(&self) -> bool {
         for client in &self.sentinels {
             let asked = async {
@@ -248,9 +249,9 @@ fn sentinel(
     builder.build().map_err(bad)
 }
 
-/// Whether this server is a node of a Cluster.
+/// Whether this server is a node of a Cluster; false if it does not say.
 async fn is_cluster(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
-    // An access list may forbid either, and a provider may have renamed it.
+    // An ACL may forbid either command, and a provider may have renamed it.
     let is_refused = |error: &RedisError| matches!(error.code(), Some("NOPERM" | "ERR"));
     let info: RedisResult<String> = cmd("INFO").arg("cluster").query_async(connection).await;
     match info {
@@ -261,7 +262,7 @@ async fn is_cluster(connection: &mut MultiplexedConnection) -> RedisResult<bool>
     match cmd("CLUSTER").arg("INFO").query_async::<String>(connection).await {
         Ok(_) => Ok(true),
         Err(error) if !is_refused(&error) => Err(error),
-        // Also what a single server says.
+        // A single server refuses this command, too.
         Err(_) => Ok(false),
     }
 }

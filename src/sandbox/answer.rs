@@ -1,4 +1,5 @@
-//! One call of the gateway's protocol: let in, looked up in the scripts and the ledger, answered.
+//! Answers one call of the gateway's protocol: checks it, looks up the scripts and the ledger, and
+//! sends the signed reply.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::{
     Call, Peer, Sandbox, Step, Way,
-    gate::{Admitted, Gate},
+    gate::{Admitted, Gate, TurnedAway},
     ledger::{CaptureRequest, Movement, Payment, Request as Known, State as Stage, Verdict},
     now,
     watch::CallRecord,
@@ -28,12 +29,12 @@ use crate::{
     gateway::signing::signature_header,
 };
 
-/// The largest request that is read.
+/// The largest request body that is read, in bytes.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
-/// The length of a body that is too long to be the gateway's.
+/// The length of a reply body that the worker refuses to read, in bytes.
 const HUGE_BYTES: usize = 1024 * 1024;
 
-/// What is sent back, before it is signed.
+/// A reply before it is signed.
 struct Draft {
     code: String,
     status: String,
@@ -69,7 +70,7 @@ impl Draft {
     }
 }
 
-/// Answers a call.
+/// Answers a call of the gateway's protocol, at any path that no other route serves.
 pub(super) async fn answer(
     State(sandbox): State<Arc<Sandbox>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -85,12 +86,9 @@ pub(super) async fn answer(
     match gate.admit(&parts.method, &path, &parts.headers, &body) {
         Ok(Admitted::Capture(asked)) => sandbox.on_capture(&path, &peer, &asked).await,
         Ok(Admitted::Inquiry { payment_id }) => sandbox.on_inquiry(&path, &peer, &payment_id).await,
-        Err(turned_away) => {
-            tracing::info!(%path, code = turned_away.code, why = turned_away.message, "turned away");
-            let draft = Draft {
-                signed: turned_away.signed,
-                ..Draft::of(turned_away.code, "F", turned_away.message)
-            };
+        Err(TurnedAway { code, message, signed }) => {
+            tracing::info!(%path, code, why = message, "call refused");
+            let draft = Draft { signed, ..Draft::of(code, "F", message) };
             sandbox.send(&path, &draft, None)
         }
     }
@@ -140,7 +138,7 @@ impl Sandbox {
                 Err(_) => String::new(),
             },
         };
-        tracing::debug!(call, payment_id, capture_request_id = id, answer, "answered");
+        tracing::debug!(call, payment_id, capture_request_id = id, answer, "call answered");
         self.watch.record(CallRecord {
             at: now(),
             at_ms: epoch_ms(OffsetDateTime::now_utc()),
@@ -151,7 +149,7 @@ impl Sandbox {
         });
     }
 
-    /// Sends a draft in the way that the step asks for.
+    /// Sends a draft in the way that the step requires.
     async fn send_by(
         &self,
         path: &str,
@@ -162,7 +160,7 @@ impl Sandbox {
         draft.fields.extend(step.fields.clone());
         match &step.answer {
             Way::NoAnswer => {
-                tracing::debug!(peer = %peer.address, "the connection is closed without an answer");
+                tracing::debug!(peer = %peer.address, "connection closed without a reply");
                 peer.cut();
                 Response::new(Body::empty())
             }
@@ -258,7 +256,7 @@ fn retry_after_header(headers: &mut HeaderMap, seconds: Option<u64>) {
     }
 }
 
-/// What becomes of a capture, in the ledger and in the answer.
+/// Applies a capture and its step to the ledger, and drafts the reply.
 fn capture(ledger: &mut super::Ledger, asked: &CaptureRequest, step: &Step) -> Draft {
     let time = now();
     let Way::Code(code) = &step.answer else {
@@ -266,7 +264,7 @@ fn capture(ledger: &mut super::Ledger, asked: &CaptureRequest, step: &Step) -> D
         return if acts {
             captured(ledger.capture(asked, &time))
         } else {
-            Draft::of("UNKNOWN_EXCEPTION", "U", "not carried out")
+            Draft::of("UNKNOWN_EXCEPTION", "U", "not executed")
         };
     };
     if step.executes {
@@ -285,14 +283,15 @@ fn capture(ledger: &mut super::Ledger, asked: &CaptureRequest, step: &Step) -> D
     scripted(step, code)
 }
 
-/// Access and form are checked before the id is looked at: such an `F` says nothing about the capture.
+/// Whether a failure with this code is about the capture itself. The gateway checks access and form
+/// before it looks up the id, so an `F` of those classes says nothing about the capture.
 fn is_about_the_capture(code: &str) -> bool {
     use crate::domain::class::Class::{Access, Conflict, Request};
     !matches!(Codes::default().class_of(code), Access | Request | Conflict)
 }
 
 fn scripted(step: &Step, code: &str) -> Draft {
-    Draft { signed: step.signed, ..Draft::of(code, step.status_of(code), "as the script says") }
+    Draft { signed: step.signed, ..Draft::of(code, step.status_of(code), "set by the script") }
 }
 
 fn captured(verdict: Verdict) -> Draft {
@@ -306,7 +305,7 @@ fn captured(verdict: Verdict) -> Draft {
     draft
 }
 
-/// What an answer says of the acquirer.
+/// The fields of a reply about the acquirer.
 fn acquirer(movement: &Movement) -> [(String, Value); 2] {
     let info = json!({"acquirerName": "SANDBOX", "acquirerTransactionId": movement.capture_id});
     [
@@ -319,7 +318,7 @@ fn message(code: &str) -> &'static str {
     match code {
         "SUCCESS" => "success.",
         CAPTURE_IN_PROCESS => "The capture is processing.",
-        _ => "as the ledger says",
+        _ => "set by the ledger",
     }
 }
 
@@ -374,7 +373,7 @@ fn transaction(request: &Known, verdict: &Verdict) -> Value {
     item
 }
 
-/// The changes that leave an answer readable.
+/// Applies the faults that leave a reply readable.
 fn change(way: &Way, draft: &mut Draft) {
     let mut put = |name: &str, value: Value| {
         if let Some(field) = draft.fields.get_mut(name) {
@@ -396,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_inquiry_shows_what_the_payment_was_authorized_with() {
+    fn an_inquiry_shows_the_fields_of_the_authorization() {
         let payment = Payment {
             auth_expiry_time: Some("2026-12-01T00:00:00Z".to_owned()),
             auth_review_status: Some("PROCESSING".to_owned()),

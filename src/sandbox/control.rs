@@ -1,4 +1,4 @@
-//! The control API: what the sandbox is told, and what it shows.
+//! The control API under `/sandbox`: tests add scripts and authorizations, and read the ledger.
 
 use std::sync::Arc;
 
@@ -21,12 +21,12 @@ use super::{
 };
 use crate::domain::money::Money;
 
-/// The largest script or authorization that is read.
+/// The largest script or authorization that is read, in bytes.
 const CONTROL_BYTES_MAX: usize = 256 * 1024;
 
 type Shared = State<Arc<Sandbox>>;
 
-/// Everything that the sandbox answers.
+/// The routes of the sandbox. Every path that is not listed goes to the gateway's protocol.
 pub(super) fn router(sandbox: Arc<Sandbox>) -> Router {
     let control = Router::new()
         .route("/sandbox", get(page).delete(clear))
@@ -105,9 +105,9 @@ async fn clear_steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> 
 #[serde(rename_all = "camelCase")]
 struct Authorization {
     authorized: Money,
-    /// `authExpiryTime` of the gateway's inquiry; it is shown, and refuses nothing.
+    /// `authExpiryTime` of the inquiry's reply. The sandbox shows it and does not enforce it.
     auth_expiry_time: Option<String>,
-    /// `authReviewStatus`, likewise.
+    /// `authReviewStatus` of the inquiry's reply. The sandbox shows it and does not enforce it.
     auth_review_status: Option<String>,
 }
 
@@ -130,12 +130,12 @@ async fn payment(
     Path(payment_id): Path<String>,
 ) -> Result<Json<Value>, (StatusCode, String)> {
     sandbox.payment(&payment_id).map(Json).ok_or_else(|| {
-        (StatusCode::NOT_FOUND, format!("the sandbox has never heard of payment {payment_id}\n"))
+        (StatusCode::NOT_FOUND, format!("no call or authorization has named {payment_id}\n"))
     })
 }
 
 impl Sandbox {
-    /// The whole ledger: `GET /sandbox/ledger`.
+    /// The whole ledger, as `GET /sandbox/ledger` returns it.
     #[must_use]
     pub fn ledger(&self) -> Value {
         let mut shown = self.books(|books| {
@@ -171,7 +171,8 @@ impl Sandbox {
         shown
     }
 
-    /// One payment: `GET /sandbox/payments/{paymentId}`.
+    /// One payment, as `GET /sandbox/payments/{paymentId}` returns it. `None` if no call or
+    /// authorization has named it.
     #[must_use]
     pub fn payment(&self, payment_id: &str) -> Option<Value> {
         self.books(|books| {
@@ -190,20 +191,20 @@ impl Sandbox {
         })
     }
 
-    /// The last calls that were answered, of one payment or of all: `GET /sandbox/calls`.
+    /// The latest answered calls, of one payment or of all, as `GET /sandbox/calls` returns them.
     #[must_use]
     pub fn calls(&self, payment_id: Option<&str>) -> Value {
         let wanted = |call: &&CallRecord| payment_id.is_none_or(|id| id == call.payment_id);
         self.watch.look(|seen| json!(seen.calls.iter().filter(wanted).collect::<Vec<_>>()))
     }
 
-    /// How many capture calls of a payment are being answered.
+    /// The number of capture calls of a payment that are in progress.
     #[must_use]
     pub fn in_flight(&self, payment_id: &str) -> usize {
         self.watch.look(|seen| seen.in_flight.get(payment_id).map_or(0, Vec::len))
     }
 
-    /// Adds steps for one payment, or for every call: `POST …/script`.
+    /// Adds steps for one payment, or for all calls if it is `None`, like `POST …/script`.
     pub fn add_steps(&self, payment_id: Option<&str>, steps: Vec<Step>) {
         self.books(|books| match payment_id {
             Some(payment_id) => books.scripts.entry(payment_id.to_owned()).or_default().add(steps),
@@ -211,7 +212,8 @@ impl Sandbox {
         });
     }
 
-    /// Forgets the steps that are left for one payment, or for every call: `DELETE …/script`.
+    /// Removes the remaining steps of one payment, or those for all calls if it is `None`, like
+    /// `DELETE …/script`.
     pub fn clear_steps(&self, payment_id: Option<&str>) {
         self.books(|books| match payment_id {
             Some(payment_id) => drop(books.scripts.remove(payment_id)),

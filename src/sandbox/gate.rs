@@ -1,4 +1,4 @@
-//! What the gateway checks before it looks at any id: who calls, and the form of the call. Pure.
+//! The checks before the gateway looks up any id: the caller, and the form of the call. Pure.
 
 use axum::http::{HeaderMap, Method};
 use serde_json::Value;
@@ -9,35 +9,37 @@ use crate::{
     gateway::signing::VerifyingKeys,
 };
 
-/// Longest ids that the gateway takes, in characters.
+/// The longest id that the gateway accepts, in characters.
 const ID_CHARS_MAX: usize = 64;
-/// The version of the merchant's key that the sandbox knows.
+/// The version of the merchant's key that the sandbox accepts.
 const KEY_VERSION: &str = "1";
 
-/// A call that was let in.
+/// A call that passed all checks.
 #[derive(Debug)]
 pub(super) enum Admitted {
     Capture(CaptureRequest),
     Inquiry { payment_id: String },
 }
 
-/// A call that was turned away by an `F`.
+/// A call that was refused with `resultStatus` `F`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TurnedAway {
     pub(super) code: &'static str,
     pub(super) message: String,
-    /// Errors of form are the gateway's word; of a caller whom it does not know it signs nothing.
+    /// Whether the gateway signs the refusal. It signs errors of form, and signs nothing for a
+    /// caller that it can't authenticate.
     pub(super) signed: bool,
 }
 
-/// Whom the gateway knows.
+/// The merchant that the gateway accepts calls from.
 pub(super) struct Gate<'a> {
     pub(super) client_id: &'a str,
     pub(super) merchant_keys: &'a VerifyingKeys,
 }
 
 impl Gate<'_> {
-    /// Checks a call in the gateway's order: interface, method, media type, client, signature, form.
+    /// Checks a call in the gateway's order: interface, method, media type, client, signature,
+    /// form.
     pub(super) fn admit(
         &self,
         method: &Method,
@@ -48,10 +50,13 @@ impl Gate<'_> {
         let call = match path {
             path if path.ends_with("/v1/payments/capture") => Call::Capture,
             path if path.ends_with("/v1/payments/inquiryPayment") => Call::Inquiry,
-            _ => return Err(no_access("NO_INTERFACE_DEF", format!("no interface at {path}"))),
+            _ => {
+                return Err(no_access("NO_INTERFACE_DEF", format!("{path} is no known interface")));
+            }
         };
         if method != Method::POST {
-            return Err(no_access("METHOD_NOT_SUPPORTED", format!("{method} instead of POST")));
+            let message = format!("the method must be POST, found {method}");
+            return Err(no_access("METHOD_NOT_SUPPORTED", message));
         }
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         if !header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
@@ -60,23 +65,24 @@ impl Gate<'_> {
         }
         let client_id = header("client-id").unwrap_or_default();
         if client_id != self.client_id {
-            return Err(no_access("CLIENT_INVALID", "Client-Id is not known".to_owned()));
+            return Err(no_access("CLIENT_INVALID", "Client-Id is unknown".to_owned()));
         }
         let time = header("request-time").unwrap_or_default();
         let signature = header("signature").unwrap_or_default();
         if key_version(signature).is_some_and(|version| version != KEY_VERSION) {
-            return Err(no_access("KEY_NOT_FOUND", format!("keyVersion is not {KEY_VERSION}")));
+            let message = format!("keyVersion must be {KEY_VERSION}");
+            return Err(no_access("KEY_NOT_FOUND", message));
         }
         if !self.merchant_keys.verify(path, client_id, time, body, signature) {
             let message =
-                "Signature is missing or does not fit path, Client-Id, Request-Time and body";
+                "Signature is missing or does not match path, Client-Id, Request-Time and body";
             return Err(no_access("INVALID_SIGNATURE", message.to_owned()));
         }
         if time.is_empty() || !time.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(illegal("Request-Time must be epoch milliseconds".to_owned()));
         }
         let body: Value = serde_json::from_slice(body)
-            .map_err(|error| illegal(format!("the body is no JSON: {error}")))?;
+            .map_err(|error| illegal(format!("the body is not JSON: {error}")))?;
         match call {
             Call::Capture => capture_request(&body).map(Admitted::Capture),
             Call::Inquiry => {
@@ -99,7 +105,7 @@ fn key_version(signature_header: &str) -> Option<&str> {
     signature_header.split(',').find_map(|part| part.trim().strip_prefix("keyVersion="))
 }
 
-/// The fields that are compared by themselves.
+/// The fields for which [`CaptureRequest`] has its own members; it keeps the others as JSON.
 const OWN: [&str; 3] = ["captureRequestId", "paymentId", "captureAmount"];
 
 fn capture_request(body: &Value) -> Result<CaptureRequest, String> {
@@ -125,7 +131,7 @@ fn id(body: &Value, name: &str) -> Result<String, String> {
     match id.map(|id| (id, id.chars().count())) {
         Some((id, 1..=ID_CHARS_MAX)) => Ok(id.to_owned()),
         Some((_, chars)) => {
-            Err(format!("{name} must be 1 to {ID_CHARS_MAX} characters, not {chars}"))
+            Err(format!("{name} must be 1 to {ID_CHARS_MAX} characters, found {chars}"))
         }
         None => Err(format!("{name} must be a string")),
     }

@@ -1,4 +1,4 @@
-//! The gateway's books: authorizations, captures by their ids, and every movement of money. Pure.
+//! The gateway's ledger: authorizations, captures by id, and every movement of money. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,10 +11,10 @@ use crate::domain::{
     money::Money,
 };
 
-/// Beyond so many ids the ledger takes no new one.
+/// The maximum number of ids. The ledger accepts no new id beyond it, so that memory is bounded.
 const REQUESTS_MAX: usize = 1_000_000;
 
-/// A capture that is asked for, well formed.
+/// A well-formed request for a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CaptureRequest {
     pub(super) id: String,
@@ -26,7 +26,7 @@ pub(super) struct CaptureRequest {
 }
 
 impl CaptureRequest {
-    /// Whether no capture of the payment may follow this one. A strict ledger takes an absent
+    /// Whether no capture of the payment may follow this one. A strict ledger treats an absent
     /// `captureType` as `FINAL`, as the gateway does.
     fn is_final(&self, strict: bool) -> bool {
         match self.fields.get(CAPTURE_TYPE).and_then(Value::as_str) {
@@ -36,12 +36,12 @@ impl CaptureRequest {
     }
 }
 
-/// A result: its code and status.
+/// The result of a call: code and status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) code: String,
     pub(super) status: &'static str,
-    /// Of a success.
+    /// The movement of money, if the capture succeeded.
     pub(super) movement: Option<Movement>,
 }
 
@@ -51,7 +51,7 @@ impl Verdict {
     }
 }
 
-/// Money that was moved, for good.
+/// One executed capture. Movements are never removed or changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Movement {
@@ -62,49 +62,49 @@ pub(super) struct Movement {
     pub(super) capture_time: String,
 }
 
-/// One `captureRequestId`.
+/// The state of one `captureRequestId`.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     pub(super) asked: CaptureRequest,
     pub(super) state: State,
-    /// How often it was posted, unanswered posts included.
+    /// How often it was posted, including posts without a reply.
     pub(super) posts: u64,
     /// How often it was posted while it was in process.
     pub(super) posts_in_process: u64,
 }
 
-/// How far a capture has come.
+/// The progress of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// It was posted, and the gateway knows nothing of it.
+    /// It was posted, but the gateway has not processed the request: inquiries don't show it.
     Unseen,
-    /// It is being processed, for so many inquiries; then it comes to this code.
+    /// It is being processed for this many more inquiries. Then it ends with this code.
     InProcess { inquiries_left: u32, resolves_to: String },
-    /// Captured: the index of its movement.
+    /// It is captured; this is the index of its movement.
     Captured(usize),
-    /// Failed for good, by this code.
+    /// It has finally failed with this code.
     Failed(String),
 }
 
-/// One payment.
+/// The state of one payment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Payment {
-    /// What may be captured at most; `None` is as much as is asked for, in the currency of the first capture, or
-    /// nothing at all if the ledger is strict.
+    /// The most that may be captured. `None` means no limit, in the currency of the first capture;
+    /// a strict ledger captures nothing then.
     pub(super) authorized: Option<Money>,
-    /// `authExpiryTime`, if it is to be shown.
+    /// The `authExpiryTime` that an inquiry shows.
     pub(super) auth_expiry_time: Option<String>,
-    /// `authReviewStatus`, if it is to be shown.
+    /// The `authReviewStatus` that an inquiry shows.
     pub(super) auth_review_status: Option<String>,
-    /// The id of the final capture, once it is captured: no other may follow.
+    /// The id of the captured `FINAL` capture. No new id may follow it.
     pub(super) final_capture: Option<String>,
     pub(super) captured: u128,
-    /// Its capture ids, in the order of their first posts.
+    /// Its capture ids, in the order in which they were first posted.
     pub(super) requests: Vec<String>,
     pub(super) inquiries: u64,
 }
 
-/// The books.
+/// All authorizations, requests and movements.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// Whether payments must be authorized before they are captured.
@@ -122,7 +122,7 @@ impl Ledger {
         payment
     }
 
-    /// Counts a post. Must come before anything else that is done with a request.
+    /// Counts a post. Call it before any other method for the request: it creates the entry.
     pub(super) fn count_post(&mut self, asked: &CaptureRequest) {
         if !self.requests.contains_key(&asked.id) {
             if self.requests.len() >= REQUESTS_MAX {
@@ -146,19 +146,19 @@ impl Ledger {
         }
     }
 
-    /// Whether an id has come to its end: then it has one answer, for ever.
+    /// Whether an id is captured or has failed. Its reply never changes then.
     pub(super) fn is_final(&self, id: &str) -> bool {
         let state = self.requests.get(id).map(|request| &request.state);
         matches!(state, Some(State::Captured(_) | State::Failed(_)))
     }
 
-    /// Carries a capture out, once, and says what it came to.
+    /// Executes a capture, at most once per id, and returns its result.
     pub(super) fn capture(&mut self, asked: &CaptureRequest, now: &str) -> Verdict {
         let Some(request) = self.requests.get_mut(&asked.id) else {
             return Verdict::of(crate::domain::class::REQUEST_TRAFFIC_EXCEED_LIMIT, "U");
         };
         if request.state == State::Unseen {
-            // What the gateway has not seen may still change.
+            // The gateway has not processed an earlier post, so values may still change.
             request.asked = asked.clone();
             return match self.refusal(asked) {
                 Some(code) => self.fail(asked, code),
@@ -175,7 +175,7 @@ impl Ledger {
         }
     }
 
-    /// Ends a capture by this code, unless it has ended or is in process.
+    /// Ends a capture with this code, unless it has ended or is in process.
     pub(super) fn fail(&mut self, asked: &CaptureRequest, code: &str) -> Verdict {
         if let Some(request) = self.unseen(asked) {
             request.state = State::Failed(code.to_owned());
@@ -183,7 +183,7 @@ impl Ledger {
         Verdict::of(code, "F")
     }
 
-    /// Begins to process a capture that was not begun.
+    /// Puts a capture in process, unless it has ended or is in process already.
     pub(super) fn begin(&mut self, asked: &CaptureRequest, inquiries: u32, resolves_to: &str) {
         if let Some(request) = self.unseen(asked) {
             let resolves_to = resolves_to.to_owned();
@@ -200,7 +200,7 @@ impl Ledger {
         Some(request)
     }
 
-    /// What an inquiry shows: the captures that the gateway knows of; `None` if it does not know the payment.
+    /// The captures that an inquiry shows. `None` if the payment does not exist.
     pub(super) fn inquire(
         &mut self,
         payment_id: &str,
@@ -221,7 +221,7 @@ impl Ledger {
         let request = self.requests.get_mut(id)?;
         if let State::InProcess { inquiries_left, resolves_to } = &mut request.state {
             if *inquiries_left > 0 {
-                // The greatest number stands for ever.
+                // `u32::MAX` means that it stays in process forever.
                 if *inquiries_left < u32::MAX {
                     *inquiries_left -= 1;
                 }
@@ -249,7 +249,7 @@ impl Ledger {
             .get(&asked.payment_id)
             .filter(|payment| !self.strict || payment.authorized.is_some());
         let Some(payment) = payment else { return Some("AUTH_NOT_FOUND") };
-        // Inferred: what the gateway answers after a final capture is not documented.
+        // Inferred: the gateway's reply after a final capture is not documented.
         if payment.final_capture.is_some() {
             return Some("ORDER_STATUS_INVALID");
         }
@@ -288,7 +288,7 @@ impl Ledger {
         verdict
     }
 
-    /// What was captured, by currency, in the smallest unit.
+    /// The captured sums by currency, in the smallest unit.
     pub(super) fn totals(&self) -> BTreeMap<&'static str, u128> {
         let mut totals = BTreeMap::new();
         for movement in &self.movements {
@@ -298,7 +298,8 @@ impl Ledger {
         totals
     }
 
-    /// Ids that moved money more than once. Counted from the movements, so that a fault of this ledger shows too.
+    /// Ids that moved money more than once. They are counted from the movements, so that a bug in
+    /// this ledger shows too.
     pub(super) fn captured_twice(&self) -> Vec<&str> {
         let mut times: BTreeMap<&str, usize> = BTreeMap::new();
         for movement in &self.movements {

@@ -1,8 +1,9 @@
-//! The gateway's double: it verifies signatures and signs answers, keeps authorizations and captures in a ledger, and
-//! does what it is told to do wrong. For tests, demonstrations, and to play with; it moves no money.
+//! A simulated gateway for tests, demonstrations and experiments. It verifies and makes signatures,
+//! keeps authorizations and captures in a ledger, and produces faults on request. It moves no
+//! money.
 //!
-//! It answers any path that ends in `/v1/payments/capture` or `/v1/payments/inquiryPayment`. Everything under `/sandbox`
-//! is for whoever watches it and tells it what to do; `/` is a page for people.
+//! It answers any path that ends in `/v1/payments/capture` or `/v1/payments/inquiryPayment`. The
+//! control API is under `/sandbox`, and `/` is a web page.
 
 mod answer;
 mod control;
@@ -34,28 +35,28 @@ pub use self::script::{Call, Forever, Step, Times, Way};
 use self::{ledger::Ledger, script::Script, simulation::simulation_of, watch::Watch};
 use crate::gateway::signing::{KeyError, SigningKey, VerifyingKeys};
 
-/// The client id that the sandbox knows.
+/// The only client id that the sandbox accepts.
 pub const CLIENT_ID: &str = "5X00000000000000";
 
-/// What a worker needs to speak with the sandbox. These keys are worth nothing elsewhere.
+/// The credentials that a worker needs to call the sandbox. They are worth nothing elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keys {
-    /// `gateway.client_id`
+    /// The value of the setting `gateway.client_id`.
     pub client_id: String,
-    /// `gateway.private_key`
+    /// The value of the setting `gateway.private_key`.
     pub private_key: String,
-    /// `gateway.public_key`
+    /// The value of the setting `gateway.public_key`.
     pub public_key: String,
-    /// What the sandbox itself signs with.
+    /// The private key with which the sandbox signs its replies.
     #[serde(skip_serializing)]
     pub gateway_private_key: String,
 }
 
 impl Keys {
-    /// Fresh keys.
+    /// Generates new keys.
     ///
     /// # Errors
-    /// The system gives no randomness.
+    /// The system provides no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         let (merchant, gateway) = (SigningKey::generate()?, SigningKey::generate()?);
         let not_written = KeyError::NotAKey("private key");
@@ -68,18 +69,18 @@ impl Keys {
     }
 }
 
-/// How the sandbox behaves towards everyone.
+/// Options that apply to all calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SandboxOptions {
-    /// Payments must be authorized (`PUT /sandbox/payments/{paymentId}`) before they are captured; otherwise any payment
-    /// is good for any sum. And a capture without `captureType` is the last one of its payment, as at
-    /// the gateway.
+    /// Whether payments must be authorized (`PUT /sandbox/payments/{paymentId}`) before they are
+    /// captured. Otherwise any payment may be captured for any sum. In strict mode, a capture
+    /// without `captureType` is the last one of its payment, as at the gateway.
     pub strict: bool,
-    /// How long every call takes.
+    /// The time that every call takes.
     pub latency: Duration,
 }
 
-/// The gateway's double.
+/// The simulated gateway, with its keys, its ledger and its scripts.
 pub struct Sandbox {
     options: SandboxOptions,
     keys: Keys,
@@ -89,23 +90,23 @@ pub struct Sandbox {
     watch: Watch,
 }
 
-/// What is written down.
+/// The mutable state: the ledger and the scripts.
 #[derive(Default)]
 struct Books {
     ledger: Ledger,
-    /// For every call.
+    /// The steps for all calls.
     script: Script,
-    /// For the calls of one payment.
+    /// The steps for the calls of single payments, by payment id.
     scripts: HashMap<String, Script>,
-    /// What a payment's id asks for, for each of its captures.
+    /// The simulations that payment ids request, by `captureRequestId`.
     simulations: HashMap<String, Script>,
 }
 
 impl Sandbox {
-    /// A sandbox with an empty ledger.
+    /// Creates a sandbox with an empty ledger.
     ///
     /// # Errors
-    /// A key that can't be read.
+    /// A key can't be read.
     pub fn new(keys: Keys, options: SandboxOptions) -> Result<Self, KeyError> {
         let merchant = SigningKey::parse(&keys.private_key)?;
         let public_key = merchant.public_key().ok_or(KeyError::NotAKey("private key"))?;
@@ -121,7 +122,7 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// What a worker needs to call it.
+    /// The credentials that a worker needs to call this sandbox.
     #[must_use]
     pub const fn keys(&self) -> &Keys {
         &self.keys
@@ -140,8 +141,8 @@ impl Sandbox {
 }
 
 impl Books {
-    /// The step for a call: of its payment's script, of the script for every call, or of the simulation that its
-    /// payment's id asks for.
+    /// The step for a call: from its payment's script, else from the script for all calls, else
+    /// from the simulation that the payment id requests.
     fn next_step(&mut self, call: Call, payment_id: &str, id: Option<&str>) -> Step {
         let scripted = self.scripts.get_mut(payment_id).and_then(|script| script.next(call, id));
         scripted
@@ -155,7 +156,7 @@ impl Books {
     }
 }
 
-/// Serves until `stop` is cancelled; connections that are open then end with the runtime.
+/// Serves until `stop` is cancelled. Connections that are open then end with the runtime.
 ///
 /// # Errors
 /// The listener fails.
@@ -171,10 +172,10 @@ pub async fn serve(
     }
 }
 
-/// A listener whose connections can be closed without an answer.
+/// A listener whose connections can be closed without a reply.
 struct Cuttable(TcpListener);
 
-/// The other end of a connection.
+/// The client of a connection, with a handle that can close it.
 #[derive(Clone, Debug)]
 struct Peer {
     address: SocketAddr,
@@ -182,10 +183,10 @@ struct Peer {
 }
 
 impl Peer {
-    /// Closes the connection.
+    /// Closes the connection in both directions.
     fn cut(&self) {
         if let Some(socket) = &self.socket {
-            // An error says that it is closed already.
+            // An error means that the connection is already closed.
             socket.shutdown(Shutdown::Both).unwrap_or_default();
         }
     }
@@ -222,7 +223,7 @@ fn with_handle(stream: TcpStream) -> io::Result<(TcpStream, std::net::TcpStream)
     Ok((TcpStream::from_std(stream)?, handle))
 }
 
-/// The time as the gateway writes it: ISO 8601 with an offset.
+/// The current time in the gateway's form: ISO 8601 with the offset +08:00.
 fn now() -> String {
     let utc = OffsetDateTime::now_utc();
     let zone = UtcOffset::from_hms(8, 0, 0).unwrap_or(UtcOffset::UTC);

@@ -1,4 +1,4 @@
-//! The page for people: the ledger at a glance, the last calls, and what can be simulated.
+//! The web page: totals and requests of the ledger, the last calls, and the list of simulations.
 
 use std::fmt::Write;
 
@@ -12,12 +12,15 @@ use crate::{
     sanitize,
 };
 
-/// So many rows of a table are shown, the newest first.
+/// The maximum number of rows in a table.
 const ROWS_MAX: usize = 100;
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em}\
-table{border-collapse:collapse;width:100%;margin-bottom:2em}td,th{text-align:left;padding:.2em .8em .2em 0;\
-border-bottom:1px solid #ddd;overflow-wrap:anywhere}.bad{color:#b00020;font-weight:bold}code{background:#f3f3f3}";
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;\
+padding:0 1em}\
+table{border-collapse:collapse;width:100%;margin-bottom:2em}\
+td,th{text-align:left;padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;\
+overflow-wrap:anywhere}\
+.bad{color:#b00020;font-weight:bold}code{background:#f3f3f3}";
 
 pub(super) fn render(sandbox: &Sandbox) -> String {
     let mut page = String::new();
@@ -31,7 +34,8 @@ fn write(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
          <title>Sandbox of the capture gateway</title><style>{STYLE}</style>\
          <h1>Sandbox of the capture gateway</h1><p>No money moves here. As JSON: \
-         <a href=/sandbox/ledger>ledger</a>, <a href=/sandbox/calls>calls</a>, <a href=/sandbox/keys>keys</a>.</p>"
+         <a href=/sandbox/ledger>ledger</a>, <a href=/sandbox/calls>calls</a>, \
+         <a href=/sandbox/keys>keys</a>.</p>"
     )?;
     totals(sandbox, page)?;
     requests(sandbox, page)?;
@@ -52,7 +56,7 @@ fn totals(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
     }
     for (name, count) in [
         ("ids captured twice", u64::try_from(twice).unwrap_or(u64::MAX)),
-        ("capture calls of one payment side by side", overlaps),
+        ("overlapping capture calls of one payment", overlaps),
     ] {
         let class = if count == 0 { "" } else { " class=bad" };
         write!(page, "<tr><td>{name}<td{class}>{count}")?;
@@ -72,7 +76,7 @@ fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
         known
             .map(|request| {
                 let state = match &request.state {
-                    State::Unseen => "not carried out".to_owned(),
+                    State::Unseen => "not executed".to_owned(),
                     State::InProcess { .. } => "in process".to_owned(),
                     State::Captured(_) if is_last(request) => "captured, FINAL".to_owned(),
                     State::Captured(_) => "captured".to_owned(),
@@ -90,7 +94,7 @@ fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
     });
     let head = row(&["paymentId", "captureRequestId", "amount", "state", "posts"]);
     let note = "After a captured FINAL, a new id of the payment gets ORDER_STATUS_INVALID. That is \
-        inferred: what the gateway answers then is not documented.";
+        inferred: the gateway's reply in this case is not documented.";
     write!(page, "<h2>Payments</h2><p>{note}</p><table>{head}{}</table>", rows.concat())
 }
 
@@ -112,8 +116,8 @@ fn simulations(page: &mut String) -> std::fmt::Result {
         .iter()
         .map(|simulation| row(&[&format!("sim-{}-…", simulation.name), simulation.does]))
         .collect();
-    let codes = row(&["sim-RISK_REJECT-…", "this result code, or any other, to every capture"]);
-    write!(page, "<h2>Payments that bring their own fault</h2><table>{rows}{codes}</table>")
+    let codes = row(&["sim-RISK_REJECT-…", "this result code, or any other, for every capture"]);
+    write!(page, "<h2>Payment ids that cause a fault</h2><table>{rows}{codes}</table>")
 }
 
 fn row(cells: &[&str]) -> String {
@@ -121,7 +125,7 @@ fn row(cells: &[&str]) -> String {
     format!("<tr>{cells}")
 }
 
-/// Ids are whatever a caller wrote.
+/// Escapes text for HTML. Ids come from callers and may contain anything.
 fn escape(text: &str) -> String {
     let text = sanitize::text(text);
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -132,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_caller_wrote_stays_text() {
+    fn text_of_callers_is_escaped() {
         assert_eq!(row(&["<b>&\"\u{202e}"]), "<tr><td>&lt;b&gt;&amp;&quot;\\u{202e}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the gateway is told to do wrong: steps, for one payment or for every call.
+//! Scripts of faults: the steps for the calls of one payment, or for all calls.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,59 +7,60 @@ use serde_json::{Map, Value};
 
 use crate::domain::class::{OTHER_CODES, SUCCESS};
 
-/// Which call a step is for.
+/// The call that a step is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// `…/v1/payments/capture`
+    /// The capture call, `…/v1/payments/capture`.
     #[default]
     Capture,
-    /// `…/v1/payments/inquiryPayment`
+    /// The inquiry call, `…/v1/payments/inquiryPayment`.
     Inquiry,
 }
 
-/// How a call is answered.
+/// How the sandbox answers a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
-    /// As the ledger says.
+    /// With the ledger's result.
     #[default]
     Honest,
-    /// With this result code, signed. Of an `F` that is about the capture the ledger keeps that the capture failed;
-    /// `CAPTURE_IN_PROCESS` leaves the capture in process.
+    /// With this result code. If it is an `F` about the capture, the ledger records that the
+    /// capture failed. `CAPTURE_IN_PROCESS` leaves the capture in process.
     Code(String),
-    /// The connection is closed without an answer.
+    /// The sandbox closes the connection without a reply.
     NoAnswer,
-    /// No answer, and the connection stays open.
+    /// The sandbox sends no reply and keeps the connection open.
     Hang,
-    /// With another HTTP status than 200.
+    /// With this HTTP status instead of 200.
     Http(u16),
-    /// With a body that is no JSON.
+    /// With a body that is not JSON.
     Garbage,
     /// With an empty body.
     Empty,
-    /// As the ledger says, in a body of 1 MiB.
+    /// With the ledger's result, in a body of 1 MiB.
     Huge,
-    /// As the ledger says, without a signature.
+    /// With the ledger's result, without a signature.
     Unsigned,
-    /// As the ledger says, with a signature of something else.
+    /// With the ledger's result, and the signature of another body.
     BadSignature,
-    /// As the ledger says, signed an hour before.
+    /// With the ledger's result, signed with a `response-time` one hour ago.
     Stale,
-    /// As the ledger says, signed at a time that can't be read.
+    /// With the ledger's result, signed with a `response-time` that can't be parsed.
     OddTime,
-    /// As the ledger says, with an unknown `resultStatus`.
+    /// With the ledger's result, and an unknown `resultStatus`.
     UnknownStatus,
-    /// As the ledger says, about another `captureRequestId`.
+    /// With the ledger's result, about another `captureRequestId`.
     OtherId,
-    /// As the ledger says, about another `paymentId`.
+    /// With the ledger's result, about another `paymentId`.
     OtherPayment,
-    /// As the ledger says, about another amount.
+    /// With the ledger's result, about another amount.
     OtherAmount,
 }
 
 impl Way {
-    /// Whether the ledger's own answer is what is sent, changed or not: then the ledger has acted on the call.
+    /// Whether the reply holds the ledger's result, changed or not. The ledger executes the call
+    /// then.
     pub(super) const fn is_of_the_ledger(&self) -> bool {
         !matches!(
             self,
@@ -73,57 +74,61 @@ impl Way {
     }
 }
 
-/// For how many calls a step stands.
+/// The number of calls that a step applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Times {
-    /// So many.
+    /// This number of calls.
     Some(u32),
-    /// All that come.
+    /// All calls from now on.
     Forever(Forever),
 }
 
-/// The word `"forever"`.
+/// The JSON string `"forever"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Forever {
-    /// The word itself.
+    /// The only value, so that any other string is refused.
     Forever,
 }
 
-/// One step of a script. As JSON, every field may be left out: `{"answer": {"code": "RISK_REJECT"}}`,
+/// One step of a script. Every field may be omitted in JSON:
+/// `{"answer": {"code": "RISK_REJECT"}}`,
 /// `{"answer": "no_answer", "executes": true, "times": 2}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Step {
-    /// Which call it is for; a capture if left out.
+    /// The call that the step is for. Default: the capture.
     pub call: Call,
-    /// Only for this `captureRequestId`.
+    /// The step is only for this `captureRequestId`. Default: any.
     #[serde(rename = "captureRequestId", skip_serializing_if = "Option::is_none")]
     pub capture_request_id: Option<String>,
-    /// How it is answered; honestly if left out.
+    /// How the call is answered. Default: with the ledger's result.
     pub answer: Way,
-    /// `resultStatus` of a `code`; `F` if left out, but `U` and `S` for the documented codes that are those.
+    /// The `resultStatus` of a `code`. Default: the documented status of the code, or `F` for an
+    /// unknown code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
-    /// Whether a `code` is signed; `true` if left out.
+    /// Whether the reply with a `code` is signed. Default: `true`.
     pub signed: bool,
-    /// Whether the capture is carried out although the answer does not say so; `false` if left out. Answers of the
-    /// ledger are always carried out.
+    /// Whether the capture is executed although the reply does not show it. Default: `false`. If
+    /// the reply holds the ledger's result, the capture is always executed.
     pub executes: bool,
-    /// How long the call takes before anything is done, in milliseconds.
+    /// The delay before the sandbox processes the call, in milliseconds.
     pub delay_ms: u64,
-    /// `Retry-After` of an HTTP status or a code, in seconds.
+    /// The header `Retry-After` of a reply with an HTTP status or a code, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u64>,
-    /// How many inquiries a capture in process stays so; 1 if left out.
+    /// For how many inquiries a capture in process stays in process. Default: 1.
     pub inquiries: u32,
-    /// What a capture in process comes to: `SUCCESS` if left out, or the code of its failure.
+    /// The code with which a capture in process ends. Default: `SUCCESS`. Any other code is its
+    /// failure.
     pub resolves_to: String,
-    /// Fields of the answer beside `result` that are added, or take the place of the ledger's.
+    /// Fields to add to the reply beside `result`. They replace the ledger's fields of the same
+    /// name.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub fields: Map<String, Value>,
-    /// For how many calls it stands; 1 if left out.
+    /// The number of calls that the step applies to. Default: 1.
     pub times: Times,
 }
 
@@ -147,7 +152,7 @@ impl Default for Step {
 }
 
 impl Step {
-    /// Always this result code.
+    /// A step that answers every call with this result code.
     pub(super) fn refusal(code: &str) -> Self {
         Self {
             answer: Way::Code(code.to_owned()),
@@ -156,7 +161,7 @@ impl Step {
         }
     }
 
-    /// `resultStatus` of its code.
+    /// The `resultStatus` that the step sends with this code.
     pub(super) fn status_of<'s>(&'s self, code: &str) -> &'s str {
         match &self.status {
             Some(status) => status,
@@ -177,7 +182,7 @@ impl Step {
     }
 }
 
-/// Steps that are still to come, in order.
+/// The remaining steps, in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script(VecDeque<Step>);
 
@@ -194,7 +199,7 @@ impl Script {
         &self.0
     }
 
-    /// Takes the next step that is for this call.
+    /// Returns the first step that applies to this call, and counts the use.
     pub(super) fn next(&mut self, call: Call, capture_request_id: Option<&str>) -> Option<Step> {
         let at = self.0.iter().position(|step| step.is_for(call, capture_request_id))?;
         let step = self.0.get_mut(at)?;
@@ -214,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_taken_in_order_each_for_its_own_calls() {
+    fn steps_apply_in_order_each_to_its_own_calls() {
         let steps = r#"[
             {"call":"inquiry","answer":"garbage"},
             {"captureRequestId":"b","answer":"hang"},

@@ -1,17 +1,18 @@
-//! Payment ids that bring their own fault.
+//! Payment ids that cause a fault, for tests without access to the control API.
 
 use super::script::{Script, Step};
 use crate::domain::class::{CAPTURE_IN_PROCESS, FINAL_CODES};
 
-/// A reserved beginning of a `paymentId`: `sim-<name>-…`, what it does, and the steps that each of the payment's captures
-/// goes through.
+/// A reserved prefix of a `paymentId`, `sim-<name>-…`, its description, and the steps that apply to
+/// each capture of the payment.
 pub(super) struct Simulation {
     pub(super) name: &'static str,
     pub(super) does: &'static str,
     steps: &'static str,
 }
 
-/// Every reserved name besides the result codes (`sim-RISK_REJECT-…` answers that code for ever).
+/// Every reserved name except the result codes. `sim-RISK_REJECT-…` answers every capture with that
+/// code.
 pub(super) const SIMULATIONS: &[Simulation] = &[
     Simulation {
         name: "in-process",
@@ -25,17 +26,17 @@ pub(super) const SIMULATIONS: &[Simulation] = &[
     },
     Simulation {
         name: "in-process-for-ever",
-        does: "CAPTURE_IN_PROCESS, and no inquiry ever says more",
+        does: "CAPTURE_IN_PROCESS; every inquiry shows it in process",
         steps: r#"[{"answer":{"code":"CAPTURE_IN_PROCESS"},"inquiries":4294967295}]"#,
     },
     Simulation {
         name: "unknown-exception",
-        does: "UNKNOWN_EXCEPTION once, nothing captured; then honest",
+        does: "UNKNOWN_EXCEPTION once, nothing captured; then normal",
         steps: r#"[{"answer":{"code":"UNKNOWN_EXCEPTION"}}]"#,
     },
     Simulation {
         name: "unknown-executed",
-        does: "UNKNOWN_EXCEPTION once, although it was captured; then honest",
+        does: "UNKNOWN_EXCEPTION once, although it was captured; then normal",
         steps: r#"[{"answer":{"code":"UNKNOWN_EXCEPTION"},"executes":true}]"#,
     },
     Simulation {
@@ -45,27 +46,27 @@ pub(super) const SIMULATIONS: &[Simulation] = &[
     },
     Simulation {
         name: "traffic-limit",
-        does: "REQUEST_TRAFFIC_EXCEED_LIMIT twice; then honest",
+        does: "REQUEST_TRAFFIC_EXCEED_LIMIT twice; then normal",
         steps: r#"[{"answer":{"code":"REQUEST_TRAFFIC_EXCEED_LIMIT"},"times":2}]"#,
     },
     Simulation {
         name: "answer-lost",
-        does: "captured, but the connection is closed without an answer, once",
+        does: "captured, but the connection is closed without a reply, once",
         steps: r#"[{"answer":"no_answer","executes":true}]"#,
     },
     Simulation {
         name: "request-lost",
-        does: "the connection is closed once, and nothing captured",
+        does: "the connection is closed once, nothing captured",
         steps: r#"[{"answer":"no_answer"}]"#,
     },
     Simulation {
         name: "hang",
-        does: "captured, but never answered, once",
+        does: "captured, but no reply is sent, once",
         steps: r#"[{"answer":"hang","executes":true}]"#,
     },
     Simulation {
         name: "slow",
-        does: "honest, after two seconds",
+        does: "normal, after two seconds",
         steps: r#"[{"delay_ms":2000,"times":"forever"}]"#,
     },
     Simulation {
@@ -90,7 +91,7 @@ pub(super) const SIMULATIONS: &[Simulation] = &[
     },
     Simulation {
         name: "garbage",
-        does: "a body that is no JSON once, although it was captured",
+        does: "a body that is not JSON once, although it was captured",
         steps: r#"[{"answer":"garbage","executes":true}]"#,
     },
     Simulation {
@@ -105,12 +106,12 @@ pub(super) const SIMULATIONS: &[Simulation] = &[
     },
     Simulation {
         name: "unsigned",
-        does: "captured, but the answer has no signature, once",
+        does: "captured, but the reply has no signature, once",
         steps: r#"[{"answer":"unsigned"}]"#,
     },
     Simulation {
         name: "bad-signature",
-        does: "captured, but the signature is of something else, once",
+        does: "captured, but the signature is of another body, once",
         steps: r#"[{"answer":"bad_signature"}]"#,
     },
     Simulation {
@@ -120,32 +121,33 @@ pub(super) const SIMULATIONS: &[Simulation] = &[
     },
     Simulation {
         name: "other-id",
-        does: "captured, but the answer names another captureRequestId, once",
+        does: "captured, but the reply names another captureRequestId, once",
         steps: r#"[{"answer":"other_id"}]"#,
     },
     Simulation {
         name: "other-payment",
-        does: "captured, but the answer names another paymentId, once",
+        does: "captured, but the reply names another paymentId, once",
         steps: r#"[{"answer":"other_payment"}]"#,
     },
     Simulation {
         name: "other-amount",
-        does: "captured, but the answer names another amount, once",
+        does: "captured, but the reply names another amount, once",
         steps: r#"[{"answer":"other_amount"}]"#,
     },
     Simulation {
         name: "denied",
-        does: "an unsigned ACCESS_DENIED twice, nothing captured; then honest",
+        does: "an unsigned ACCESS_DENIED twice, nothing captured; then normal",
         steps: r#"[{"answer":{"code":"ACCESS_DENIED"},"signed":false,"times":2}]"#,
     },
     Simulation {
         name: "lost-then-denied",
-        does: "captured but unanswered; then a signed ACCESS_DENIED to every post",
-        steps: r#"[{"answer":"no_answer","executes":true},{"answer":{"code":"ACCESS_DENIED"},"times":"forever"}]"#,
+        does: "captured without a reply; then a signed ACCESS_DENIED to every post",
+        steps: r#"[{"answer":"no_answer","executes":true},
+            {"answer":{"code":"ACCESS_DENIED"},"times":"forever"}]"#,
     },
 ];
 
-/// The steps that a payment's id asks for, from the beginning: one such script for each of its captures.
+/// The complete script that a payment id requests. Each capture of the payment gets its own copy.
 pub(super) fn simulation_of(payment_id: &str) -> Option<Script> {
     let rest = payment_id.strip_prefix("sim-")?;
     let is_named = |name: &str| {
@@ -178,7 +180,7 @@ mod tests {
     };
 
     #[test]
-    fn every_simulation_is_written_in_the_language_of_scripts() {
+    fn the_steps_of_every_simulation_can_be_parsed() {
         for simulation in SIMULATIONS {
             let steps: Vec<Step> = serde_json::from_str(simulation.steps).unwrap();
             assert!(!steps.is_empty(), "{}", simulation.name);
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_name_counts_and_a_code_is_a_name() {
+    fn the_longest_matching_name_wins_and_a_code_is_a_name() {
         let code = |payment_id: &str| {
             let mut script = simulation_of(payment_id).unwrap();
             script.next(Call::Capture, Some("c")).unwrap()

@@ -1,4 +1,5 @@
-//! Who calls at the same time: capture calls of one payment that run side by side are what must never be.
+//! Records calls, and counts capture calls of one payment that overlap. A correct worker causes no
+//! overlap.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,43 +8,44 @@ use std::{
 
 use serde::Serialize;
 
-/// So many calls are remembered.
+/// The number of calls that are kept; older ones are dropped.
 const CALLS_MAX: usize = 10_000;
 
-/// One call, after it ended.
+/// One call that has ended.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CallRecord {
     pub(super) at: String,
-    /// The same in epoch milliseconds.
+    /// The time `at`, in epoch milliseconds.
     pub(super) at_ms: i64,
     pub(super) call: &'static str,
     pub(super) payment_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) capture_request_id: Option<String>,
-    /// The result code, or what was done instead of answering with one.
+    /// The result code, or the name of the fault that the sandbox produced instead.
     pub(super) answer: String,
 }
 
-/// What was seen of the calls.
+/// The recorded calls and the counts of overlaps.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Capture calls that are being answered, by payment: how many, and the id of each.
+    /// The ids of the capture calls in progress, by payment. An id occurs once for each of its
+    /// calls.
     pub(super) in_flight: HashMap<String, Vec<String>>,
-    /// How often a capture call began while one of another id of its payment was being answered.
+    /// How often a capture call began while a call for another id of its payment was in progress.
     pub(super) overlaps: u64,
-    /// How often one began while another of the same id was being answered.
+    /// How often a capture call began while calls only for the same id were in progress.
     pub(super) same_id_overlaps: u64,
-    /// The greatest number of capture calls at once, of all payments.
+    /// The greatest number of capture calls in progress at once, of all payments.
     pub(super) at_once_max: usize,
     pub(super) calls: VecDeque<CallRecord>,
 }
 
-/// Shared by all calls.
+/// The record of all calls. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watch(Arc<Mutex<Seen>>);
 
-/// A capture call that is being answered, until this is dropped: at its end, or when its caller has gone.
+/// A capture call in progress. It is dropped when the call ends or when its caller disconnects.
 #[derive(Debug)]
 pub(super) struct InFlight {
     watch: Watch,
@@ -56,7 +58,7 @@ impl Watch {
         at(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Begins a capture call.
+    /// Records the beginning of a capture call. It lasts until the result is dropped.
     pub(super) fn begin(&self, payment_id: &str, capture_request_id: &str) -> InFlight {
         self.look(|seen| {
             let others = seen.in_flight.entry(payment_id.to_owned()).or_default();
@@ -85,7 +87,7 @@ impl Watch {
         });
     }
 
-    /// Forgets what was seen; calls that are being answered stay.
+    /// Clears the record, except for the calls in progress.
     pub(super) fn forget(&self) {
         self.look(|seen| {
             *seen = Seen { in_flight: std::mem::take(&mut seen.in_flight), ..Seen::default() };
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_of_one_payment_that_overlap_are_counted_by_whose_they_are() {
+    fn overlaps_are_counted_apart_for_the_same_id_and_for_others() {
         let watch = Watch::default();
         let first = watch.begin("p", "a");
         drop(watch.begin("other", "z"));

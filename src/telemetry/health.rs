@@ -1,4 +1,4 @@
-//! What the probes say.
+//! The state that the liveness and readiness probes report.
 
 use std::{
     sync::{
@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the loop may stand still before the liveness probe says so: longer than opening a session may take.
+/// How long the main loop may stall before the liveness probe fails. It is longer than opening a
+/// broker session may take, so that a slow broker does not get the worker restarted.
 const TURNS_WITHIN: Duration = Duration::from_secs(120);
 
-/// What the probes say.
+/// The state that the liveness and readiness probes report.
 pub struct Health {
     session_open: AtomicBool,
     draining: AtomicBool,
@@ -31,40 +32,42 @@ impl Default for Health {
 }
 
 impl Health {
-    /// The broker's session opened, or was lost.
+    /// Records that the broker session opened (`true`) or ended (`false`).
     pub fn session(&self, open: bool) {
         self.session_open.store(open, Ordering::Relaxed);
     }
 
-    /// The broker refuses what is published to an exchange, for this reason; or takes it again.
+    /// Records why the broker refuses publishes to an exchange; `None` once it accepts them again.
     pub fn refused(&self, why: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// The worker's loop turned.
+    /// Records that the worker's main loop made progress.
     pub fn turned(&self) {
         *self.turned.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// The worker stops.
+    /// Records that the worker has begun to drain. It is then live, and not ready.
     pub fn draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the loop turns: never a matter of broker, Redis or gateway.
+    /// Whether the main loop makes progress. This never depends on broker, Redis or gateway: a
+    /// restart would not fix them.
     #[must_use]
     pub fn is_live(&self) -> bool {
         let turned = *self.turned.lock().unwrap_or_else(PoisonError::into_inner);
         self.draining.load(Ordering::Relaxed) || turned.elapsed() < TURNS_WITHIN
     }
 
-    /// Why the worker is not ready, as far as it knows itself.
+    /// Why the worker is not ready, in words for people; `None` if it is. The state of Redis is not
+    /// included.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
         if self.draining.load(Ordering::Relaxed) {
             Some("draining".into())
         } else if !self.session_open.load(Ordering::Relaxed) {
-            Some("no session with the broker".into())
+            Some("no broker session".into())
         } else {
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
         }

@@ -1,4 +1,4 @@
-//! Logs on stderr, and spans to a collector.
+//! Log lines on stderr, and spans to a trace collector.
 
 use std::io::{IsTerminal, Stderr};
 
@@ -14,11 +14,12 @@ use tracing_subscriber::{
 use super::traces::{Traces, is_ours, is_shown};
 use crate::{config::LogFormat, sanitize::LogLines};
 
-/// Sends logs to stderr from now on, without a format as text to a terminal and as JSON elsewhere; and spans to the
-/// collector at this address, if there is one.
+/// Starts logging to stderr, and sends spans to the collector at `traces_endpoint` if there is one.
+/// Without a `format`, logs are text on a terminal and JSON elsewhere.
 ///
 /// # Errors
-/// The filter is none, or the address can't be used.
+/// `filter` is not a valid filter expression, the address can't be used, or logging was started
+/// before.
 pub fn start(
     format: Option<LogFormat>,
     filter: &str,
@@ -26,7 +27,8 @@ pub fn start(
 ) -> Result<Traces, String> {
     let on_terminal = std::io::stderr().is_terminal();
     let by_default = if on_terminal { LogFormat::Text } else { LogFormat::Json };
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {error}"))?;
+    let filter =
+        EnvFilter::try_new(filter).map_err(|error| format!("log.filter is not valid: {error}"))?;
     let (traces, tracer) = match traces_endpoint.map(Traces::to).transpose()? {
         Some((traces, tracer)) => (traces, Some(tracer)),
         None => (Traces::default(), None),
@@ -70,20 +72,22 @@ pub fn start(
     Ok(traces)
 }
 
-/// A line that can't be written is lost, and the work goes on: `log_internal_errors`, which would print that it was lost,
-/// panics where stderr is a pipe without a reader.
+/// A log line that can't be written is lost, and the worker goes on. `log_internal_errors` is off
+/// because it would print the loss to stderr, and panic where stderr is a pipe without a reader.
 fn writer(is_json: bool, is_coloured: bool) -> impl Fn() -> LogLines<Stderr> + Send + Sync {
     move || LogLines { to: std::io::stderr(), is_json, is_coloured }
 }
 
-/// As <https://no-color.org> says; and some terminals have none.
-fn takes_colour() -> bool {
+/// Whether a terminal may be sent styled text. Honors `NO_COLOR` (<https://no-color.org>) and
+/// `TERM=dumb`. Whether a stream is a terminal must be checked as well.
+pub(crate) fn takes_colour() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Whatever the filter asks for: below `info`, libraries print frames, with passwords and bodies in them; and the AMQP client
-/// prints whole messages that come back.
+/// Whether a log line can't contain secrets. Lines that may are dropped, whatever the filter says:
+/// below `info`, libraries print frames with passwords and bodies in them, and the AMQP client
+/// prints whole returned messages.
 fn keeps_secrets(line: &Metadata<'_>) -> bool {
     let (target, level) = (line.target(), *line.level());
     target.starts_with("capture_worker")

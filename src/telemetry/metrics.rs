@@ -1,4 +1,5 @@
-//! The metrics of a worker: names, units and labels as the README's table has them. Every label set is bounded.
+//! The metrics of a worker. The documentation lists their names, units and labels. Every set of
+//! label values is bounded.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,16 +20,17 @@ use crate::domain::{
     settle::epoch_ms,
 };
 
-/// Bounds of the times of calls and decisions, in seconds.
+/// Histogram buckets for the durations of calls and decisions, in seconds.
 const SECONDS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
-/// Bounds of waits for a lease, in seconds; a job is kept in hand for a minute.
+/// Histogram buckets for waits for a lease, in seconds. A job waits for a minute at most.
 const WAIT_SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
-/// Bounds of the ages of jobs that end, in seconds: the default schedule goes on for ten hours, and ages end at a day.
+/// Histogram buckets for the ages of jobs at their end, in seconds. The default retry schedule
+/// takes ten hours, and the default `retry.max_age` is a day.
 const AGE_SECONDS: [f64; 12] =
     [0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 10_800.0, 21_600.0, 86_400.0];
 
-/// A label's value that is known when the program is built.
+/// A label value that is fixed at compile time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Text(pub(super) &'static str);
 
@@ -96,7 +98,7 @@ struct QueueLabels {
 type Times<L> = Family<L, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// The metrics of a worker.
+/// All metrics of a worker, and the registry that renders them.
 pub struct Metrics {
     registry: Registry,
     pub(super) outcomes: Family<OutcomeLabel, Counter>,
@@ -125,47 +127,48 @@ pub struct Metrics {
     calls_per_second_max: Gauge,
 }
 
-/// What a look at a queue of the broker has shown.
+/// The state of one queue, as the broker reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueSeen {
-    /// The exchange that it is bound to, without the prefix.
+    /// The exchange that the queue is bound to, without the prefix.
     pub kind: &'static str,
-    /// The delay of a wait queue, the class of dead letters, else as `kind`.
+    /// The delay of a wait queue, the class of a dead-letter queue; otherwise the same as `kind`.
     pub name: String,
-    /// How many messages are ready; `None` if there is no such queue.
+    /// The number of ready messages; `None` if the queue does not exist.
     pub messages: Option<u32>,
-    /// There is no such queue, or there was none a few minutes ago.
+    /// Whether the queue is missing, or was missing a few minutes ago.
     pub is_missing: bool,
 }
 
-/// When the jobs in hand were born, in epoch milliseconds, the oldest first; told apart by a number.
+/// The creation times of the jobs in flight in epoch milliseconds, oldest first. A sequence number
+/// tells jobs of the same millisecond apart.
 #[derive(Default)]
 struct InHand {
     begun: u64,
     born: BTreeSet<(i64, u64)>,
 }
 
-/// How a job's wait for the lease of its payment ended.
+/// The result of a job's wait for the lease of its payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseResult {
-    /// Taken at Redis.
+    /// The lease was acquired at Redis.
     Taken,
-    /// Handed over by the job before it in this worker.
+    /// The previous job of the payment in this worker handed the lease over.
     HandedOver,
-    /// Not needed: the outcome of this id is known.
+    /// No lease was needed: the final outcome of this id is recorded.
     Known,
-    /// Another worker has it.
+    /// Another worker has the lease.
     Held,
-    /// Another id of the payment is in doubt.
+    /// Another capture of the payment is in doubt and blocks it.
     OnHold,
-    /// Too many jobs of the payment wait in this worker.
+    /// The payment queue of this worker is full.
     LineFull,
-    /// Given up: Redis was away, captures paused, or the worker drains.
+    /// The job gave up: Redis was unavailable, captures were paused, or the worker drains.
     Unavailable,
 }
 
 impl LeaseResult {
-    /// Of a job that asked Redis, and was given up as this outcome.
+    /// The result for a job that asked Redis for the lease and gave up with this outcome.
     #[must_use]
     pub const fn of_given_up(outcome: &Outcome) -> Self {
         match outcome {
@@ -174,7 +177,7 @@ impl LeaseResult {
         }
     }
 
-    /// The name in labels.
+    /// The value of the label `result`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -230,22 +233,22 @@ impl Metrics {
     fn register_jobs(&mut self) {
         let registry = &mut self.registry;
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "What runs", build);
+        registry.register("build", "Version of this worker", build);
         registry.register("attempts", "Attempts spent", self.attempts.clone());
-        registry.register("outcomes", "What deliveries came to", self.outcomes.clone());
-        registry.register("doubts", "Outcomes in doubt, by what raised it", self.doubts.clone());
+        registry.register("outcomes", "Outcomes of deliveries", self.outcomes.clone());
+        registry.register("doubts", "Outcomes in doubt, by cause", self.doubts.clone());
         registry.register("deferrals", "Deferrals, by reason", self.deferrals.clone());
-        let help = "What was done with deliveries; class of dead letters, else none";
+        let help = "Settlements of deliveries; class is none unless dead-lettered";
         registry.register("settlements", help, self.settlements.clone());
-        let help = "Money captured and given up, in the smallest unit of its currency";
+        let help = "Money captured or dead-lettered, in the smallest unit of its currency";
         registry.register("settled_money", help, self.settled_money.clone());
-        let help = "Jobs put back whose expiresAt comes so soon after their next try";
+        let help = "Retried jobs whose expiresAt comes this soon after the next attempt";
         registry.register("expiring_jobs", help, self.expiring_jobs.clone());
         let (help, unit) = ("Time from delivery to decision", Unit::Seconds);
         registry.register_with_unit("job", help, unit, self.job_seconds.clone());
-        let (help, unit) = ("Age of jobs that end", Unit::Seconds);
+        let (help, unit) = ("Age of jobs at their end", Unit::Seconds);
         registry.register_with_unit("job_age", help, unit, self.job_age_seconds.clone());
-        let help = "Jobs begun and not ended";
+        let help = "Jobs started and not yet settled";
         registry.register("jobs_in_flight", help, self.jobs_in_flight.clone());
         let (help, unit) = ("Age of the oldest job in flight", Unit::Seconds);
         registry.register_with_unit(
@@ -258,15 +261,15 @@ impl Metrics {
 
     fn register_services(&mut self) {
         let registry = &mut self.registry;
-        let (help, unit) = ("Time of a call to the gateway", Unit::Seconds);
+        let (help, unit) = ("Duration of a call to the gateway", Unit::Seconds);
         registry.register_with_unit("gateway", help, unit, self.gateway_seconds.clone());
-        let (help, unit) = ("Time of a call to Redis for the lease", Unit::Seconds);
+        let (help, unit) = ("Duration of a call to Redis for the lease", Unit::Seconds);
         registry.register_with_unit("lease", help, unit, self.lease_seconds.clone());
-        let help = "How waits for the lease of a payment ended";
+        let help = "Waits for the lease of a payment, by result";
         registry.register("lease_acquisitions", help, self.lease_acquisitions.clone());
         let (help, unit) = ("Time from delivery to the lease", Unit::Seconds);
         registry.register_with_unit("lease_wait", help, unit, self.lease_wait_seconds.clone());
-        let help = "Messages published, by exchange, and what the broker said";
+        let help = "Messages published, by exchange and response of the broker";
         registry.register("publishes", help, self.publishes.clone());
         let help = "Messages ready in a queue of the broker";
         registry.register("queue_messages", help, self.queue_messages.clone());
@@ -277,17 +280,17 @@ impl Metrics {
             unit,
             self.queue_nonempty_seconds.clone(),
         );
-        let help = "1 if the queue does not exist, or did not a few minutes ago, else 0";
+        let help = "1 if the queue is missing, or was a few minutes ago, else 0";
         registry.register("queue_missing", help, self.queue_missing.clone());
-        let help = "1 while captures pause because the gateway answers nobody, else 0";
+        let help = "1 while the circuit breaker is open and captures are paused, else 0";
         registry.register("breaker_open", help, self.breaker_open.clone());
-        let help = "How often captures began to pause";
+        let help = "How often the circuit breaker opened";
         registry.register("breaker_openings", help, self.breaker_openings.clone());
-        let help = "The pace of calls to the gateway at present; 0: as they come";
+        let help = "Current limit of the rate of gateway calls; 0 means unlimited";
         registry.register("calls_per_second_max", help, self.calls_per_second_max.clone());
     }
 
-    /// The breaker opened, or closed.
+    /// Records that the circuit breaker opened or closed.
     pub fn breaker(&self, is_open: bool) {
         self.breaker_open.set(i64::from(is_open));
         if is_open {
@@ -295,22 +298,23 @@ impl Metrics {
         }
     }
 
-    /// How many calls a second may leave at present; 0: as they come.
+    /// Records the current limit of calls per second; 0 means unlimited.
     pub fn pace(&self, calls_per_second: u64) {
         self.calls_per_second_max.set(i64::try_from(calls_per_second).unwrap_or(i64::MAX));
     }
 
-    /// What keeps calls to the gateway back, for people.
+    /// What currently limits calls to the gateway, in words for people.
     #[must_use]
     pub fn guard(&self) -> String {
         let breaker = if self.breaker_open.get() == 0 { "closed" } else { "open" };
         match self.calls_per_second_max.get() {
             0 => format!("breaker {breaker}, calls not limited"),
-            max => format!("breaker {breaker}, at most {max} calls a second"),
+            max => format!("breaker {breaker}, at most {max} calls per second"),
         }
     }
 
-    /// One job begun, born then (epoch milliseconds); ended when the guard is dropped.
+    /// Counts a job as in flight until the returned guard is dropped. `born_ms` is the time since
+    /// which the job's age counts, in epoch milliseconds.
     #[must_use]
     pub fn in_flight(&self, born_ms: i64) -> InFlight {
         self.jobs_in_flight.inc();
@@ -321,21 +325,21 @@ impl Metrics {
         InFlight { gauge: self.jobs_in_flight.clone(), in_hand: Arc::clone(&self.in_hand), entry }
     }
 
-    /// A call to the gateway took so long.
+    /// Records the duration of a call to the gateway.
     pub fn called(&self, call: &'static str, took: Duration) {
         self.gateway_seconds
             .get_or_create(&CallLabel { call: Text(call) })
             .observe(took.as_secs_f64());
     }
 
-    /// A call to Redis took so long.
+    /// Records the duration of a call to Redis for a lease.
     pub fn leased(&self, call: &'static str, took: Duration) {
         self.lease_seconds
             .get_or_create(&CallLabel { call: Text(call) })
             .observe(took.as_secs_f64());
     }
 
-    /// A wait for a lease ended so, after so long.
+    /// Records the result and the duration of a wait for a lease.
     pub fn lease_wait(&self, result: LeaseResult, waited: Duration) {
         let label = ResultLabel { result: Text(result.name()) };
         self.lease_acquisitions.get_or_create(&label).inc();
@@ -344,13 +348,14 @@ impl Metrics {
         }
     }
 
-    /// A message was published to this exchange (named without its prefix), and the broker said this.
+    /// Counts a message published to an exchange (named without the prefix), by the response.
     pub fn published(&self, to: &'static str, result: &'static str) {
         let labels = PublishLabels { to: Text(to), result: Text(result) };
         self.publishes.get_or_create(&labels).inc();
     }
 
-    /// What lies in the queues now; those that are not among them are not known.
+    /// Replaces the queue metrics by these. Queues that are not among them have no value until they
+    /// are reported again.
     pub fn queues(&self, queues: impl IntoIterator<Item = QueueSeen>) {
         let now = Instant::now();
         let mut since = lock(&self.nonempty_since);
@@ -373,14 +378,14 @@ impl Metrics {
         }
     }
 
-    /// What lies in the queues is not known at present.
+    /// Removes the queue metrics: no value is better than an old one.
     pub fn queues_unknown(&self) {
         self.queue_messages.clear();
         self.queue_nonempty_seconds.clear();
         self.queue_missing.clear();
     }
 
-    /// All metrics in the text form of Prometheus.
+    /// Renders all metrics as text for Prometheus (`application/openmetrics-text`).
     #[must_use]
     pub fn render(&self) -> String {
         let oldest_ms = lock(&self.in_hand).born.first().map(|(born_ms, _)| *born_ms);
@@ -399,7 +404,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A job in flight.
+/// Counts one job as in flight until it is dropped.
 pub struct InFlight {
     gauge: Gauge,
     in_hand: Arc<Mutex<InHand>>,

@@ -1,10 +1,12 @@
-//! Logs, metrics, traces, and what the probes say.
+//! Logs, metrics, traces, and the state that the probes report.
 
 mod health;
 mod logs;
 mod metrics;
 mod settled;
 pub mod traces;
+
+pub(crate) use self::logs::takes_colour;
 
 pub use self::{
     health::Health,

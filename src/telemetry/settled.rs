@@ -1,4 +1,4 @@
-//! What was decided about a delivery: one line of log, and the counters.
+//! Reports the decision about each delivery: one log line, and the counters.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -14,25 +14,27 @@ use crate::domain::{
     settle::Settlement,
 };
 
-/// How soon after the next try a job's `expiresAt` must come to be counted, the nearest first.
+/// Values of the label `within`, shortest first: a retry is counted if the job's `expiresAt` comes
+/// at most this long after its next attempt.
 const SOON: [(&str, Duration); 3] = [
     ("10m", Duration::from_secs(600)),
     ("1h", Duration::from_secs(3_600)),
     ("6h", Duration::from_secs(21_600)),
 ];
 
-/// When a job was had, decided and born.
+/// The durations and the time that belong to a decision.
 pub struct Times {
-    /// From delivery to decision.
+    /// The time from delivery to decision.
     pub took: Duration,
-    /// Since the publisher wrote it, or since a worker first had it.
+    /// The age of the job: since the publisher's timestamp, or else since a worker first received
+    /// it.
     pub age: Duration,
     /// The time of the decision.
     pub now: OffsetDateTime,
 }
 
 impl Metrics {
-    /// Counts and logs a decision: one line for each.
+    /// Counts a decision, and logs it as one line.
     pub fn settled(
         &self,
         history: &History,
@@ -82,11 +84,12 @@ impl Metrics {
             attempts,
             delay_ms = delay_ms(settlement),
             took_ms = %times.took.as_millis(),
-            "settling"
+            "settlement decided"
         );
     }
 
-    /// A copy of what was settled before is no more money, and no end.
+    /// Counts the end of a job. Copies of a job that was settled before must not be counted: their
+    /// money would count twice.
     fn count_end(
         &self,
         attempt: &Attempt,
@@ -103,9 +106,9 @@ impl Metrics {
         }
     }
 
-    /// A job that will be tried again only shortly before its time is over, or after.
+    /// Counts a job whose next attempt comes only shortly before its `expiresAt`, or after it.
     fn count_expiring(&self, attempt: &Attempt, now: OffsetDateTime, delay: Duration) {
-        // Past it, a job that may have been sent is pursued to its end.
+        // A job that is past its expiry and still retried may have been sent: it no longer expires.
         let ahead = attempt.subject.expires_at.filter(|expires_at| now < *expires_at);
         let Some(left) = ahead.map(|expires_at| expires_at - now - delay) else { return };
         let soon = SOON.iter().find(|(_, within)| left <= *within);

@@ -1,9 +1,10 @@
-//! Traces: a span for each delivery, in it one for the wait for the lease, one for each call to the gateway, one for giving
-//! the lease back, one for the settlement. A job is one trace, from its publisher through retries, wait queues, dead letter
-//! and replay: the W3C trace context is taken from its headers, and put into those of whatever is published of it.
+//! Traces. Each delivery is a span. Inside it are spans for the wait for the lease, each call to
+//! the gateway, the release of the lease, and the settlement. A job is one trace from its publisher
+//! through retries, wait queues, dead letter and replay: the W3C trace context is read from the
+//! job's headers and written to the headers of every message that is published for it.
 //!
-//! They are spans of `tracing` with targets of their own. As long as nobody asked for them no layer takes these targets,
-//! and each span is a check of one static flag.
+//! The spans are `tracing` spans with targets of their own. While tracing is off, no layer enables
+//! these targets, and each span costs one check of a static flag.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -25,22 +26,23 @@ use crate::domain::{
     class::Class, outcome::Attempt, reply::Reply, settle::Settlement, trace::TraceContext,
 };
 
-/// The span of a delivery: in the lines of log too.
+/// The target of the span of a delivery. Log lines show the fields of this span.
 const JOB: &str = "capture_worker::trace";
-/// The spans in it.
+/// The target of the spans inside a delivery. Log lines do not show them.
 const STEP: &str = "capture_worker::trace::step";
-/// Where a collector takes spans, under its address.
+/// The path of a collector's OTLP endpoint for spans, below its address.
 const PATH: &str = "/v1/traces";
-/// How long the last spans may take to leave.
+/// How long the export of the last spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The way of spans to the collector; to be ended, or the last of them are lost.
+/// The export of spans to the collector. Call [`Traces::end`] before the process exits, or the last
+/// spans are lost.
 #[derive(Default)]
 pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
-    /// Spans go to the collector at this address by OTLP over HTTP. Its headers, time-outs, the sampler and the service's
-    /// attributes are those of OpenTelemetry's environment variables.
+    /// Exports spans to the collector at `endpoint` by OTLP over HTTP. The environment variables of
+    /// OpenTelemetry set the headers, the time-outs, the sampler and the attributes of the service.
     pub(super) fn to(endpoint: &str) -> Result<(Self, SdkTracer), String> {
         let exporter = SpanExporter::builder()
             .with_http()
@@ -60,28 +62,29 @@ impl Traces {
         Ok((Self(Some(provider)), tracer))
     }
 
-    /// Sends what has not been sent yet.
+    /// Exports the spans that have not been exported yet.
     pub async fn end(self) {
         let Some(provider) = self.0 else { return };
         let ended =
             tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         if let Ok(Err(error)) = ended.await {
-            tracing::warn!(%error, "the last spans did not leave");
+            tracing::warn!(%error, "export of the last trace spans failed");
         }
     }
 }
 
-/// Whether this is a span of ours, for the collector.
+/// Whether this is one of the worker's own spans, which go to the collector.
 pub(super) fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target().starts_with(JOB)
 }
 
-/// Whether this is a span that lines of log show.
+/// Whether log lines show the fields of this span.
 pub(super) fn is_shown(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target() == JOB
 }
 
-/// The span of a delivery from the queue of jobs, in the trace that the job belongs to, or in a new one.
+/// The span of a delivery from the queue of jobs. It joins the trace of the job's headers, or
+/// begins a new trace.
 #[must_use]
 pub fn job(prefix: &str, parent: Option<&TraceContext>) -> Span {
     let span = info_span!(
@@ -100,7 +103,7 @@ pub fn job(prefix: &str, parent: Option<&TraceContext>) -> Span {
             ("tracestate".to_owned(), parent.tracestate().unwrap_or_default().to_owned()),
         ]);
         let parent = TraceContextPropagator::new().extract(&headers);
-        // It fails where there is no layer for it: the span is disabled then.
+        // This fails only if no layer exports spans, and then the span is disabled.
         drop(span.set_parent(parent));
     }
     span.set_attribute("messaging.system", "rabbitmq");
@@ -112,25 +115,25 @@ pub fn job(prefix: &str, parent: Option<&TraceContext>) -> Span {
     span
 }
 
-/// Waiting for the lease of the payment.
+/// The span of the wait for the lease of the payment.
 #[must_use]
 pub fn lease() -> Span {
     info_span!(target: STEP, "lease")
 }
 
-/// Giving the lease back, or on.
+/// The span of releasing the lease, or handing it over to the next job.
 #[must_use]
 pub fn release() -> Span {
     info_span!(target: STEP, "release")
 }
 
-/// A call to the gateway.
+/// The span of one call to the gateway; `name` is `capture` or `inquiry`.
 #[must_use]
 pub fn call(name: &'static str) -> Span {
     info_span!(target: STEP, "gateway", otel.name = name, otel.kind = "client")
 }
 
-/// What the gateway replied to a call.
+/// Records the result of a call on its span.
 pub fn replied<B>(span: &Span, reply: &Reply<B>) {
     if span.is_disabled() {
         return;
@@ -146,7 +149,8 @@ pub fn replied<B>(span: &Span, reply: &Reply<B>) {
     }
 }
 
-/// Publishing what a delivery came to, and acking it; the delivery's span learns it too.
+/// The span of publishing the messages of a settlement and acking the delivery. It also records the
+/// settlement on the span of the delivery.
 #[must_use]
 pub fn settlement(job: &Span, attempt: &Attempt, settlement: &Settlement) -> Span {
     let (name, class) = (settlement.name(), settlement.class().map(Class::name));
@@ -177,14 +181,14 @@ pub fn settlement(job: &Span, attempt: &Attempt, settlement: &Settlement) -> Spa
     span
 }
 
-/// Says something of a span.
+/// Sets an attribute of a span, if traces are on.
 pub fn say(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value>) {
     if !span.is_disabled() {
         span.set_attribute(key, value);
     }
 }
 
-/// The trace context of a span, for what is published in it. `None`: there are no traces.
+/// The trace context of a span, for the messages published inside it. `None` if traces are off.
 #[must_use]
 pub fn context(span: &Span) -> Option<TraceContext> {
     if span.is_disabled() {

@@ -1,14 +1,16 @@
-//! The breaker: when the gateway answers nobody, or does not know us, every job would fail alike. It
-//! opens, consumption pauses, and inquiries probe, with growing pauses, whether it is over. Nothing is
-//! captured meanwhile.
+//! The circuit breaker. When the gateway is unreachable or does not accept our credentials, every
+//! job would fail the same way. The breaker then opens: consumption pauses, nothing is captured,
+//! and inquiries probe the gateway at growing intervals until it works again.
 //!
-//! One payment that gets no normal answer is no outage. So failures open the breaker only if they come
-//! from several payments, and a probe asks about a payment that failed and about one that did not: one
-//! normal answer closes it. A payment that fails while others are answered is then ill by itself, and
-//! its failures count no more for a while.
+//! One payment that gets no normal reply is not an outage. Failures therefore open the breaker only
+//! if they come from several payments. A probe inquires about a payment that failed and about one
+//! that did not, and one normal reply closes the breaker. If only the payment that failed still
+//! gets no normal reply, the fault lies with that payment, and its failures are ignored for a
+//! while.
 //!
-//! An inquiry may be answered where captures are not. So the breaker that a probe has closed is on trial
-//! until a capture is answered: one more failure opens it again, and the next pause is the longer one.
+//! The gateway may reply to inquiries while captures still fail. A breaker that a probe has closed
+//! is therefore on trial until a capture gets a normal reply: one more failure opens it again, and
+//! the next pause is twice as long.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,42 +30,43 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Failures of fewer payments than this do not open the breaker, unless they were not sent.
+/// Failures of fewer payments than this do not open the breaker. Calls that were not sent count
+/// separately: their failure can't be due to the payment.
 const PAYMENTS_MIN: u32 = 3;
-/// How many payments that failed are kept for probes.
+/// How many failed payments are kept for probes.
 const FAILED_MAX: usize = 64;
-/// How many other payments are kept for probes, of those that were answered and of those that wait.
+/// How many healthy payments, and how many waiting ones, are kept for probes.
 const OTHERS_MAX: usize = 16;
-/// A probe asks about this where no payment is known to have been answered: all payments that this
-/// worker has seen so far may be ill by themselves, while jobs behind them are not.
+/// The payment id that a probe inquires about when no payment is known to be healthy. All payments
+/// that this worker has seen may be faulty themselves, while the jobs behind them are not.
 const NO_PAYMENT: &str = "capture-worker-probe";
-/// So often a payment fails while others are answered until it counts as ill by itself: once may be the
-/// end of an outage.
+/// How often a payment must fail while others get normal replies before its failures are ignored.
+/// One such failure may be the end of an outage.
 const STRIKES_MAX: u8 = 2;
-/// How long the failures of such a payment do not count.
+/// How long the failures of such a payment are ignored.
 const ILL_FOR: Duration = Duration::from_secs(600);
-/// How many such payments are kept.
+/// How many payments are tracked for such failures.
 const ILL_MAX: usize = 1024;
 
 /// When the breaker opens, and how long it waits between two probes.
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerOptions {
-    /// So many failures in a row.
+    /// The number of consecutive failures that opens it.
     pub failures: u32,
-    /// Before the first probe; twice as long before each one after it.
+    /// The pause before the first probe. It doubles after each failed probe.
     pub pause: Duration,
-    /// Never longer than this.
+    /// The longest pause between two probes.
     pub max_pause: Duration,
 }
 
-/// Which call was answered.
+/// The kind of call that a reply belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Capture,
     Inquiry,
 }
 
-/// The breaker of one worker.
+/// The circuit breaker of one worker.
 pub(super) struct Breaker {
     options: BreakerOptions,
     state: Mutex<State>,
@@ -72,37 +75,39 @@ pub(super) struct Breaker {
 }
 
 struct State {
-    /// Failures since the last capture that was answered.
+    /// Failures since the last normal reply to a capture.
     failures: u32,
-    /// How many of them were not sent.
+    /// How many of these failures were calls that were not sent.
     not_sent: u32,
-    /// The payments of the others.
+    /// The payments of the other failures.
     failed: Recent,
-    /// Payments that were answered.
+    /// Healthy payments: their last call got a normal reply.
     well: Recent,
-    /// Payments of which nothing is known: their calls were not sent, or their jobs wait in hand.
+    /// Payments whose health is unknown: their calls were not sent, or their jobs wait for the
+    /// breaker.
     waiting: Recent,
-    /// Where no payment was answered, every second probe asks about one that waits.
+    /// Whether the next probe asks about a waiting payment. Without a healthy payment, every second
+    /// probe does.
     asks_waiting: bool,
-    /// Payments that failed while others were answered: how often, and when last.
+    /// Payments that failed while others got normal replies: how often, and when last.
     strikes: HashMap<String, (u8, Instant)>,
-    /// An inquiry has closed the breaker, and one more failure opens it again.
+    /// Whether an inquiry has closed the breaker, so that one more failure opens it again.
     on_trial: bool,
-    /// When an inquiry has closed the breaker, until a capture is answered.
+    /// When an inquiry closed the breaker. Reset when a capture gets a normal reply.
     closed_by_probe: Option<Instant>,
-    /// Before the next probe.
+    /// The pause before the next probe.
     pause: Duration,
 }
 
-/// Which normal answer has closed the breaker.
+/// The kind of normal reply that closed the breaker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ClosedBy {
-    /// One to a capture.
+    /// A reply to a capture.
     Capture,
-    /// One to an inquiry.
+    /// A reply to an inquiry.
     Inquiry,
-    /// One to an inquiry about a payment that had not failed, just after one about a payment that had
-    /// failed got none.
+    /// A reply to an inquiry about a payment that had not failed, when an inquiry about a failed
+    /// payment had just got no normal reply.
     AnotherPayment,
 }
 
@@ -124,17 +129,17 @@ impl Breaker {
         Self { options, state: Mutex::new(state), is_open, metrics }
     }
 
-    /// Whether nothing is to be captured now.
+    /// Whether the breaker is open: nothing may be captured.
     pub(super) fn is_open(&self) -> bool {
         *self.is_open.borrow()
     }
 
-    /// Whether it is open, and when that changes.
+    /// A receiver of the state: `true` while the breaker is open.
     pub(super) fn watch(&self) -> watch::Receiver<bool> {
         self.is_open.subscribe()
     }
 
-    /// Returns when it is closed. Probes may ask about the payment that waits for that.
+    /// Waits until the breaker is closed. Meanwhile, probes may inquire about this payment.
     pub(super) async fn closed_for(&self, payment_id: &str) {
         {
             let mut state = self.lock();
@@ -146,11 +151,11 @@ impl Breaker {
     }
 
     async fn closed(&self) {
-        // The sender lives as long as this.
+        // The sender lives as long as `self`, so the wait ends only when the breaker closes.
         drop(self.watch().wait_for(|open| !open).await);
     }
 
-    /// Takes note of how a call was answered.
+    /// Records the reply to a call, which may open or close the breaker.
     pub(super) fn heard(&self, call: Call, payment_id: &str, health: &Health) {
         let mut state = self.lock();
         match health {
@@ -180,7 +185,7 @@ impl Breaker {
         }
         let BreakerOptions { failures, pause, max_pause } = self.options;
         let in_a_row = state.failures >= failures && state.sources() >= PAYMENTS_MIN.min(failures);
-        // What refuses one request says too little of the next one.
+        // A reply that refuses one request says too little about the next one to end the trial.
         let opens = in_a_row || state.on_trial && illness != Illness::Refused;
         if opens && !self.is_open.send_replace(true) {
             match state.closed_by_probe {
@@ -193,7 +198,7 @@ impl Breaker {
             self.metrics.breaker(true);
             tracing::error!(
                 reason, failures, payments, %pause_ms,
-                "the breaker opens: captures pause"
+                "circuit breaker opened: captures paused"
             );
         }
     }
@@ -210,10 +215,10 @@ impl Breaker {
         state.closed_by_probe = (by != ClosedBy::Capture).then(Instant::now);
         state.begin_row();
         self.metrics.breaker(false);
-        tracing::info!(ill_by_themselves, "the breaker closes: the gateway answers");
+        tracing::info!(ill_by_themselves, "circuit breaker closed: captures resumed");
     }
 
-    /// Probes whenever it is open, until the token is cancelled.
+    /// Probes the gateway while the breaker is open. Runs until the token is cancelled.
     pub(super) async fn probe(&self, gateway: &Gateway, codes: &Codes, stop: CancellationToken) {
         let mut open = self.watch();
         loop {
@@ -241,11 +246,12 @@ impl Breaker {
         }
     }
 
-    /// Takes note of what a probe came to: of a payment that failed, then of another one.
+    /// Records the results of a probe: of a failed payment, then of another payment.
     fn probed(&self, of_failed: Option<&Health>, other: &str, of_other: Option<&Health>) {
         let mut state = self.lock();
         let by = match (of_failed, of_other) {
-            // That the payment itself is ill shows only if the gateway was reached, and only beside a real payment.
+            // The fault lies with the failed payment only if the gateway was reached, and only if a
+            // real payment got a normal reply beside it.
             (Some(Health::Ill(illness, _)), Some(Health::Well))
                 if *illness != Illness::NotSent && other != NO_PAYMENT =>
             {
@@ -254,7 +260,7 @@ impl Breaker {
             (Some(Health::Well | Health::Throttled(_)), _)
             | (_, Some(Health::Well | Health::Throttled(_))) => ClosedBy::Inquiry,
             (Some(Health::Ill(_, reason)), None) | (_, Some(Health::Ill(_, reason))) => {
-                tracing::debug!(reason, "a probe failed");
+                tracing::debug!(reason, "circuit breaker probe failed");
                 return state.double_pause(self.options.max_pause);
             }
             (None, None) => return,
@@ -268,7 +274,7 @@ impl Breaker {
 }
 
 impl State {
-    /// Counts a failure. `false`: it is one of a payment that is ill by itself.
+    /// Counts a failure. Returns `false` if it is ignored because the fault lies with the payment.
     fn count(&mut self, payment_id: &str, illness: Illness) -> bool {
         if illness == Illness::NotSent {
             self.not_sent = self.not_sent.saturating_add(1);
@@ -285,7 +291,7 @@ impl State {
         true
     }
 
-    /// About which payments a probe asks: one that failed, and another one.
+    /// The payments that the next probe inquires about: a failed one, if any, and another one.
     fn targets(&mut self) -> (Option<String>, String) {
         let asks_waiting = self.asks_waiting;
         let other = match self.well.rotate() {
@@ -298,7 +304,8 @@ impl State {
         (self.failed.rotate(), other.unwrap_or_else(|| NO_PAYMENT.to_owned()))
     }
 
-    /// From how many payments the failures in a row come. What was not sent counts whatever its payment.
+    /// The number of payments that the consecutive failures come from. Each call that was not sent
+    /// counts as one, whatever its payment.
     fn sources(&self) -> u32 {
         u32::try_from(self.failed.len()).unwrap_or(u32::MAX).saturating_add(self.not_sent)
     }
@@ -315,7 +322,7 @@ impl State {
         }
     }
 
-    /// The payments that failed lately did so while others were answered.
+    /// Records that the recently failed payments failed while others got normal replies.
     fn strike(&mut self, strikes: u8) {
         let now = Instant::now();
         if self.strikes.len() + self.failed.len() > ILL_MAX {
@@ -352,7 +359,7 @@ impl State {
     }
 }
 
-/// The payments that came last, each once.
+/// The most recent payments, each once, up to a maximum.
 struct Recent {
     payment_ids: VecDeque<String>,
     max: usize,
@@ -374,7 +381,7 @@ impl Recent {
         self.payment_ids.push_back(payment_id.to_owned());
     }
 
-    /// The one whose turn it is, which then comes last.
+    /// Takes the payment at the front and moves it to the back, so that calls rotate through all.
     fn rotate(&mut self) -> Option<String> {
         let payment_id = self.payment_ids.pop_front()?;
         self.payment_ids.push_back(payment_id.clone());

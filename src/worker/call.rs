@@ -1,4 +1,5 @@
-//! With the lease in hand: which call, and what becomes of the lease after it.
+//! The calls to the gateway that a job makes while it has the lease, and the release of the lease
+//! after them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,14 +29,15 @@ use crate::{
     telemetry::traces,
 };
 
-/// A call is begun only if it ends so much before its lease.
+/// A call starts only if its time-out ends at least this long before the lease does.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
-/// So often the lease is renewed before one call; once is enough unless Redis is slow.
+/// How often the lease is renewed before one call. Once is enough unless Redis is slow.
 const RENEWALS_MAX: u32 = 3;
-/// The pace is waited for at least so long.
+/// How long a job waits for the rate limiter at least, even if the lease leaves less time.
 const PACE_WAIT_MIN: Duration = Duration::from_millis(500);
 
-/// Whether a capture will be posted as soon as the lease is taken, as far as the headers tell.
+/// Whether the job, judging by its headers, will post a capture as soon as it has the lease. Then
+/// the acquisition can record the intent in the same call to Redis.
 pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool {
     let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
     let forward_error = job.forward_error.as_deref();
@@ -43,7 +45,7 @@ pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool
     first_call(&before, &ctx.codes) == Call::Post
 }
 
-/// Calls, and gives the lease back or on.
+/// Calls the gateway, then releases the lease or hands it over.
 pub(super) async fn hold(
     ctx: &Arc<Context>,
     job: &Job,
@@ -79,12 +81,13 @@ pub(super) async fn hold(
     Ended { outage, evidence: Some(evidence), ..Ended::of(outcome, sent) }
 }
 
-/// Whether the hold and the sent marker of a capture are written already.
+/// Whether the in-doubt block and the sent marker of a capture were written already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Announced {
     Yes,
     Not {
-        /// The number of replays at which an inquiry has just shown that there is no such capture.
+        /// The replay count of the job, if an inquiry has just shown that the capture does not
+        /// exist.
         denied_at_replay: Option<u32>,
     },
 }
@@ -95,7 +98,7 @@ impl Announced {
     }
 }
 
-/// The calls of one attempt.
+/// The state of one attempt while it has the lease.
 struct UnderLease<'a> {
     ctx: &'a Context,
     job: &'a Job,
@@ -103,21 +106,21 @@ struct UnderLease<'a> {
     refused: &'a RefusedResult,
     lease: &'a mut Lease,
     announced: Announced,
-    /// Whether others of its payment wait for this call to end.
+    /// Whether other jobs of the payment wait for this one to end: its request is signed first.
     is_awaited: bool,
-    /// Whether an inquiry has shown in this attempt that there is no such capture.
+    /// Whether an inquiry of this attempt has shown that the capture does not exist.
     inquired: bool,
-    /// Whether the breaker was open already when the last call was answered.
+    /// Whether the circuit breaker was already open when the last call ended.
     outage: bool,
-    /// What kind of call was answered last.
+    /// The kind of the last call: what the outcome rests on.
     evidence: Evidence,
 }
 
-/// What comes after a step of an attempt.
+/// The result of one step of an attempt.
 enum Step {
-    /// The attempt is over.
+    /// The attempt is over, with this outcome.
     Over(Box<Outcome>),
-    /// This call.
+    /// The attempt goes on with this call.
     Next(Call),
 }
 
@@ -134,7 +137,7 @@ impl UnderLease<'_> {
             return outcome;
         }
         let mut next = match first_call(&self.before, &self.ctx.codes) {
-            // It was told as expired: it must not capture now.
+            // Some subscribers may have its result `expired` already: it must not capture now.
             Call::Post if self.refused.ended == Some(Class::Expired) => Call::Inquire,
             call => call,
         };
@@ -143,7 +146,8 @@ impl UnderLease<'_> {
                 (Call::Malformed, Some(error)) => {
                     return Outcome::Malformed { error: error.clone(), inquired: false };
                 }
-                // Only a job with such an error is malformed here.
+                // `first_call` returns `Malformed` only for a job with such an error, handled
+                // above.
                 (Call::Expired | Call::Malformed, _) => {
                     return Outcome::Expired { inquired: self.inquired };
                 }
@@ -178,7 +182,7 @@ impl UnderLease<'_> {
         match judge_inquiry(reply, job, &self.before, &ctx.codes) {
             Inquired::Over(outcome) => outcome.into(),
             Inquired::Post => {
-                // The hold is written anew: it lasts from the last send.
+                // The in-doubt block must be written anew: its time counts from the last send.
                 let denied_at_replay = Some(self.before.history.replays);
                 self.announced = Announced::Not { denied_at_replay };
                 self.inquired = true;
@@ -207,7 +211,8 @@ impl UnderLease<'_> {
         judge_capture(reply, job, &self.before, &ctx.codes).into()
     }
 
-    /// What a reply says of the gateway concerns all jobs.
+    /// Passes the reply to the circuit breaker and the rate limiter: what it shows about the
+    /// gateway concerns all jobs.
     fn heard<B>(&mut self, call: breaker::Call, reply: &Reply<B>) {
         let Self { ctx, job, .. } = *self;
         let health = health(reply, &ctx.codes);
@@ -220,15 +225,16 @@ impl UnderLease<'_> {
         }
     }
 
-    /// Waits for the rate limit and for the signature, unless the worker drains meanwhile. Both may take
-    /// seconds.
+    /// Waits for the rate limiter and for the request's signature. Both may take seconds, so a
+    /// drain ends the wait.
     async fn prepare<C>(
         &self,
         timeout: Duration,
         signing: impl Future<Output = Option<C>>,
     ) -> Result<C, Outcome> {
         let ctx = self.ctx;
-        // A lease that is no longer than the call is renewed later, after a short wait at most.
+        // If the lease is too short for the call, it is renewed later. The job then waits only
+        // briefly here.
         let spare = self.lease.left().saturating_sub(timeout + LEASE_MARGIN).max(PACE_WAIT_MIN);
         let prepared = async {
             if !ctx.pace.slot(spare).await {
@@ -246,9 +252,12 @@ impl UnderLease<'_> {
         }
     }
 
-    /// The last look before a call leaves, after all other waits: it must still be due, and end within
-    /// the lease; and a capture must be announced (hold and mark are written). Renewing the lease is a
-    /// wait too: then it looks once more. An error: nothing was sent, and this comes instead.
+    /// The last check before a call is sent, after all other waits. The call must still be due and
+    /// must end within the lease. Before a capture, the intent must be recorded (in-doubt block and
+    /// sent marker). Renewing the lease takes time too, so the check is repeated after it.
+    ///
+    /// # Errors
+    /// Nothing was sent; the attempt goes on with this step instead.
     async fn secure(&mut self, timeout: Duration, posts: bool) -> Result<(), Step> {
         let ctx = self.ctx;
         let mut needed = timeout + LEASE_MARGIN;
@@ -260,17 +269,18 @@ impl UnderLease<'_> {
                 _ if is_good => return Ok(()),
                 _ => None,
             };
-            // A renewed lease may be no longer than call and margin, and Redis took a part of it to answer.
+            // After a renewal the margin is not required: the lease may be exactly as long as call
+            // and margin, and Redis's reply has taken a part of it.
             needed = timeout;
             match ctx.leases.renew(self.lease, posts, denied_at_replay).await {
                 Ok(Renewed::Kept) if posts => self.announced = Announced::Yes,
                 Ok(Renewed::Kept) => {}
-                // What is on record settles the job when the lease is given back.
+                // The recorded outcome, if any, settles the job when the lease is released.
                 Ok(Renewed::Lost | Renewed::Recorded) => {
                     return Err(Outcome::Deferred(Deferral::LeaseHeld).into());
                 }
                 Err(away) => {
-                    tracing::debug!(%away, "the lease can't be renewed");
+                    tracing::debug!(%away, "lease renewal failed");
                     break;
                 }
             }
@@ -278,9 +288,9 @@ impl UnderLease<'_> {
         Err(Outcome::Deferred(Deferral::LeaseUnavailable).into())
     }
 
-    /// Whether the call is still due: the worker does not drain, the breaker is closed, and a capture is
-    /// what this job needs by now. A job that was never sent expires; one that may have been sent is
-    /// pursued.
+    /// Checks that the call is still due: the worker does not drain, the circuit breaker is closed,
+    /// and a capture is still what this job needs. A job that was never sent may have expired
+    /// meanwhile; one that may have been sent must be inquired about.
     fn look_again(&mut self, posts: bool) -> Result<(), Step> {
         if self.ctx.draining.is_cancelled() {
             return Err(Outcome::HandBack.into());
@@ -301,8 +311,9 @@ impl UnderLease<'_> {
     }
 }
 
-/// Gives the lease back, or on to the next in line. One that was lost meanwhile makes every outcome doubtful but the
-/// gateway's signed word. What was on record by then may settle the job; the second value says whether it does.
+/// Releases the lease or hands it over to the next job. If the lease was lost meanwhile, every
+/// outcome becomes in doubt, except a signed verdict of the gateway. An outcome that was recorded
+/// meanwhile may settle the job; the second value says whether it does.
 async fn release(
     ctx: &Arc<Context>,
     lease: Lease,
@@ -326,7 +337,7 @@ async fn release(
             (if is_lost { lost(&outcome) } else { outcome }, false)
         }
         Err(away) => {
-            tracing::warn!(%away, "a lease could not be given back yet; it ends by its time");
+            tracing::warn!(%away, "lease release failed: retrying in the background");
             let is_over = lease.left().is_zero();
             tokio::spawn(release_later(Arc::clone(ctx), lease, release));
             let needs_lease = matches!(outcome, Outcome::Closed(_));
@@ -337,13 +348,14 @@ async fn release(
 
 fn lost(outcome: &Outcome) -> Outcome {
     Outcome::InDoubt(Doubt {
-        reason: format!("the lease was lost during the call, which came to {}", outcome.name()),
+        reason: format!("the lease was lost during the call, whose outcome was {}", outcome.name()),
         kind: DoubtKind::LeaseLost,
         word: None,
     })
 }
 
-/// Says what became of the lease. Nobody is handed a lease for a call that may not begin.
+/// Releases the lease or hands it over, and returns Redis's reply. While the circuit breaker is
+/// open or the worker drains, it does not hand the lease over: the next job could not start.
 async fn give_on(
     ctx: &Arc<Context>,
     lease: &Lease,
@@ -365,7 +377,7 @@ async fn give_on(
             pass(ctx, turn, waiter, Some(acquired));
             Ok(released)
         }
-        // The waiter asks for itself, with the same claim.
+        // The waiting job asks Redis itself, with the same claim.
         Err(away) => {
             pass(ctx, turn, waiter, None);
             Err(away)
@@ -373,7 +385,8 @@ async fn give_on(
     }
 }
 
-/// Passes the turn on; what was acquired for a waiter that is gone is taken back.
+/// Passes the slot on. If the waiting job has given up, the lease that was acquired for it is
+/// rolled back.
 fn pass(ctx: &Arc<Context>, turn: Turn, waiter: Waiter, acquired: Option<Acquired>) {
     let claim = waiter.claim.clone();
     if !turn.pass(waiter, acquired) {
@@ -382,8 +395,8 @@ fn pass(ctx: &Arc<Context>, turn: Turn, waiter: Waiter, acquired: Option<Acquire
     }
 }
 
-/// Goes on trying to give a lease back for as long as it could last, or the hold of an id whose verdict is known: the
-/// settlement does not wait for it.
+/// Retries a release in the background, so that the settlement does not wait for Redis. It gives up
+/// when the lease has expired by itself; where an in-doubt block must end, when that has expired.
 async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
     let hold = ctx.leases.hold_in_doubt();
     let until = match release {

@@ -1,16 +1,16 @@
-//! How a job's attempt ended, and what is known besides.
+//! The result of a job's attempt.
 
 use crate::domain::{
     class::Class,
     outcome::{Deferral, Evidence, Fate, Outcome, Sent, Verdict},
 };
 
-/// How a job's attempt ended.
+/// The outcome of a job's attempt, and the facts that settling needs besides.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) sent: Sent,
     pub(super) remembered: bool,
-    /// The breaker was open already when it failed.
+    /// Whether the circuit breaker was already open when the attempt failed.
     pub(super) outage: bool,
     pub(super) evidence: Option<Evidence>,
 }
@@ -20,15 +20,15 @@ impl Ended {
         Self { outcome, sent, remembered: false, outage: false, evidence: None }
     }
 
-    /// Of an id whose final outcome was known already.
+    /// For an id whose final outcome is recorded: no attempt is spent.
     pub(super) fn known(fate: Fate) -> Self {
         let evidence = Some(Evidence::Record);
         Self { remembered: true, evidence, ..Self::of(fate.into(), Sent::Yes) }
     }
 
-    /// Of an id that a fresh one replaced, for another amount.
+    /// For an id that was replaced by a fresh id while it had another amount.
     pub(super) fn replaced() -> Self {
-        let message = "a fresh id replaced this one, for another amount";
+        let message = "a fresh id replaced this id, which had another amount";
         let verdict = Verdict {
             class: Class::Conflict,
             code: None,

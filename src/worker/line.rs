@@ -1,11 +1,13 @@
-//! The local line: jobs of one payment in one worker stand behind each other instead of asking Redis all at once, the
-//! oldest first. Whoever ends its turn hands it, and with it the lease, to the next.
+//! The payment queues. Jobs of one payment in one worker wait in a queue, oldest first, instead of
+//! all asking Redis for the lease. One job at a time has the payment's slot. When it ends, it
+//! passes the slot, and usually the lease, to the next job.
 //!
-//! Bounded in share of the prefetch, places for one payment, and time; while jobs of other payments want the prefetch, a
-//! payment has but few places. A job that finds none is deferred until the line will be through, those counted in that were
-//! deferred before and will be back by then: so a payment with a thousand jobs neither spins nor stands still. A job that
-//! was deferred is older than those that came since, and goes before
-//! them: so none starves.
+//! The queues have three limits: their share of the prefetch, the positions of one payment, and the
+//! time that a job waits. While jobs of other payments need the prefetch, a payment has only a few
+//! positions. A job that gets no position is deferred until the queue is expected to be empty. The
+//! estimate includes jobs whose deferral ends before then, so a payment with a thousand jobs
+//! neither retries in a tight loop nor stalls. A deferred job is older than the jobs that arrived
+//! since and goes before them, so no job starves.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,26 +22,30 @@ use crate::{
     lease::{Acquired, Claim},
 };
 
-/// A payment has at least so many places, if the share of the prefetch allows; else an eighth of the prefetch.
+/// A payment has an eighth of the prefetch as positions, and at least this many as far as the
+/// queues' share of the prefetch allows.
 const PAYMENT_MIN: usize = 16;
-/// So many jobs of a payment in a row have the lease of this worker while another worker waits for it.
+/// How many jobs of a payment may have the lease in this worker in a row while another worker waits
+/// for it.
 const HANDED_MAX: u32 = 8;
-/// How long a turn is taken to last before one was measured: rather too short, for who comes back too early is deferred once
-/// more, and while all are away too long nobody captures.
+/// The assumed time that a job has the slot, before one was measured. Too short is better than too
+/// long: a job that comes back too early is only deferred again, but while all jobs are deferred
+/// for too long, nothing is captured.
 const PACE_FIRST: Duration = Duration::from_millis(10);
-/// Deferrals come back so late at times: wait queues are no clocks.
+/// How late a deferred job may come back: RabbitMQ does not expire messages at the exact time.
+/// Deferrals are shortened by this.
 const LATENESS: Duration = Duration::from_millis(100);
-/// Deferrals are counted by when they come back, so exactly.
+/// The resolution at which the return times of deferred jobs are counted.
 const TICK: Duration = Duration::from_millis(10);
-/// Payments that nobody stands for are forgotten at the latest when there are so many.
+/// Unused payments are removed when there are this many, or twice as many as the last removal left.
 const SWEEP_MIN: usize = 1024;
 
-/// An explicitly final capture stands so much further behind, in milliseconds: what its publisher
-/// published shortly before it may still be on its way to this worker.
+/// An explicitly final capture counts as first seen this many milliseconds later. Captures that its
+/// publisher published shortly before it may still be on their way to this worker.
 const FINAL_LATER_MS: i64 = 60_000;
 
-/// When a job counts as first seen in its payment's line, in epoch milliseconds. No order is
-/// promised: a publisher sends the final capture when it has the results of the others.
+/// The time by which a job is ordered in its payment queue, in epoch milliseconds. The order is not
+/// guaranteed: a publisher must send the final capture after it has the results of the others.
 pub(super) fn counts_as_first_seen_ms(first_seen_ms: i64, job: &Job) -> i64 {
     match job.forwarded.capture_type() {
         Some(CaptureType::Final) => first_seen_ms.saturating_add(FINAL_LATER_MS),
@@ -47,7 +53,7 @@ pub(super) fn counts_as_first_seen_ms(first_seen_ms: i64, job: &Job) -> i64 {
     }
 }
 
-/// The lines of all payments.
+/// The payment queues of one worker. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Line(Arc<Mutex<Places>>);
 
@@ -55,9 +61,10 @@ struct Places {
     began: Instant,
     waiting: usize,
     waiting_max: usize,
-    /// How many have a turn.
+    /// How many jobs have the slot of their payment.
     turns: usize,
-    /// The most places of a payment, and those it has while others have `crowd` jobs in hand.
+    /// The positions of a payment. It has only `payment_min` of them while more than `crowd` jobs
+    /// outside its queue have a slot or wait.
     payment_max: usize,
     payment_min: usize,
     crowd: usize,
@@ -67,53 +74,54 @@ struct Places {
     sweep_at: usize,
 }
 
-/// A place in line: when a worker first had the job, then the order of arrival.
+/// A position: when a worker first received the job, then the order of arrival.
 type Seat = (i64, u64);
 
 #[derive(Default)]
 struct Payment {
-    /// Whether somebody has the turn.
+    /// Whether a job has the slot.
     is_taken: bool,
     waiters: BTreeMap<Seat, (Claim, oneshot::Sender<Call>)>,
-    /// How many come back when, of those that found no place: ticks since the lines began.
+    /// How many deferred jobs come back at which time, in ticks since `Places::began`.
     deferred: BTreeMap<u32, u32>,
-    /// How long a turn lasts, lately.
+    /// The moving average of the time that a job has the slot.
     pace: Option<Duration>,
     turned: Option<Instant>,
 }
 
-/// What a waiter is told.
+/// The message to a waiting job.
 enum Call {
     Turn(Turn, Option<Acquired>),
     Displaced(Duration),
 }
 
-/// What came of standing in line.
+/// The result of entering a payment queue.
 pub(super) enum Entered {
-    /// It is this job's turn; with what came of asking for the lease, if the job before has handed it over.
+    /// The job has the slot. If the previous job tried to hand the lease over, this includes the
+    /// result.
     Turn(Turn, Option<Acquired>),
-    /// There is no place, or it was given up: there may be one after so long.
+    /// The queue is full, or the job gave up its position. There may be a position after this time.
     Full(Duration),
 }
 
-/// A payment's turn, passed on to the next in line when it is dropped.
+/// The slot of a payment. Dropping it passes the slot to the next job in the queue.
 pub(super) struct Turn {
     line: Line,
-    /// Empty once the turn was passed on.
+    /// Empty once the slot was passed on.
     payment_id: String,
-    /// How often the lease was handed over in this worker since it was acquired.
+    /// How often the lease was handed over in this worker since Redis granted it.
     handed: u32,
 }
 
-/// The next in line, called and not yet told.
+/// The next job of the queue. It was taken from the queue and has not been notified yet.
 pub(super) struct Waiter {
     pub(super) claim: Claim,
     ticket: oneshot::Sender<Call>,
 }
 
 impl Line {
-    /// Lines in which at most half of the prefetch waits, so that one payment does not keep the others out. The delays are
-    /// those of deferrals.
+    /// Payment queues in which at most half of the prefetch waits, so that one payment does not
+    /// keep the others out. `delays` are the possible delays of a deferral, ascending.
     pub(super) fn new(prefetch: u16, delays: Vec<Duration>) -> Self {
         let waiting_max = usize::from(prefetch).div_ceil(2);
         Self(Arc::new(Mutex::new(Places {
@@ -131,7 +139,7 @@ impl Line {
         })))
     }
 
-    /// Waits for the payment's turn, until it is there or `given_up`.
+    /// Waits for the payment's slot until the job gets it or `given_up` completes.
     pub(super) async fn enter(
         &self,
         payment_id: &str,
@@ -157,7 +165,8 @@ impl Line {
             biased;
             call = &mut called => call.ok(),
             () = given_up => {
-                // Called in this very moment: the turn, and maybe a lease, must not be lost.
+                // The job may be called at this moment. The slot, and a lease that came with it,
+                // must not be lost.
                 called.close();
                 called.try_recv().ok()
             }
@@ -170,7 +179,8 @@ impl Line {
         }
     }
 
-    /// Leave for the one that has the turn to wait for the lease in Redis, within the share of those that wait.
+    /// Permission for the job with the slot to wait for the lease in Redis. It counts towards the
+    /// limit of waiting jobs; `None` if that is reached.
     pub(super) fn wait_outside(&self) -> Option<Outside<'_>> {
         let mut places = self.lock();
         let has_room = places.waiting < places.waiting_max;
@@ -205,7 +215,7 @@ impl Places {
             }
             self.payments.insert(payment_id.to_owned(), Payment::default());
         }
-        // Was put there just now, if it was not there before.
+        // The entry exists: it was inserted above if it was missing.
         self.payments.entry(payment_id.to_owned()).or_default()
     }
 
@@ -228,7 +238,7 @@ impl Places {
             self.waiting += 1;
             return Sat::At(seat);
         }
-        // The oldest stay: the youngest of the line makes room for one that is older.
+        // The oldest jobs stay. The youngest makes room for a job that is older.
         let is_older =
             payment.waiters.last_key_value().is_some_and(|(youngest, _)| *youngest > seat);
         for _ in waiters.min(places) - usize::from(is_older)..waiters {
@@ -241,16 +251,17 @@ impl Places {
         Sat::At(seat)
     }
 
-    /// Sends the youngest of a line away.
+    /// Removes the youngest job from a payment queue, and tells it to be deferred.
     fn displace(&mut self, payment_id: &str) {
         let Some((_, (_, ticket))) = self.payment(payment_id).waiters.pop_last() else { return };
         self.waiting -= 1;
         let wait = self.defer(payment_id);
-        // One that has just given up counts itself out.
+        // The send fails if the job has just given up. It is deferred then too.
         ticket.send(Call::Displaced(wait)).unwrap_or_default();
     }
 
-    /// When the line will be through; counts one more that is deferred until then.
+    /// The time until the queue is expected to be empty. Counts one more job that is deferred until
+    /// then.
     fn defer(&mut self, payment_id: &str) -> Duration {
         let now = self.began.elapsed();
         let payment = self.payment(payment_id);
@@ -262,7 +273,7 @@ impl Places {
         wait
     }
 
-    /// The next in line; nobody has the turn if there is none.
+    /// Takes the next waiting job from the queue; `None` if there is none.
     fn next(&mut self, payment_id: &str) -> Option<Waiter> {
         let payment = self.payments.get_mut(payment_id)?;
         let now = Instant::now();
@@ -287,7 +298,8 @@ impl Payment {
         self.is_taken || !self.deferred.is_empty()
     }
 
-    /// How long those in line will take, and those that come back before these are through.
+    /// The expected time for the waiting jobs, and for the deferred jobs that come back before
+    /// those have ended.
     fn through_in(&self, now: Duration) -> Duration {
         let turns = |jobs: u32| self.pace.unwrap_or(PACE_FIRST).saturating_mul(jobs);
         let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX);
@@ -301,7 +313,8 @@ impl Payment {
         through.saturating_sub(now)
     }
 
-    /// A moving average: an eighth of what is new.
+    /// Updates the moving average of the time that a job has the slot. The new value weighs an
+    /// eighth.
     fn turned_at(&mut self, now: Instant) {
         if let Some(before) = self.turned.replace(now) {
             let took = now.duration_since(before);
@@ -314,7 +327,8 @@ fn ticks(time: Duration) -> u32 {
     u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// Gives a place up when it is dropped, if it was not called by then.
+/// The position of a waiting job. Dropping it removes the job from the queue, unless the job was
+/// called before.
 struct Seated<'a> {
     line: &'a Line,
     payment_id: &'a str,
@@ -331,7 +345,7 @@ impl Drop for Seated<'_> {
     }
 }
 
-/// One that has the turn and waits in Redis.
+/// Counts the job with the slot as waiting while it waits for the lease in Redis.
 pub(super) struct Outside<'a>(&'a Line);
 
 impl Drop for Outside<'_> {
@@ -341,24 +355,25 @@ impl Drop for Outside<'_> {
 }
 
 impl Turn {
-    /// Calls the next in line, who must then be told.
+    /// Takes the next job from the queue. The caller must then [`pass`](Self::pass) the slot to it.
     pub(super) fn next(&self) -> Option<Waiter> {
         self.line.lock().next(&self.payment_id)
     }
 
-    /// Whether others of the payment wait for the turn's end, or did lately.
+    /// Whether other jobs of the payment wait for the slot, or this job got the lease by hand-over.
     pub(super) fn is_awaited(&self) -> bool {
         let is_awaited = |payment: &Payment| !payment.waiters.is_empty();
         self.handed > 0 || self.line.lock().payments.get(&self.payment_id).is_some_and(is_awaited)
     }
 
-    /// Whether this worker may keep the lease for one job more although another worker waits for it.
+    /// Whether this worker may keep the lease for one more job although another worker waits for
+    /// it.
     pub(super) const fn stays(&self) -> bool {
         self.handed < HANDED_MAX
     }
 
-    /// Passes the turn on, with what came of asking for the lease in the waiter's name. `false`: the waiter is gone, and
-    /// the turn goes to the next one.
+    /// Passes the slot to the waiting job, with the result of acquiring the lease on its behalf.
+    /// Returns `false` if the job has given up; the slot then goes to the next job.
     pub(super) fn pass(mut self, waiter: Waiter, acquired: Option<Acquired>) -> bool {
         let handed = match acquired {
             Some(Acquired::Taken(_)) => self.handed.saturating_add(1),
@@ -392,7 +407,7 @@ impl Drop for Turn {
         };
         if let Some(Waiter { ticket, .. }) = waiter {
             let turn = self.line.turn(std::mem::take(&mut self.payment_id), 0);
-            // A waiter that gave up meanwhile drops the turn, which passes it on once more.
+            // If the waiter gave up meanwhile, the slot is dropped and so passed on once more.
             drop(ticket.send(Call::Turn(turn, None)));
         }
     }

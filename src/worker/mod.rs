@@ -1,4 +1,5 @@
-//! The worker: one session after the other, one pipeline for every job, and the drain.
+//! The worker: it opens one broker session after another, starts the pipeline of each job, and
+//! drains.
 
 mod breaker;
 mod call;
@@ -39,55 +40,58 @@ use crate::{
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
-/// A session that is lost so soon did not work.
+/// A session that is lost within this time did not work. A pause follows it, or the worker would
+/// reconnect in a tight loop.
 const YOUNG: Duration = Duration::from_secs(5);
 const YOUNG_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How often it is looked whether jobs may be taken.
+/// How often the main loop checks conditions that do not wake it: whether jobs may be taken.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// How often it is looked at what lies in the queues.
+/// How often the depths of the queues are read for the metrics.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 
-/// All that a worker is made of.
+/// The services, policies and limits that a worker runs with.
 pub struct Worker {
-    /// The broker.
+    /// How to connect to the broker, and what to declare there.
     pub broker: BrokerOptions,
-    /// The gateway.
+    /// The client of the payment gateway.
     pub gateway: Gateway,
-    /// The leases.
+    /// The leases of payments, kept in Redis.
     pub leases: Leases,
-    /// The table of codes.
+    /// The class of each result code of the gateway.
     pub codes: Codes,
-    /// The fields of jobs that go to the gateway.
+    /// The fields of a job that are forwarded to the gateway.
     pub forward: ForwardFields,
-    /// When a job is tried again.
+    /// When and how often a job is retried or deferred.
     pub policy: Policy,
-    /// When captures pause.
+    /// When the circuit breaker pauses captures.
     pub breaker: BreakerOptions,
-    /// The most calls, as (how many, in how long).
+    /// The limit of gateway calls as (calls, period); `None` means unlimited.
     pub rate_limit: Option<(NonZeroU32, Duration)>,
-    /// How long the jobs in flight may take at the end.
+    /// How long a drain may take.
     pub drain_timeout: Duration,
-    /// The counters.
+    /// Where the worker reports its metrics.
     pub metrics: Arc<Metrics>,
-    /// What the probes say.
+    /// Where the worker reports its state for the probes.
     pub health: Arc<Health>,
 }
 
-/// How a worker stopped.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Everything in flight was settled.
+    /// All jobs in flight were settled.
     Whole,
-    /// The time was over before; what is unacked comes again.
+    /// The drain timed out. The broker requeues the unacked jobs.
     Overrun,
 }
 
 impl Worker {
-    /// Works until `stop` is cancelled, then drains. A broker, Redis or gateway that is away is waited for.
+    /// Processes jobs until `stop` is cancelled, then drains. While broker, Redis or gateway is
+    /// unavailable, the worker waits for it.
     ///
     /// # Errors
-    /// The broker's topology is not as it must be, or its URL can't be used: no later try would end otherwise.
+    /// At the start, exchange or queue declarations do not match those at the broker, or the broker
+    /// URL can't be used. Trying again would not help.
     pub async fn run(self, stop: CancellationToken) -> Result<Drained, OpenError> {
         let links = CancellationToken::new();
         let leases = self.leases.clone();
@@ -108,25 +112,26 @@ impl Worker {
     }
 }
 
-/// A worker at work.
+/// Supervises a running worker: sessions, consumption, jobs in flight, and the drain.
 struct Crew {
     ctx: Arc<Context>,
     broker: BrokerOptions,
     tasks: TaskTracker,
-    /// One permit for each job in flight, whichever session it came with.
+    /// One permit for each job in flight, across sessions.
     permits: Arc<Semaphore>,
     redis_up: watch::Receiver<bool>,
     breaker_open: watch::Receiver<bool>,
     health: Arc<Health>,
-    /// The exchange that the last session found refused.
+    /// The exchange to which the broker refuses publishes, as last seen; the next session starts
+    /// with it.
     refusal: Option<Refusal>,
     drain_timeout: Duration,
-    /// Set when the drain begins.
+    /// The deadline of the drain, set when it begins.
     drain_until: Option<Instant>,
     stop: CancellationToken,
 }
 
-/// Why a session's work ended.
+/// Why consumption in a session ended.
 enum Ended {
     Stopped,
     Lost,
@@ -194,7 +199,8 @@ impl Crew {
             if matches!(ended, Ended::Stopped) {
                 return Ok(self.drain(Some(&session)).await);
             }
-            // A message that the client can't read ends session after session, until the broker gives it up.
+            // A message that the client can't parse ends every session until the broker has
+            // delivered it so often that it dead-letters it.
             let young = opened.elapsed() < YOUNG;
             pause = if young {
                 (pause * 2).clamp(BACKOFF_MIN, YOUNG_PAUSE_MAX)
@@ -206,13 +212,14 @@ impl Crew {
                 () = tokio::time::sleep(pause) => {}
             }
             watching.await.unwrap_or_default();
-            // A broker that is gone may let the closing wait: the next session does not.
+            // Closing may take long if the broker is gone. The next session does not wait for it.
             tokio::spawn(async move { session.close().await });
         }
     }
 
-    /// Opens a session, for ever, with growing pauses. `None`: told to stop. A topology of another shape is an error only at
-    /// the start: later, captures are in flight, and whoever changed it may change it back.
+    /// Opens a session, and tries without end with growing pauses. `None` if the worker is to stop.
+    /// Mismatched declarations are an error only at the start: later, captures are in flight, and
+    /// the change at the broker may be reverted.
     async fn open(&self, is_first: bool) -> Result<Option<Session>, OpenError> {
         let mut backoff = BACKOFF_MIN;
         loop {
@@ -223,7 +230,7 @@ impl Crew {
             };
             let error = match opened {
                 Ok(session) => {
-                    tracing::info!("the broker's session is open");
+                    tracing::info!("broker session opened");
                     return Ok(Some(session));
                 }
                 Err(error @ (OpenError::Url | OpenError::Topology(_))) if is_first => {
@@ -232,7 +239,7 @@ impl Crew {
                 Err(error) => error,
             };
             let pause = backoff.mul_f32(rand::random_range(0.75..1.25));
-            tracing::warn!(%error, retry_ms = %pause.as_millis(), "no session with the broker");
+            tracing::warn!(%error, retry_ms = %pause.as_millis(), "broker session failed to open");
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(pause) => {}
@@ -241,7 +248,8 @@ impl Crew {
         }
     }
 
-    /// Takes jobs while they may be taken.
+    /// Consumes jobs until the session is lost or the worker is to stop. Pauses while Redis is
+    /// unavailable, the circuit breaker is open, or the broker blocks or refuses publishes.
     async fn consume(&mut self, session: &Arc<Session>) -> Ended {
         let mut intake = Intake::new(Arc::clone(session));
         loop {
@@ -253,7 +261,7 @@ impl Crew {
             if may_take && intake.is_stopped() {
                 intake.open().await;
             } else if !may_take && intake.is_open() {
-                tracing::warn!("consumption pauses");
+                tracing::warn!("consumption paused");
                 intake.stop().await;
             } else if intake.may_widen(self.tasks.is_empty()) {
                 intake.widen(self.tasks.is_empty()).await;
@@ -286,9 +294,9 @@ impl Crew {
         }
     }
 
-    /// Whether the broker takes what is published, for the probes and for the next session.
+    /// Records whether the broker refuses publishes, for the probes and for the next session.
     fn look_at_refusal(&mut self, session: &Session) {
-        // A session that is lost says nothing any more.
+        // A lost session knows nothing about the broker's present state.
         if !session.is_alive() {
             return;
         }
@@ -296,14 +304,14 @@ impl Crew {
         if refusal != self.refusal {
             self.health.refused(refusal.as_ref().map(|refusal| {
                 let exchange = session.names().exchange(refusal.exchange);
-                format!("publishing to exchange {exchange} is refused: {}", refusal.reason)
+                format!("the broker refuses publishes to exchange {exchange}: {}", refusal.reason)
             }));
             self.refusal = refusal;
         }
     }
 
-    /// Ceases to consume, and gives back what was handed out and has not begun. A broker that does not answer may keep
-    /// that from ending: the drain's time is its limit too.
+    /// Stops consuming, and hands back deliveries whose jobs have not started. A broker that does
+    /// not respond could block this, so the deadline of the drain applies here too.
     async fn hand_back(&mut self, intake: &mut Intake) {
         let until = Instant::now() + self.drain_timeout;
         self.drain_until = Some(until);
@@ -319,23 +327,23 @@ impl Crew {
             }
         };
         if tokio::time::timeout_at(until, handed_back).await.is_err() {
-            tracing::warn!("not everything was handed back in time");
+            tracing::warn!("hand-back timed out: unacked messages are requeued");
         }
     }
 
-    /// Lets the jobs in flight end.
+    /// Waits until the jobs in flight have ended, or the drain times out.
     async fn drain(self, session: Option<&Session>) -> Drained {
         self.health.draining();
         self.ctx.draining.cancel();
         self.tasks.close();
         let in_flight = self.tasks.len();
-        tracing::info!(in_flight, "draining");
+        tracing::info!(in_flight, "drain started");
         let until = self.drain_until.unwrap_or_else(|| Instant::now() + self.drain_timeout);
         let drained = match tokio::time::timeout_at(until, self.tasks.wait()).await {
             Ok(()) => Drained::Whole,
             Err(_) => {
                 let in_flight = self.tasks.len();
-                tracing::error!(in_flight, "the drain overran; what is unacked comes again");
+                tracing::error!(in_flight, "drain timed out: unacked messages are requeued");
                 Drained::Overrun
             }
         };
@@ -346,7 +354,7 @@ impl Crew {
     }
 }
 
-/// Looks now and then at what lies in the queues.
+/// Reads the depths of the queues regularly, for the metrics.
 async fn count_queues(session: Arc<Session>, ctx: Arc<Context>) {
     loop {
         match session.depths().await {
@@ -358,14 +366,14 @@ async fn count_queues(session: Arc<Session>, ctx: Arc<Context>) {
             })),
             Err(error) => {
                 ctx.metrics.queues_unknown();
-                tracing::debug!(%error, "what lies in the queues is not known");
+                tracing::debug!(%error, "queue depths could not be read");
             }
         }
         tokio::time::sleep(COUNT_EVERY).await;
     }
 }
 
-/// The next delivery, once there is room for it.
+/// Waits for a permit, then for the next delivery.
 async fn take(
     permits: &Arc<Semaphore>,
     intake: &mut Intake,
@@ -377,6 +385,6 @@ async fn take(
 async fn give_back(delivery: Delivery) {
     let draining = CancellationToken::new();
     if let Err(lost) = delivery.settle(&Settlement::HandBack, &draining).await {
-        tracing::debug!(%lost, "not handed back");
+        tracing::debug!(%lost, "delivery not handed back");
     }
 }

@@ -1,7 +1,9 @@
-//! The pace of calls: never faster than `gateway.rate_limit`, and slower while the gateway says that it is too fast.
+//! The rate limiter of gateway calls. The call rate never exceeds `gateway.rate_limit`, and is
+//! reduced while the gateway reports too many calls.
 //!
-//! A traffic-limit answer halves the pace, at most once a second; each second without one gives a tenth back, until
-//! calls are as free as before. `Retry-After` stops all calls for so long. Calls are evenly spaced, without bursts.
+//! A throttling reply halves the call rate, at most once per second. Each second without one
+//! shortens the interval between calls by a tenth, until the configured rate is restored.
+//! `Retry-After` stops all calls for that time. Calls are evenly spaced, without bursts.
 
 use std::{
     num::NonZeroU32,
@@ -14,36 +16,39 @@ use tokio::time::Instant;
 use crate::telemetry::Metrics;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// The slowest that traffic-limit answers make it: one call in so long.
+/// The longest interval between calls that throttling leads to, unless the configured one is
+/// longer.
 const INTERVAL_MAX: Duration = SECOND;
-/// Faster than this nothing needs to be held back.
+/// When the interval falls below this, throttling is over and the configured rate is restored.
 const INTERVAL_MIN: Duration = Duration::from_micros(500);
-/// What `Retry-After` may ask for at most.
+/// The longest `Retry-After` that is honored.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
-/// When calls may leave.
+/// Decides when each call to the gateway may be sent.
 pub(super) struct Pace {
-    /// The interval of `gateway.rate_limit`; zero without one.
+    /// The interval between calls by `gateway.rate_limit`; zero without a limit.
     floor: Duration,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
 }
 
 struct State {
-    /// Between two calls; zero: as they come.
+    /// The current interval between calls; zero means unlimited.
     interval: Duration,
-    /// When the next call may leave.
+    /// When the next call may be sent.
     next: Instant,
-    /// When the pace changed last.
+    /// When the interval last changed.
     changed: Instant,
-    /// Calls since, and in the second before, to know how fast we are.
+    /// When the current second of counting began.
     since: Instant,
+    /// Calls in the current second and in the one before it: the measured call rate, from which
+    /// throttling starts.
     calls: u32,
     calls_before: u32,
 }
 
 impl Pace {
-    /// At most so many calls in such a time.
+    /// A rate limiter for a limit of (calls, period); `None` means unlimited.
     pub(super) fn new(limit: Option<(NonZeroU32, Duration)>, metrics: Arc<Metrics>) -> Self {
         let floor = limit.map_or(Duration::ZERO, |(calls, period)| period / calls.get());
         let now = Instant::now();
@@ -60,7 +65,8 @@ impl Pace {
         pace
     }
 
-    /// Waits until a call may leave; at once `false` if that would take longer than `patience`.
+    /// Waits until a call may be sent. Returns `false` at once if that would take longer than
+    /// `patience`.
     pub(super) async fn slot(&self, patience: Duration) -> bool {
         let slot = {
             let mut state = self.lock();
@@ -79,7 +85,7 @@ impl Pace {
         true
     }
 
-    /// The gateway says: too many calls.
+    /// Reduces the call rate after the gateway has reported too many calls.
     pub(super) fn throttled(&self, retry_after: Option<Duration>) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -96,11 +102,11 @@ impl Pace {
         let calls_per_second = per_second(state.interval);
         self.metrics.pace(calls_per_second);
         if first {
-            tracing::warn!(calls_per_second, "too many calls for the gateway: slower");
+            tracing::warn!(calls_per_second, "throttled by the gateway: call rate reduced");
         }
     }
 
-    /// A call was answered, and not for being one too many.
+    /// Raises the call rate after a reply that did not report too many calls.
     pub(super) fn went_well(&self) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -114,7 +120,7 @@ impl Pace {
         }
         self.metrics.pace(per_second(state.interval));
         if state.interval == self.floor {
-            tracing::info!("calls are as fast again as before");
+            tracing::info!("call rate restored after throttling");
         }
     }
 
@@ -135,7 +141,7 @@ impl State {
     }
 }
 
-/// Calls a second at this interval; 0 if they are free.
+/// Calls per second at this interval; 0 if it is zero, which means unlimited.
 fn per_second(interval: Duration) -> u64 {
     u64::try_from(SECOND.as_micros().checked_div(interval.as_micros()).unwrap_or(0)).unwrap_or(0)
 }
@@ -158,22 +164,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_are_evenly_spaced_under_a_limit_and_free_without_one() {
+    async fn calls_are_evenly_spaced_under_a_limit_and_unlimited_without() {
         assert_eq!(time_of(&pace(None), 1000).await, Duration::ZERO);
         let pace = pace(Some((100, SECOND)));
         assert_eq!(time_of(&pace, 101).await, SECOND);
         assert!(pace.slot(Duration::from_millis(10)).await);
-        assert!(!pace.slot(Duration::ZERO).await, "no patience");
+        assert!(!pace.slot(Duration::ZERO).await, "the next call would have to wait");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_traffic_limit_halves_the_pace_and_seconds_without_one_give_it_back() {
+    async fn throttling_halves_the_call_rate_and_quiet_seconds_restore_it() {
         let pace = pace(None);
         for _ in 0..100 {
             assert!(pace.slot(SECOND).await);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // Many calls under way are told the same: that counts once.
+        // All calls under way get the same throttling reply: together they reduce the rate once.
         for _ in 0..20 {
             pace.throttled(None);
         }
@@ -190,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_never_becomes_slower_than_a_call_a_second_nor_faster_than_the_limit() {
+    async fn the_call_rate_stays_between_one_per_second_and_the_limit() {
         let pace = pace(Some((10, SECOND)));
         for _ in 0..10 {
             pace.throttled(None);

@@ -1,4 +1,4 @@
-//! The one pipeline of a job, top to bottom: attempt, settle, log, act.
+//! The pipeline that every job goes through, top to bottom: attempt, settle, log, act.
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -31,22 +31,23 @@ use crate::{
     telemetry::{LeaseResult, Metrics, Times, traces},
 };
 
-/// A job in hand that can't begin (the breaker is open, Redis is away, others of its payment stand before it) is kept so
-/// long, then deferred.
+/// How long a job that can't start stays in the worker before it is deferred. It can't start while
+/// the circuit breaker is open, Redis is unavailable, or other jobs of its payment go before it.
 const KEPT_IN_HAND: Duration = Duration::from_secs(60);
-/// The longest that a job waits for another worker's lease.
+/// How long a job waits for another worker's lease before it is deferred.
 const OUTSIDE_MAX: Duration = Duration::from_secs(10);
-/// How often the next in line asks whether the lease is its own by now. Those behind ask more rarely, and often enough to
-/// claim a lease that is granted to them.
+/// How often the first in the waiting list in Redis asks for the lease. The others ask less often,
+/// but often enough to claim a lease that is granted to them before the grant ends (500 ms).
 const ASK_EVERY: Duration = Duration::from_millis(12);
 const ASK_EVERY_BEHIND: Duration = Duration::from_millis(100);
-/// Between two tries to reach Redis.
+/// The pause between two tries to reach Redis.
 pub(super) const REDIS_RETRY: Duration = Duration::from_millis(100);
 
-/// The client of a Cluster tries a call again and again: a job that is given up, as in a drain, does not wait for that.
+/// How long a job that gives up waits until its lease request is rolled back. The Redis Cluster
+/// client retries a call many times, and a drain must not wait for that.
 const FORGET_WAIT: Duration = Duration::from_secs(2);
 
-/// What every job needs.
+/// The services, policies and state that all jobs of a worker share.
 pub(super) struct Context {
     pub(super) gateway: Gateway,
     pub(super) leases: Leases,
@@ -57,11 +58,11 @@ pub(super) struct Context {
     pub(super) breaker: Breaker,
     pub(super) pace: Pace,
     pub(super) metrics: Arc<Metrics>,
-    /// Cancelled when the worker drains: what has not begun is handed back.
+    /// Cancelled when the worker drains: jobs that have not started are handed back.
     pub(super) draining: CancellationToken,
 }
 
-/// Takes one job to its settlement.
+/// Processes one delivery, from the attempt to its settlement.
 pub(super) async fn process(ctx: Arc<Context>, delivery: Delivery) {
     let span = traces::job(delivery.prefix(), delivery.trace().as_ref());
     run(&ctx, delivery, &span).instrument(span.clone()).await;
@@ -72,7 +73,7 @@ async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
     let mut attempt = attempt(ctx, &delivery).await;
     let now = OffsetDateTime::now_utc();
     let settlement = settle(&attempt, delivery.history(), &policy_of(ctx, &delivery), now);
-    // Its end was counted when its result was refused.
+    // The end of the job was counted already when its result was refused.
     attempt.remembered |= delivery.refused_result().times > 0;
     let age_ms = epoch_ms(now).saturating_sub(delivery.born_ms());
     let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
@@ -86,12 +87,16 @@ async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
     ctx.metrics.settled(delivery.history(), &attempt, &settlement, &times, trace_id);
     let settled = carry_out(ctx, &delivery, &attempt, &settlement).instrument(settling).await;
     if let Err(lost) = settled {
-        tracing::info!(captureRequestId = attempt.subject.capture_request_id, %lost, "not settled");
+        tracing::info!(
+            captureRequestId = attempt.subject.capture_request_id,
+            %lost,
+            "delivery not settled"
+        );
     }
 }
 
-/// Does what was decided. A job whose result the broker refuses waits, and tells it later: a subscriber that does not
-/// read must not keep others from being captured.
+/// Acts on the settlement. A job whose result the broker refuses waits and publishes it later: a
+/// subscriber that does not read its results must not keep other jobs from being captured.
 async fn carry_out(
     ctx: &Context,
     delivery: &Delivery,
@@ -111,12 +116,13 @@ async fn carry_out(
         settlement = settlement.name(),
         times = wait.refused.times,
         delay_ms = %wait.delay.as_millis(),
-        "the result was refused, job waits"
+        "result refused by the broker: job waits"
     );
     delivery.wait_for_result(&wait).await
 }
 
-/// A job whose outcome is known and whose result was refused does not end for its age: it would be told otherwise.
+/// The retry policy for a delivery. Where only the refused result is missing, the age limit does
+/// not apply: otherwise the job could end as expired, against its final outcome.
 fn policy_of<'a>(ctx: &'a Context, delivery: &Delivery) -> Cow<'a, Policy> {
     if delivery.refused_result().outlives_its_age() {
         Cow::Owned(Policy { max_age: Duration::MAX, ..ctx.policy.clone() })
@@ -125,7 +131,7 @@ fn policy_of<'a>(ctx: &'a Context, delivery: &Delivery) -> Cow<'a, Policy> {
     }
 }
 
-/// One attempt. Never an error: whatever happens is an outcome, a panic is in doubt.
+/// Makes one attempt. It can't fail: whatever happens is an outcome, and a panic is in doubt.
 async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     let history = delivery.history();
     let parsed = delivery.job(&ctx.forward);
@@ -152,7 +158,8 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
     Attempt { subject, outcome, sent, remembered, outage, evidence }
 }
 
-/// While the broker refuses what would be published, no attempt begins: its result could not be told.
+/// Waits while the broker refuses publishes: no attempt starts whose result could not be published.
+/// Returns the end of the attempt if the wait is too long or the worker drains.
 async fn held_up(ctx: &Context, delivery: &Delivery) -> Option<Ended> {
     tokio::select! {
         biased;
@@ -164,16 +171,17 @@ async fn held_up(ctx: &Context, delivery: &Delivery) -> Option<Ended> {
     }
 }
 
-/// A panic ends one job's attempt, in doubt: how far it came is not known.
+/// Turns a panic into an outcome in doubt: it is unknown whether a capture was sent before the
+/// panic. The other jobs of the worker go on.
 async fn contain(pursuit: impl Future<Output = Ended>) -> Ended {
     AssertUnwindSafe(pursuit).catch_unwind().await.unwrap_or_else(|_| {
-        let reason = "the worker failed in the middle of it: a bug, see its log".to_owned();
+        let reason = "bug: the worker panicked during the attempt; see its log".to_owned();
         let doubt = Doubt { reason, kind: DoubtKind::Panic, word: None };
         Ended::of(Outcome::InDoubt(doubt), Sent::Unknown)
     })
 }
 
-/// Takes the payment's turn and lease, calls the gateway, gives lease and turn to the next.
+/// Waits for the payment's slot and lease, calls the gateway, and passes both to the next job.
 async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
     let begun = Instant::now();
     let span = traces::lease();
@@ -189,11 +197,12 @@ async fn pursue(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ended {
     }
 }
 
-/// What came of waiting for the payment's lease.
+/// The result of waiting for the payment's lease.
 enum Waited {
-    /// It is ours, for this job; with the payment's turn in this worker, if the job stood in line.
+    /// This job has the lease. It also has the payment's slot in this worker, unless it found no
+    /// position.
     Granted(Lease, Option<Turn>),
-    /// There is nothing to do with it.
+    /// The attempt is over without the lease.
     Over(Ended),
 }
 
@@ -214,7 +223,8 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
         Entered::Full(_) if ctx.draining.is_cancelled() => {
             return (LeaseResult::Unavailable, Waited::Over(Ended::handed_back()));
         }
-        // A job at the end of its time asks Redis even so: whether it was sent decides how it ends.
+        // A job at its age limit asks Redis even without the slot: whether it was sent decides how
+        // it ends.
         Entered::Full(_) if is_old(ctx, history) => (None, None),
         Entered::Full(wait) => {
             let deferred = Ended::deferred(Deferral::LineFull(wait), Sent::Unknown);
@@ -223,7 +233,7 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
     };
     let (result, acquired) = match handed {
         Some(Acquired::Held { .. }) | None => {
-            // What will not be posted waits for no other worker's lease.
+            // A job that will not be posted does not wait for another worker's lease.
             let waits = turn.is_some() && job.forward_error.is_none();
             (LeaseResult::Taken, acquire(ctx, delivery, job, &claim, waits).await)
         }
@@ -247,8 +257,8 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
     (over.0, Waited::Over(over.1))
 }
 
-/// Another has the payment: the job is deferred. One that must not be posted and was not sent ends
-/// without a lease.
+/// Defers a job whose payment is busy or blocked by another capture. A job that must not be posted
+/// and was never sent ends as malformed instead: that needs no lease.
 fn kept_out(job: &Job, history: &History, why: Deferral, marked: bool) -> Ended {
     let may_have_left = marked || history.sent || history.redelivered;
     match &job.forward_error {
@@ -269,8 +279,10 @@ fn is_old(ctx: &Context, history: &History) -> bool {
     history.age_ms(epoch_ms(OffsetDateTime::now_utc())) >= max_age_ms
 }
 
-/// Asks for the lease until it is there, as long as the job may be kept: while the breaker is open or Redis is away nothing
-/// is asked; while another worker has it, the job stands in line in Redis, if it has the payment's turn in this worker.
+/// Asks for the lease until the job gets it, or may not wait any longer. While the circuit breaker
+/// is open or Redis is unavailable, it does not ask. While another worker has the lease, the job
+/// waits in Redis's waiting list if it may (`in_turn`): it has the payment's slot, and will be
+/// posted.
 async fn acquire(
     ctx: &Context,
     delivery: &Delivery,
@@ -283,7 +295,8 @@ async fn acquire(
     let mut outside = None;
     let mut marked_before = Sent::Unknown;
     loop {
-        // Whoever has the job by now, or will have it, begins it.
+        // The broker has requeued the job or will do so: the worker that receives it next starts
+        // it.
         if ctx.draining.is_cancelled() || !delivery.is_alive() {
             return Err(Ended::handed_back());
         }
@@ -300,7 +313,8 @@ async fn acquire(
         };
         match asked {
             Ok(Acquired::Held { place: Some(place), marked }) => {
-                // A copy may be sent while this one waits: that it was not, is known only as long as it is asked.
+                // A copy of the job may be sent while this one waits, so a missing sent marker
+                // proves nothing for later. A marker, once seen, stays.
                 if marked {
                     marked_before = Sent::Yes;
                 }
@@ -319,7 +333,7 @@ async fn acquire(
             }
             Ok(acquired) => return Ok(acquired),
             Err(away) => {
-                tracing::debug!(%away, "no lease yet");
+                tracing::debug!(%away, "lease request failed");
                 keep(ctx, keep_until, redis_back(ctx)).await.map_err(|over| {
                     over.unwrap_or_else(|| {
                         Ended::deferred(Deferral::LeaseUnavailable, marked_before)
@@ -337,7 +351,8 @@ async fn ask(ctx: &Context, claim: &Claim, waits: bool) -> Result<Acquired, Away
     acquired
 }
 
-/// Keeps a job until something is over. An error if that takes too long (`None`), or the worker drains.
+/// Keeps a job in the worker until `over` completes. The error is `None` if that takes too long,
+/// and how the attempt ended if the worker drains.
 async fn keep(
     ctx: &Context,
     until: Instant,
@@ -352,12 +367,12 @@ async fn keep(
 
 async fn redis_back(ctx: &Context) {
     tokio::time::sleep(REDIS_RETRY).await;
-    // The sender lives as long as the leases.
+    // The sender lives as long as the leases, so the wait ends only when Redis is available.
     drop(ctx.leases.up().wait_for(|up| *up).await);
 }
 
-/// An acquisition that is given up stands in line, or may have been granted and its answer lost: what it wrote is taken
-/// back, later if Redis is away.
+/// Rolls back an abandoned lease request, in the background if Redis is unavailable. The request
+/// may be in the waiting list, or the lease may have been granted while Redis's reply was lost.
 pub(super) async fn give_up(ctx: &Arc<Context>, claim: Claim) {
     let forgotten = tokio::time::timeout(FORGET_WAIT, ctx.leases.forget(&claim)).await;
     if matches!(forgotten, Ok(Ok(()))) {
@@ -380,7 +395,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_an_outcome_in_doubt() {
+    async fn a_panic_makes_the_outcome_in_doubt() {
         let ended = contain(async { panic!("a bug") }).await;
         let Outcome::InDoubt(doubt) = ended.outcome else { panic!("not in doubt") };
         assert_eq!((doubt.kind, ended.remembered), (DoubtKind::Panic, false));

@@ -1,7 +1,7 @@
-//! A hundred thousand dead letters: a look takes bounded memory, shows its progress on a terminal, and is interrupted cleanly.
-//! A program of its own, so that it runs alone.
+//! Browses one hundred thousand dead letters. A browse uses bounded memory, shows its progress on a
+//! terminal, and can be interrupted cleanly. It is a separate test binary, so that it runs alone.
 
-#[expect(dead_code, unused_imports, reason = "other tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -36,7 +36,8 @@ use crate::support::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
 const LETTERS: u32 = 100_000;
 const LIMIT: Duration = Duration::from_secs(180);
-/// A letter of these takes some 400 bytes; all of them at once, forty megabytes and what holds them.
+/// The limit of memory, in MiB. One dead letter takes about 400 bytes, so all of them at once would
+/// take 40 MB and the overhead of their structures.
 const MEMORY_MIB_MAX: u64 = 64;
 
 fn program(url: &str, arguments: &[&str]) -> Command {
@@ -55,7 +56,8 @@ async fn bury(channel: &Channel) {
         headers.insert("x-capture-dead-at".into(), AMQPValue::LongLongInt(1_790_000_000_000));
         let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
         let body = format!(
-            r#"{{"captureRequestId":"c-{n}","paymentId":"p-{n}","captureAmount":{{"currency":"HKD","value":"100"}}}}"#
+            r#"{{"captureRequestId":"c-{n}","paymentId":"p-{n}",
+                "captureAmount":{{"currency":"HKD","value":"100"}}}}"#
         );
         let (exchange, key) = ("capture.dead".into(), "provider".into());
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
@@ -69,20 +71,20 @@ async fn bury(channel: &Channel) {
     }
 }
 
-/// The most memory that a process ever had, in MiB.
+/// The peak memory of a process, in MiB.
 fn peak_mib(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
-/// Whatever is written to a terminal.
+/// Collects everything that is written to a terminal.
 fn screen(terminal: File) -> Arc<Mutex<String>> {
     let shown = Arc::<Mutex<String>>::default();
     let sink = Arc::clone(&shown);
     std::thread::spawn(move || {
         let (mut terminal, mut bytes) = (terminal, [0; 4096]);
-        // The terminal is gone when the last program on it is.
+        // The read fails when the last program on the terminal has ended.
         while let Ok(count @ 1..) = terminal.read(&mut bytes) {
             let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
             sink.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
@@ -92,36 +94,36 @@ fn screen(terminal: File) -> Arc<Mutex<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_look_at_a_hundred_thousand_letters_is_bounded_shown_and_interrupted_cleanly() {
+async fn browsing_100000_dead_letters_is_bounded_and_interruptible() {
     let rabbit = PrivateRabbit::start().await.expect("a broker");
     let url = rabbit.url();
     let broker = TestBroker::connect(&url).await.expect("a connection");
-    // An act declares what is missing; it has nothing to act on.
+    // The command declares the missing queues. There is no dead letter to discard.
     let mut nothing = program(&url, &["dead", "discard", "--all", "--reason", "none", "--yes"]);
-    assert!(nothing.output().expect("it runs").status.success());
+    assert!(nothing.output().expect("an exit").status.success());
     bury(&broker.channel().await.expect("a channel")).await;
     let all_lie = async || {
-        broker.queue_depth("capture.dead.provider").await.expect("a look") == Some(LETTERS)
+        broker.queue_depth("capture.dead.provider").await.expect("a size") == Some(LETTERS)
     };
-    eventually("all letters lie there", LIMIT, all_lie).await;
+    eventually("all dead letters are in the queue", LIMIT, all_lie).await;
 
-    // On a terminal: the bar moves, and Ctrl-C ends it.
+    // On a terminal, the progress bar moves, and Ctrl-C ends the command.
     let terminal = openpty(None, None).expect("a terminal");
     let shown = screen(File::from(terminal.master));
     let stderr = Stdio::from(terminal.slave);
     let mut look = program(&url, &["dead", "list"]);
-    let mut look = look.stdout(Stdio::null()).stderr(stderr).spawn().expect("it starts");
+    let mut look = look.stdout(Stdio::null()).stderr(stderr).spawn().expect("a process");
     let text = || shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    eventually("a bar is shown", LIMIT, async || text().contains("/100000")).await;
+    eventually("a progress bar is shown", LIMIT, async || text().contains("/100000")).await;
     let pid = Pid::from_raw(i32::try_from(look.id()).expect("a process id"));
     kill(pid, Signal::SIGINT).expect("a signal");
-    let ended = within(LIMIT, async || look.try_wait().expect("a status")).await.expect("it ends");
+    let ended = within(LIMIT, async || look.try_wait().expect("a status")).await.expect("an exit");
     assert_eq!(ended.code(), Some(1));
     assert!(text().contains("interrupted"), "{}", text());
-    eventually("all letters are back", LIMIT, all_lie).await;
+    eventually("all dead letters are back", LIMIT, all_lie).await;
 
-    // To its end: everything is counted, in little memory.
-    let mut look = Process::spawn(program(&url, &["dead", "list", "--json"])).expect("it starts");
+    // Without an interrupt, the command counts every dead letter in bounded memory.
+    let mut look = Process::spawn(program(&url, &["dead", "list", "--json"])).expect("a process");
     let mut peak = 0;
     let ended = within(LIMIT, async || {
         peak = peak.max(peak_mib(look.pid()).unwrap_or_default());
@@ -133,10 +135,10 @@ async fn a_look_at_a_hundred_thousand_letters_is_bounded_shown_and_interrupted_c
     assert_eq!(listed[0]["letters"], LETTERS);
     assert_eq!(listed[0]["money"]["HKD"], (u64::from(LETTERS) * 100).to_string());
     assert!((1..=MEMORY_MIB_MAX).contains(&peak), "{peak} MiB");
-    eventually("all letters are back", LIMIT, all_lie).await;
+    eventually("all dead letters are back", LIMIT, all_lie).await;
     let first = program(&url, &["dead", "list", "--class", "provider", "--limit", "1", "--json"])
         .output()
-        .expect("it runs");
+        .expect("an exit");
     let first: Value = serde_json::from_slice(&first.stdout).expect("JSON");
     assert_eq!(first[0]["captureRequestId"], "c-0");
 }

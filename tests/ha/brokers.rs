@@ -1,4 +1,4 @@
-//! A broker of three nodes, behind one address.
+//! A broker of three nodes behind one address.
 
 use crate::{
     shop::{LIMIT, Shop},
@@ -10,11 +10,12 @@ use crate::{
     turn,
 };
 
-const LOST: &str = "the broker's session is lost";
+const LOST: &str = "broker session lost";
 
-/// Each time the node that leads the queue of jobs, with a third of the connections or more.
+/// Each fault kills the node that leads the queue of jobs and has one third of the connections or
+/// more.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_loses_one_node_and_then_another_and_work_goes_on() {
+async fn work_continues_when_a_broker_loses_two_nodes_in_turn() {
     let mut cluster = RabbitCluster::start().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let balancer = Balancer::to(&cluster.ports()).await.unwrap();
@@ -25,7 +26,8 @@ async fn a_broker_loses_one_node_and_then_another_and_work_goes_on() {
     cluster.write_queue_names().await.unwrap();
     cluster.becomes_whole().await.unwrap();
 
-    // What waits in a queue that was led by the same node as the jobs are, 3.10 hands on only when that node is back.
+    // If the lost node led the queue of jobs and a wait queue, 3.10 returns the messages of that
+    // wait queue only after the node is back.
     let is_old = cluster.node(0).ctl(&["version"]).await.unwrap().trim().starts_with("3.10.");
 
     let mut first = None;
@@ -42,7 +44,7 @@ async fn a_broker_loses_one_node_and_then_another_and_work_goes_on() {
         if !is_old {
             shop.outlives(&struck).await;
         }
-        eventually("a worker noticed", LIMIT, async || lost(&shop) > before).await;
+        eventually("a worker has lost its session", LIMIT, async || lost(&shop) > before).await;
         assert_ne!(cluster.leader_of(&shop.jobs_queue()).await.unwrap(), victim);
         cluster.node(victim).start_again().await.unwrap();
         shop.outlives(&struck).await;

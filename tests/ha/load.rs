@@ -1,4 +1,4 @@
-//! Jobs that never cease: so many are always unfinished, however fast the machine is.
+//! A constant load: publishers keep the number of unfinished jobs constant at any machine speed.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::customers::{Publisher, Seen};
 
-/// So many jobs have no result yet, as long as the load is on.
+/// The number of jobs without a result while the load runs.
 pub(crate) const BACKLOG: usize = 80;
 const PUBLISHERS: usize = 8;
-/// The pause of a publisher after each job: more than the hot payments take, and no more than a small machine does.
+/// The pause of a publisher after each job. It gives more jobs than the hot payments can process,
+/// but not more than a small machine can.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// One job.
+/// One job of the load.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Job {
     pub(crate) id: String,
@@ -26,7 +27,8 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Every third has a payment of its own, the others are partial captures of the hot payments in turn.
+    /// Every third job has its own payment. The others are partial captures of the hot payments in
+    /// turn.
     fn nth(n: usize, hot: &[String]) -> Self {
         let payment_id = match n % 3 {
             0 => format!("cold-{n}"),
@@ -48,10 +50,10 @@ impl Job {
     }
 }
 
-/// Publishers that go on until they are told to stop.
+/// Publishers that run until [`Self::stop`].
 pub(crate) struct Load {
     hot: Vec<String>,
-    /// How many jobs have been begun to be published.
+    /// The number of jobs whose publish has begun.
     published: Arc<Mutex<usize>>,
     stop: CancellationToken,
     publishers: JoinSet<()>,
@@ -81,13 +83,13 @@ impl Load {
         load
     }
 
-    /// All jobs so far; the broker may not have the last ones yet.
+    /// All jobs so far. The broker may not have received the last ones yet.
     pub(crate) fn jobs(&self) -> Vec<Job> {
         let published = *self.published.lock().unwrap_or_else(PoisonError::into_inner);
         (0..published).map(|n| Job::nth(n, &self.hot)).collect()
     }
 
-    /// Returns once the broker has every job.
+    /// Stops the publishers and waits until the broker has every job.
     pub(crate) async fn stop(&mut self) {
         self.stop.cancel();
         while let Some(stopped) = self.publishers.join_next().await {
@@ -96,7 +98,7 @@ impl Load {
     }
 }
 
-/// The number of the next job, unless enough are unfinished.
+/// The number of the next job, or `None` if enough jobs are unfinished.
 fn next(published: &Mutex<usize>, results: &Seen) -> Option<usize> {
     let mut published = published.lock().unwrap_or_else(PoisonError::into_inner);
     let ended = results.lock().unwrap_or_else(PoisonError::into_inner).len();

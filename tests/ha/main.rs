@@ -1,10 +1,11 @@
-//! High availability: what is lost here has someone who takes over. A node of three brokers, a primary of Redis, workers:
-//! each is killed while jobs are published without pause, the work goes on without it, and at the end all books agree.
+//! High availability. A node of three brokers, a primary of Redis, or workers are killed while jobs
+//! are published without pause. The work must continue without them, and at the end the ledger and
+//! the results must agree with the jobs.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
-#![expect(clippy::print_stdout, reason = "what a run came to, for people")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
+#![expect(clippy::print_stdout, reason = "prints the outcome of a run for people")]
 
-#[expect(dead_code, unused_imports, reason = "other tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -17,7 +18,7 @@ mod workers;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-/// One load at a time: each of these tests has the whole machine once its servers run.
+/// Only one test runs its load at a time, so that it has the whole machine.
 async fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await

@@ -1,4 +1,4 @@
-//! Redis whose primaries have replicas.
+//! Redis with replicas that take over: a Cluster, and a primary behind Sentinels.
 
 use crate::{
     shop::{LIMIT, Shop},
@@ -9,27 +9,28 @@ use crate::{
     turn,
 };
 
-/// All keys of a payment are in the slot of its id.
+/// The index of the primary that serves a payment. All keys of a payment are in the slot of its id.
 fn primary_of(cluster: &RedisCluster, payment: &str) -> usize {
     cluster.primary_of(&format!("capture:{{{payment}}}:lease")).unwrap()
 }
 
-/// How often workers have waited for calls whose leases may have been lost.
+/// How often workers have waited for calls because leases may have been lost.
 fn waits(shop: &Shop) -> usize {
     shop.workers.iter().map(|worker| worker.logged("Redis may have lost leases")).sum()
 }
 
-/// A payment of each primary.
+/// One payment for each primary.
 fn hot_payments(cluster: &RedisCluster) -> Vec<String> {
     let mut names = (0..).map(|n| format!("hot-{n}"));
     let mut on = |primary| names.find(|name| primary_of(cluster, name) == primary).unwrap();
     (0..3).map(&mut on).collect()
 }
 
-/// First a primary that serves what the workers write to see whether Redis is there, then one that does not, and without
-/// `cluster-require-full-coverage`: whichever it is, leases may be lost, and captures wait.
+/// The first fault kills the primary that serves the key of the workers' pings. The second kills
+/// another one, without `cluster-require-full-coverage`. In both cases leases may be lost, and
+/// captures must wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_of_redis_loses_one_primary_and_then_another_and_work_goes_on() {
+async fn work_continues_when_a_redis_cluster_loses_two_primaries_in_turn() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut cluster = RedisCluster::start().await.unwrap();
     let hot = hot_payments(&cluster);
@@ -43,7 +44,7 @@ async fn a_cluster_of_redis_loses_one_primary_and_then_another_and_work_goes_on(
         let waited = waits(&shop);
         let struck = shop.strike(payment, |_| cluster.node(victim).kill9()).await;
         shop.outlives(&struck).await;
-        assert_ne!(primary_of(&cluster, payment), victim, "nobody took over");
+        assert_ne!(primary_of(&cluster, payment), victim, "no replica took over");
         assert!(waits(&shop) > waited, "the new primary may lack leases");
         cluster.node(victim).start_again().await.unwrap();
         cluster.becomes_whole().await.unwrap();
@@ -52,9 +53,9 @@ async fn a_cluster_of_redis_loses_one_primary_and_then_another_and_work_goes_on(
     shop.close().await;
 }
 
-/// It comes back as a primary, and is one until the Sentinels have told it otherwise.
+/// The killed server starts again as a primary, until the Sentinels make it a replica.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_behind_sentinels_loses_its_primary_and_work_goes_on() {
+async fn work_continues_when_redis_behind_sentinels_loses_its_primary() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut redis = WatchedRedis::start().await.unwrap();
     let hot = ["hot-a", "hot-b", "hot-c"].map(str::to_owned);
@@ -63,10 +64,10 @@ async fn a_redis_behind_sentinels_loses_its_primary_and_work_goes_on() {
     let (victim, waited) = (redis.primary().unwrap(), waits(&shop));
     let struck = shop.strike(&hot[0], |_| redis.server(victim).kill9()).await;
     shop.outlives(&struck).await;
-    assert_ne!(redis.primary().unwrap(), victim, "nobody took over");
+    assert_ne!(redis.primary().unwrap(), victim, "no replica took over");
     assert!(waits(&shop) > waited, "the new primary may lack leases");
-    let noticed = async || shop.workers.iter().all(|worker| worker.logged("Redis is away") > 0);
-    eventually("every worker noticed", LIMIT, noticed).await;
+    let noticed = async || shop.workers.iter().all(|worker| worker.logged("Redis unavailable") > 0);
+    eventually("every worker has found Redis unavailable", LIMIT, noticed).await;
     redis.server(victim).start_again().await.unwrap();
     redis.becomes_whole().await.unwrap();
     shop.close().await;

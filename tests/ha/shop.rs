@@ -1,4 +1,5 @@
-//! A shop whose servers a test kills: workers, the gateway's sandbox, the load, and the books at the end.
+//! An environment whose servers a test kills: workers, the gateway's sandbox, the load, and the
+//! final comparison of jobs, results and ledger.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,16 +31,18 @@ use crate::{
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
-/// Whatever takes longer has failed. Generous: the machine may be busy with other things.
+/// The time limit of every wait. It is generous, because the machine may be busy.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
-/// Makes hot payments the narrow place: most of what is unfinished waits for its turn.
+/// The gateway's latency. It makes the hot payments the bottleneck: most unfinished jobs wait for
+/// their payment.
 const LATENCY: Duration = Duration::from_millis(100);
 const RETRY_SCHEDULE: &str = "200ms,500ms,1s,2s,4s,4s,4s,4s,4s,4s,4s,4s";
 const DEFER_SCHEDULE: &str = "100ms,250ms,1s";
-/// Longer than a copy is out of sight: it waits, or a broker's node was lost while it was on its way to the jobs.
+/// Longer than a copy can be missing from all queues: a deferral, or a transfer to the queue of
+/// jobs that a lost node interrupted.
 const QUIET: Duration = Duration::from_secs(3);
 
-/// Everything that runs beside broker and Redis.
+/// Everything that runs, except broker and Redis.
 pub(crate) struct Shop {
     pub(crate) workers: Vec<Worker>,
     sandbox: Arc<Sandbox>,
@@ -49,25 +52,25 @@ pub(crate) struct Shop {
     broker_url: String,
     settings: BTreeMap<&'static str, String>,
     began: Instant,
-    /// How many jobs each fault met.
+    /// The number of unfinished jobs at each fault.
     met: Vec<usize>,
     _serving: DropGuard,
 }
 
-/// A running worker.
+/// A running worker process.
 pub(crate) struct Worker {
     pub(crate) process: Process,
     url: String,
 }
 
-/// What was unfinished when a fault struck.
+/// The jobs that were unfinished at a fault.
 pub(crate) struct Struck {
     open: BTreeSet<Job>,
     published: usize,
 }
 
 impl Shop {
-    /// So many workers, and jobs from now on, with many captures of the hot payments.
+    /// Starts this many workers and the load, with many captures of the hot payments.
     pub(crate) async fn open(
         broker_url: &str,
         redis_url: &str,
@@ -94,7 +97,8 @@ impl Shop {
             ("GATEWAY__TIMEOUT", "2s"),
             ("GATEWAY__INQUIRY_TIMEOUT", "2s"),
             ("LEASE__TTL", "5s"),
-            // A replica may not have the end of a hold when it takes over.
+            // A replica that takes over may lack the end of an in-doubt block. Without a short
+            // limit, the payment would stay blocked longer than the test waits.
             ("LEASE__HOLD_IN_DOUBT", "10s"),
             ("RETRY__SCHEDULE", RETRY_SCHEDULE),
             ("RETRY__DEFER_SCHEDULE", DEFER_SCHEDULE),
@@ -103,7 +107,7 @@ impl Shop {
             ("LOG__FILTER", "warn"),
         ];
         let settings: BTreeMap<_, _> = settings.map(|(key, value)| (key, value.to_owned())).into();
-        // The first worker declares what the others find.
+        // The first worker declares the topology, before the others check it.
         let first = start_worker(&settings).await;
         let results = write_down_results(broker_url, &prefix).await.unwrap();
         let mut shop = Self {
@@ -122,14 +126,14 @@ impl Shop {
         shop
     }
 
-    /// Starts workers until there are so many.
+    /// Starts workers until this many run.
     pub(crate) async fn scale_up(&mut self, workers: usize) {
         let missing = workers - self.workers.len();
         let fresh = (0..missing).map(|_| start_worker(&self.settings));
         self.workers.extend(futures_util::future::join_all(fresh).await);
     }
 
-    /// A key that workers write to Redis: `key("ping")`.
+    /// The full name of a key that workers write to Redis, such as `key("ping")`.
     pub(crate) fn key(&self, name: &str) -> String {
         format!("{}:{name}", owner(&self.prefix, &self.settings["GATEWAY__CLIENT_ID"]))
     }
@@ -139,27 +143,27 @@ impl Shop {
         format!("{}.jobs", self.prefix)
     }
 
-    /// Lets a fault strike while a capture of this hot payment is under way and others of it wait.
+    /// Causes a fault while a capture of this hot payment is in progress and others of it wait.
     pub(crate) async fn strike(&mut self, hot: &str, fault: impl FnOnce(&mut Self)) -> Struck {
         let under_load = async || {
             let unfinished = self.unfinished();
             let of_it = unfinished.iter().filter(|job| job.payment_id == hot).count();
             unfinished.len() >= BACKLOG / 2 && of_it > 3 && self.sandbox.in_flight(hot) > 0
         };
-        eventually("work is under way", LIMIT, under_load).await;
+        eventually("the workers are under load", LIMIT, under_load).await;
         fault(self);
-        // By the ledger, which has no delay: none of these was captured before.
+        // Results are delayed, so use the ledger: none of the jobs below was captured before.
         let captured: BTreeSet<String> = self.captures().into_iter().map(|job| job.id).collect();
         let jobs = self.load.jobs();
         let published = jobs.len();
         let is_open = |job: &Job| !captured.contains(&job.id);
         let open: BTreeSet<Job> = jobs.into_iter().filter(is_open).collect();
-        assert!(open.iter().any(|job| job.payment_id == hot), "{hot} was captured before");
+        assert!(open.iter().any(|job| job.payment_id == hot), "{hot} has no unfinished job");
         self.met.push(open.len());
         Struck { open, published }
     }
 
-    /// Waits until as much has ended since then as was unfinished: the work goes on.
+    /// Waits until as many jobs have ended since the fault as were unfinished then.
     pub(crate) async fn goes_on(&mut self, struck: &Struck) {
         let enough = async || self.ended() >= struck.published + BACKLOG;
         if within(LIMIT, enough).await.is_none() {
@@ -170,7 +174,7 @@ impl Shop {
         }
     }
 
-    /// Waits until the work goes on, and all that was unfinished then has ended.
+    /// Waits until the work continues and all jobs that were unfinished at the fault have ended.
     pub(crate) async fn outlives(&mut self, struck: &Struck) {
         self.goes_on(struck).await;
         let all_ended = async || {
@@ -182,7 +186,7 @@ impl Shop {
         }
     }
 
-    /// What is late, and where it may be.
+    /// Describes the jobs that have not ended, and where they may be.
     async fn report(&self, struck: &Struck) -> String {
         let unfinished = self.unfinished();
         let (late, later): (Vec<&Job>, Vec<&Job>) =
@@ -190,23 +194,25 @@ impl Shop {
         let captured = self.captures();
         let captured = late.iter().filter(|job| captured.contains(job)).count();
         let mut report = format!(
-            "unfinished since the fault ({captured} of them captured): {late:?}\nothers: {}\nqueued: {:?}",
+            "unfinished since the fault ({captured} of them captured): {late:?}\n\
+             others: {}\nqueued: {:?}",
             later.len(),
             self.queued().await,
         );
         for worker in &self.workers {
             let in_hand = worker.metric("capture_worker_jobs_in_flight").await;
-            report.push_str(&format!("\n{in_hand} in hand: {}", worker.process.describe()));
+            report.push_str(&format!("\n{in_hand} in flight: {}", worker.process.describe()));
         }
         report
     }
 
-    /// Ends the load and closes the books: every job is captured once, told so, and nothing is left.
+    /// Stops the load and checks that every job is captured once and has its result, and that no
+    /// message remains.
     pub(crate) async fn close(mut self) {
         self.load.stop().await;
         eventually("every job has its result", LIMIT, async || self.unfinished().is_empty()).await;
         let mut quiet_since = Instant::now();
-        eventually("nothing is left", LIMIT, async || {
+        eventually("all queues are empty", LIMIT, async || {
             let mut in_flight = 0;
             for worker in &self.workers {
                 in_flight += worker.metric("capture_worker_jobs_in_flight").await;
@@ -220,10 +226,10 @@ impl Shop {
         for worker in &mut self.workers {
             assert_eq!(worker.drain().await, Some(0), "{}", worker.process.describe());
         }
-        assert_eq!(self.queued().await, Some(BTreeMap::new()), "what the workers left behind");
+        assert_eq!(self.queued().await, Some(BTreeMap::new()), "messages that the workers left");
         self.compare();
         let (jobs, took) = (self.load.jobs().len(), self.began.elapsed().as_secs());
-        println!("{jobs} jobs in {took} s, unfinished when a fault struck: {:?}", self.met);
+        println!("{jobs} jobs in {took} s, unfinished at each fault: {:?}", self.met);
     }
 
     fn compare(&self) {
@@ -231,13 +237,13 @@ impl Shop {
         let expected: BTreeMap<&str, &Job> = jobs.iter().map(|job| (&*job.id, job)).collect();
         let captures = self.captures();
         let captured: BTreeMap<&str, &Job> = captures.iter().map(|job| (&*job.id, job)).collect();
-        assert_eq!(captured, expected, "the ledger has other captures than there were jobs");
+        assert_eq!(captured, expected, "the captures in the ledger differ from the jobs");
         assert_eq!(captures.len(), jobs.len(), "captured twice");
         let ledger = self.sandbox.ledger();
         assert_eq!(ledger["capturedTwice"], json!([]));
         assert_eq!(ledger["overlaps"], 0, "capture calls of one payment overlapped");
         let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(results.keys().eq(expected.keys()), "results of other ids than there were jobs");
+        assert!(results.keys().eq(expected.keys()), "the ids of the results differ from the jobs");
         for (id, results) in results.iter() {
             let all_captured = results.iter().all(|(status, _)| status == "CAPTURED");
             assert!(all_captured, "{id}: {results:?}");
@@ -248,14 +254,14 @@ impl Shop {
         self.results.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Jobs that have no result yet.
+    /// The jobs that have no result yet.
     fn unfinished(&self) -> Vec<Job> {
         let jobs = self.load.jobs();
         let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.into_iter().filter(|job| !results.contains_key(&job.id)).collect()
     }
 
-    /// What the gateway's ledger has.
+    /// The captures in the gateway's ledger.
     fn captures(&self) -> Vec<Job> {
         let ledger = self.sandbox.ledger();
         let captures = ledger["captures"].as_array().unwrap();
@@ -268,7 +274,8 @@ impl Shop {
         captures.iter().map(job).collect()
     }
 
-    /// What is ready in the queue of jobs and in those of every class and delay; `None` if the broker can't be asked.
+    /// The ready messages of the queue of jobs and of each class and delay, by queue. `None` if the
+    /// broker does not reply.
     async fn queued(&self) -> Option<BTreeMap<String, u32>> {
         let broker = TestBroker::connect(&self.broker_url).await.ok()?;
         let delays: BTreeSet<&str> =
@@ -278,7 +285,7 @@ impl Shop {
         let mut queued = BTreeMap::new();
         for queue in queues.chain(["jobs".to_owned()]) {
             let name = format!("{}.{queue}", self.prefix);
-            let depth = broker.queue_depth(&name).await.ok()?.expect("the queue is there");
+            let depth = broker.queue_depth(&name).await.ok()?.expect("the queue exists");
             if depth > 0 {
                 queued.insert(queue, depth);
             }
@@ -288,26 +295,26 @@ impl Shop {
 }
 
 impl Worker {
-    /// A counter or gauge; 0 if it is not there yet.
+    /// The value of a counter or gauge, or 0 if it does not exist yet.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         let metrics = http::get(&self.url, "/metrics").await.unwrap();
         let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
         value.map_or(0, |value| value.parse().unwrap())
     }
 
-    /// How many of its log lines say this.
+    /// The number of log lines that contain this text.
     pub(crate) fn logged(&self, what: &str) -> usize {
         self.process.stderr().lines().filter(|line| line.contains(what)).count()
     }
 
-    /// SIGTERM, and its exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub(crate) async fn drain(&mut self) -> Option<i32> {
         self.process.signal(Signal::SIGTERM).unwrap();
         self.process.wait(LIMIT).await.unwrap().code()
     }
 }
 
-/// A worker that consumes.
+/// Starts a worker and waits until it consumes.
 async fn start_worker(settings: &BTreeMap<&'static str, String>) -> Worker {
     let mut run = command(Path::new(PROGRAM), &["run"]);
     run.envs(settings.iter().map(|(key, value)| (format!("CAPTURE__{key}"), value)));
@@ -316,6 +323,6 @@ async fn start_worker(settings: &BTreeMap<&'static str, String>) -> Worker {
     let process = Process::spawn(run).unwrap();
     let url = format!("http://{listen}");
     let ready = within(LIMIT, async || http::get(&url, "/readyz").await.is_ok()).await;
-    assert!(ready.is_some(), "a worker does not get ready: {}", process.describe());
+    assert!(ready.is_some(), "a worker is not ready: {}", process.describe());
     Worker { process, url }
 }

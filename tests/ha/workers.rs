@@ -1,4 +1,4 @@
-//! More workers, and fewer.
+//! Workers are added and removed under load.
 
 use nix::sys::signal::Signal;
 
@@ -11,9 +11,9 @@ use crate::{
     turn,
 };
 
-/// By SIGTERM, as a scaler does, and one of them by SIGKILL.
+/// Workers are removed by SIGTERM, as an autoscaler does, and one of them by SIGKILL.
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_are_scaled_from_one_to_four_and_back_and_work_goes_on() {
+async fn work_continues_when_workers_scale_from_one_to_four_and_back() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let hot = ["hot-a", "hot-b", "hot-c"].map(str::to_owned);
@@ -30,7 +30,7 @@ async fn workers_are_scaled_from_one_to_four_and_back_and_work_goes_on() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
         let leaving: &Worker = &shop.workers[0];
         let busy = async || leaving.metric("capture_worker_jobs_in_flight").await > 0;
-        eventually("it has jobs in hand", LIMIT, busy).await;
+        eventually("the worker has jobs in flight", LIMIT, busy).await;
         let told = |shop: &mut Shop| shop.workers[0].process.signal(signal).unwrap();
         let struck = shop.strike(&hot[0], told).await;
         let mut left = shop.workers.remove(0);

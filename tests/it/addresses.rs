@@ -1,6 +1,6 @@
-//! Redis as people have it: behind Sentinels that ask for a password, a Cluster behind one address,
-//! and one that evicts.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! Common set-ups of Redis: Sentinels that require a password, a Cluster behind one address, and a
+//! server that evicts keys.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// What a password may hold, as it is and in a URL.
+/// A password with special characters.
 const PASSWORD: &str = "p@ss/w0rd#1,%:";
 const ENCODED: &str = "p%40ss%2Fw0rd%231%2C%25%3A";
 
@@ -20,20 +20,20 @@ fn asking_for(password: &str) -> [String; 2] {
     ["--requirepass".to_owned(), password.to_owned()]
 }
 
-/// A shop whose Redis is at this URL.
+/// A test environment whose Redis is at this URL.
 async fn shop_at(url: &str) -> Shop {
     let rabbit = shared_rabbit().await.unwrap();
     Shop::open_at(&rabbit.url(), url, Duration::ZERO).await
 }
 
-/// Whether `check` finds Redis well; and all that it says.
+/// Whether `check` accepts Redis, and its whole output.
 async fn redis_is_well(shop: &Shop) -> (bool, String) {
     let (_, document) = shop.told_json(&["check"]).await;
     (document["checks"]["redis"]["ok"] == true, document.to_string())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sentinels_are_told_their_own_credentials_or_those_of_the_url() {
+async fn sentinels_get_their_own_credentials_or_those_of_the_url() {
     let primary = PrivateRedis::start_with(&asking_for(PASSWORD)).await.unwrap();
     let open = primary.start_sentinel().await.unwrap();
     let same = primary.start_sentinel_with(&asking_for(PASSWORD)).await.unwrap();
@@ -56,9 +56,9 @@ async fn sentinels_are_told_their_own_credentials_or_those_of_the_url() {
         if let Some(password) = password {
             shop = shop.set("REDIS__SENTINEL_PASSWORD", password);
         }
-        // A Sentinel needs a moment to find its primary well.
+        // A Sentinel needs a moment until it considers its primary healthy.
         let mut said = String::new();
-        eventually(&format!("Redis is well: {is_well}, {password:?}"), LIMIT, async || {
+        eventually(&format!("Redis is healthy: {is_well}, {password:?}"), LIMIT, async || {
             let found = redis_is_well(&shop).await;
             said = found.1;
             found.0 == is_well
@@ -66,7 +66,7 @@ async fn sentinels_are_told_their_own_credentials_or_those_of_the_url() {
         .await;
         assert!(!said.contains("w0rd") && !said.contains("0f/Sentinels"), "{said}");
     }
-    // By a user of their own, whose password stands in a file.
+    // A separate user of the Sentinels, whose password is in a file.
     let acl = ["ACL", "SETUSER", "worker", "on", ">hush", "allcommands"];
     let third = primary.start_sentinel_with(&asking_for(PASSWORD)).await.unwrap();
     third.cmd(&acl).unwrap();
@@ -82,7 +82,7 @@ async fn sentinels_are_told_their_own_credentials_or_those_of_the_url() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_of_any_characters_is_read_from_the_url() {
+async fn a_password_with_any_characters_is_read_from_the_url() {
     let redis = PrivateRedis::start_with(&asking_for(PASSWORD)).await.unwrap();
     let url = format!("redis://:{ENCODED}@127.0.0.1:{}/0", redis.port());
     let (is_well, said) = redis_is_well(&shop_at(&url).await).await;
@@ -97,7 +97,8 @@ async fn a_cluster_behind_one_address_is_used_as_a_cluster() {
     let (is_well, said) = redis_is_well(&shop).await;
     assert!(is_well, "{said}");
     let mut worker = shop.worker().await;
-    // Payments of all slots: as a single server, one node would serve a third of them.
+    // Payments in all slots. If the client treated the node as a single server, it could use only
+    // one third of them.
     for n in 0..12 {
         shop.publish(&job(&format!("c{n}"), &format!("p{n}"), 100)).await;
     }
@@ -108,29 +109,29 @@ async fn a_cluster_behind_one_address_is_used_as_a_cluster() {
     shop.assert_clean_books();
 }
 
-/// How many lines of a worker's log warn of the policy.
+/// The number of a worker's log lines that warn about the policy.
 fn warnings(worker: &Worker) -> usize {
     worker.process.stderr().lines().filter(|line| line.contains("maxmemory_policy")).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_may_evict_keys_is_warned_about_once() {
+async fn a_redis_that_may_evict_keys_causes_one_warning() {
     let evicts = ["--maxmemory-policy", "allkeys-lru"].map(str::to_owned);
     let mut redis = PrivateRedis::start_with(&evicts).await.unwrap();
     let shop = shop_at(&redis.url()).await;
     let mut worker = shop.worker().await;
     assert_eq!(warnings(&worker), 1, "{}", worker.process.stderr());
     assert!(worker.process.stderr().contains("allkeys-lru"));
-    // Not again for each connection.
-    let connected = |worker: &Worker| worker.process.stderr().matches("Redis answers").count();
+    // A new connection causes no second warning.
+    let connected = |worker: &Worker| worker.process.stderr().matches("Redis connected").count();
     assert_eq!(connected(&worker), 1);
     redis.kill9();
     redis.start_again().await.unwrap();
-    eventually("connected again", LIMIT, async || connected(&worker) == 2).await;
+    eventually("the worker is reconnected", LIMIT, async || connected(&worker) == 2).await;
     assert_eq!(warnings(&worker), 1);
     assert_eq!(worker.drain().await, Some(0));
 
-    // Without permission to ask, and where nothing is evicted, nothing is said.
+    // There is no warning without permission for INFO, or if nothing is evicted.
     redis.cmd(&["ACL", "SETUSER", "mute", "on", ">hush", "~*", "allcommands", "-info"]).unwrap();
     let mute = format!("redis://mute:hush@127.0.0.1:{}", redis.port());
     let kept = PrivateRedis::start(Persistence::None).await.unwrap();

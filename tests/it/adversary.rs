@@ -1,9 +1,11 @@
-//! A gateway that lies, copies, kills, two operators who replay everything at once, and a Redis that is emptied between the
-//! rounds: no id and no family of fresh ids captures twice, and nothing is lost.
+//! An adversarial gateway, duplicated jobs, killed workers, two operators who replay everything at
+//! once, and a Redis that is emptied between the rounds. No id and no family of fresh ids captures
+//! twice, and no job is lost.
 //!
-//! `CAPTURE_ADVERSARY=2000 cargo test --release --test it adversary -- --nocapture` takes that many jobs.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
-#![expect(clippy::print_stdout, reason = "the figures of a run, for people")]
+//! `CAPTURE_ADVERSARY=2000 cargo test --release --test it adversary -- --nocapture` takes that many
+//! jobs.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
+#![expect(clippy::print_stdout, reason = "prints the figures of a run for people")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,10 +28,11 @@ use crate::{
 const JOBS: usize = 60;
 const ROUNDS: usize = 3;
 const GENERATIONS: usize = ROUNDS + 2;
-/// For each hundred jobs, on a busy machine.
+/// The time limit for each hundred jobs, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the gateway does wrong with one call of an id. It never moves money and calls that a failure: all else it does.
+/// The gateway's fault in one call of an id. It includes every fault except to move money and
+/// report a signed failure.
 const ANSWERS: [&str; 18] = [
     r#"{"answer":{"code":"ACCESS_DENIED"}}"#,
     r#"{"answer":{"code":"ACCESS_DENIED"}}"#,
@@ -51,7 +54,7 @@ const ANSWERS: [&str; 18] = [
     r#"{"answer":"unsigned"}"#,
 ];
 
-/// And with an inquiry about a payment.
+/// The gateway's fault in an inquiry about a payment.
 const INQUIRIES: [&str; 6] = [
     r#"{"call":"inquiry","answer":{"http":503}}"#,
     r#"{"call":"inquiry","answer":"stale"}"#,
@@ -67,7 +70,7 @@ fn family(id: &str) -> Vec<String> {
     std::iter::successors(Some(id.to_owned()), next).take(GENERATIONS).collect()
 }
 
-/// What the gateway will do with a job of this payment and with its descendants.
+/// The script of the gateway for a job of this payment and its descendants.
 fn steps(id: &str, rng: &mut StdRng) -> Vec<Value> {
     let parse = |step: &&str| serde_json::from_str::<Value>(step).unwrap();
     let mut steps = Vec::new();
@@ -101,7 +104,7 @@ impl Adversary {
         let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::from_millis(5)).await;
         let shop = shop.set("BREAKER__PAUSE", "100ms").set("BREAKER__MAX_PAUSE", "400ms");
         let shop = shop.set("RETRY__SCHEDULE", "100ms,200ms,400ms,1s");
-        // An id that ends in doubt keeps the others of its payment out for so long.
+        // An id that ends in doubt blocks the other captures of its payment this long.
         let shop = shop.set("LEASE__HOLD_IN_DOUBT", "2s");
         let workers = vec![shop.worker().await, shop.worker().await];
         let limit = LIMIT * u32::try_from(jobs.div_ceil(100)).unwrap();
@@ -109,7 +112,7 @@ impl Adversary {
         Self { shop, redis, workers, ids: Vec::new(), rng, limit, kills: 0 }
     }
 
-    /// Publishes jobs, three of a payment and 30 % of them twice, and kills a worker meanwhile.
+    /// Publishes jobs, three per payment and 30 % of them twice, and kills a worker meanwhile.
     async fn publish(&mut self, jobs: usize) {
         for n in 0..jobs {
             let (id, payment) = (format!("a-{n}"), format!("p-{}", n / 3));
@@ -133,7 +136,8 @@ impl Adversary {
         self.kills += 1;
     }
 
-    /// Nothing is under way any more: all queues but those of dead letters are empty, for as long as the longest wait.
+    /// Waits until no work remains: all queues except those of dead letters stay empty for as long
+    /// as the longest wait.
     async fn settle(&self) {
         let is_quiet = async || {
             let queued = self.shop.queued().await;
@@ -151,10 +155,10 @@ impl Adversary {
             }
             quiet_since.elapsed() > Duration::from_secs(3)
         };
-        eventually("nothing is under way", self.limit, stays_quiet).await;
+        eventually("no work remains", self.limit, stays_quiet).await;
     }
 
-    /// The statuses that were told of each id.
+    /// The statuses in the results of each id.
     fn told(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for result in self.shop.results.all() {
@@ -181,7 +185,7 @@ impl Adversary {
         sums
     }
 
-    /// How often each id captured, by the gateway's own books.
+    /// The number of captures of each id in the gateway's ledger.
     fn captured(&self) -> BTreeMap<String, usize> {
         let ledger = self.shop.sandbox.ledger();
         let mut captured: BTreeMap<String, usize> = BTreeMap::new();
@@ -230,7 +234,7 @@ impl Adversary {
         assert!(twice.is_empty(), "seed {seed}: captured twice: {twice:?}");
         assert!(doubled.is_empty(), "seed {seed}: a family captured twice: {doubled:?}");
         assert!(lost.is_empty(), "seed {seed}: lost: {lost:?}");
-        assert!(denied.is_empty(), "seed {seed}: told CAPTURED, not in the ledger: {denied:?}");
+        assert!(denied.is_empty(), "seed {seed}: CAPTURED, but not in the ledger: {denied:?}");
         for worker in &mut self.workers {
             worker.drain().await;
         }

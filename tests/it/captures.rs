@@ -1,4 +1,4 @@
-//! The main road: captured once, or refused for good by the gateway's signed word.
+//! The normal cases: a job is captured once, or finally refused by a signed verdict of the gateway.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shipped_job_is_captured_and_its_result_says_so() {
+async fn a_job_is_captured_and_has_a_result() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let body = json!({
@@ -71,7 +71,7 @@ async fn the_same_job_published_five_times_captures_once() {
     let results = shop.results.wait_for(5, LIMIT).await.unwrap();
     assert!(results.iter().all(|result| result.routing_key == "captured"));
     assert_eq!(shop.captures_of("c-5"), 1);
-    assert_eq!(shop.posts("p-5", "c-5"), 1, "a known outcome needs no call");
+    assert_eq!(shop.posts("p-5", "c-5"), 1, "a recorded outcome needs no call");
     shop.assert_clean_books();
 }
 
@@ -89,22 +89,24 @@ async fn partial_captures_of_one_payment_by_three_workers_never_overlap() {
     shop.assert_clean_books();
     let ledger = shop.sandbox.ledger();
     assert_eq!(ledger["captured"], json!({"HKD": "12000"}));
-    assert!(ledger["atOnceMax"].as_u64() > Some(1), "the workers did not work side by side");
+    assert!(ledger["atOnceMax"].as_u64() > Some(1), "the workers did not work concurrently");
     drop(workers);
 }
 
-/// Every code of the gateway's page reaches its queue as it came: the body byte for byte, and why.
+/// A job that fails with any code of the gateway's documentation becomes a dead letter with its
+/// unchanged body and the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_final_failure_reaches_the_queue_of_its_class() {
-    // Ten codes of class access in a row are no outage here: in its pause the broker takes back what is on its way.
+    // Ten codes of class access in a row must not open the breaker here: at the beginning of its
+    // pause, the broker would requeue messages on their way.
     let shop = Shop::open().await.set("BREAKER__FAILURES", "100");
     let _worker = shop.worker().await;
     let codes = FINAL_CODES.iter().copied().chain([("BRAND_NEW_CODE", Class::UnknownCode)]);
     let mut expected: BTreeMap<Class, BTreeSet<String>> = BTreeMap::new();
     for (code, class) in codes.clone() {
         let body = format!(
-            "{{ \"paymentId\" : \"sim-{code}-1\",\n\"captureRequestId\":\"c-{code}\", \"unknown\": 1e2, \
-             \"captureAmount\":{{\"value\":\"100\",\"currency\":\"HKD\"}} }} "
+            "{{ \"paymentId\" : \"sim-{code}-1\",\n\"captureRequestId\":\"c-{code}\", \
+             \"unknown\": 1e2, \"captureAmount\":{{\"value\":\"100\",\"currency\":\"HKD\"}} }} "
         );
         let own = headers([("x-shop", text("kept")), ("x-capture-parent", text("parent-id"))]);
         shop.publish_with(body.as_bytes(), own).await;
@@ -153,7 +155,7 @@ async fn every_final_failure_reaches_the_queue_of_its_class() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_settings_file_gives_a_new_code_its_class() {
+async fn a_settings_file_assigns_a_class_to_a_new_code() {
     let folder = crate::support::guardian::folder().unwrap();
     let file = folder.path().join("settings.toml");
     std::fs::write(&file, "[classes]\nBRAND_NEW_CODE = \"payer\"\n").unwrap();
@@ -168,7 +170,7 @@ async fn a_settings_file_gives_a_new_code_its_class() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_was_used_with_another_amount_is_a_conflict_and_stays_captured() {
+async fn an_id_reused_with_another_amount_is_a_conflict() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     shop.publish(&job("c", "p", 100)).await;
@@ -180,7 +182,7 @@ async fn an_id_that_was_used_with_another_amount_is_a_conflict_and_stays_capture
         Some(shop.results_of("c").await).filter(|results| results.len() == 2)
     });
     assert_eq!(results.await[1]["status"], "IN_DOUBT");
-    // The conflict did not become the id's known outcome.
+    // The conflict did not become the recorded outcome of the id.
     shop.publish(&job("c", "p", 100)).await;
     let results = eventually("the third result", LIMIT, async || {
         Some(shop.results_of("c").await).filter(|results| results.len() == 3)
@@ -189,10 +191,10 @@ async fn an_id_that_was_used_with_another_amount_is_a_conflict_and_stays_capture
     assert_eq!((shop.captures_of("c"), shop.posts("p", "c")), (1, 2));
 }
 
-/// A copy that came back after the failure was told must not capture, whatever was mended meanwhile: the publisher may
-/// have gone on with a new id.
+/// A copy that is delivered after the failure was reported must not capture, even if the cause was
+/// fixed meanwhile: the publisher may have sent a new id.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_failed_job_fails_alike_without_a_call() {
+async fn a_copy_of_a_failed_job_fails_without_a_call() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let failures =
@@ -211,10 +213,10 @@ async fn a_copy_of_a_failed_job_fails_alike_without_a_call() {
     }
 }
 
-/// `CC`, `BCC`, `expiration`, `x-death` and the like act at the broker, and `user_id` closes channels: whoever publishes
-/// them must not steer the worker's own messages.
+/// The broker acts on `CC`, `BCC`, `expiration`, `x-death` and similar properties, and closes a
+/// channel because of `user_id`. A publisher's values must not influence the worker's own messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_publisher_writes_for_the_broker_changes_nothing() {
+async fn properties_that_the_broker_acts_on_are_not_republished() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let victim = format!("{}.dead.risk", shop.prefix);
@@ -238,7 +240,7 @@ async fn what_a_publisher_writes_for_the_broker_changes_nothing() {
             ("x-delivery-count", AMQPValue::LongLongInt(19)),
             ("x-kept", text("yes")),
         ]);
-        // Routes at the job exchange too, where every key leads to the one queue.
+        // CC also routes at the exchange of jobs, where every key leads to the same queue.
         table.insert("CC".into(), routes());
         table.insert("BCC".into(), routes());
         table
@@ -262,20 +264,20 @@ async fn what_a_publisher_writes_for_the_broker_changes_nothing() {
     for name in ["CC", "BCC", "x-death", "x-first-death-queue", "x-last-death-reason"] {
         assert!(!kept.iter().any(|kept| kept == name), "{name} was republished: {kept:?}");
     }
-    // The broker counts for itself: this look is the first.
+    // The broker makes its own count: this read is the first delivery.
     assert_eq!(letter.header("x-delivery-count").unwrap_or_else(|| "0".into()), "0");
     assert!(kept.iter().any(|kept| kept == "x-kept"));
     assert_eq!(letter.properties.user_id(), &None);
     assert_eq!(letter.properties.expiration(), &None);
     assert_eq!(letter.properties.message_id().as_ref().map(ShortString::as_str), Some("m-1"));
     for id in ["c-p-ok", "c-sim-unknown-exception-1", "c-sim-AUTH_EXPIRED-1"] {
-        assert_eq!(shop.results_now(id).len(), 1, "one result of {id}");
+        assert_eq!(shop.results_of(id).await.len(), 1, "one result of {id}");
     }
-    eventually("no copies are left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("no copies remain", LIMIT, async || shop.queued().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_that_others_wrote_count_only_if_they_can_be_true() {
+async fn headers_of_publishers_count_only_if_their_values_are_possible() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let nonsense = headers([

@@ -1,4 +1,5 @@
-//! The command line, the probes and the sandbox's control API, as people and programs use them.
+//! The command line, the probes and the sandbox's control API, used as people and programs use
+//! them.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -16,10 +17,10 @@ use crate::{
     },
 };
 
-/// Runs a command to its end: exit code, output, errors.
+/// Runs a command to its end, and returns exit code, stdout and stderr.
 pub(crate) async fn run(command: std::process::Command) -> (Option<i32>, String, String) {
-    let mut process = Process::spawn(command).expect("it starts");
-    let status = process.wait(LIMIT).await.expect("it ends");
+    let mut process = Process::spawn(command).expect("a process");
+    let status = process.wait(LIMIT).await.expect("an exit");
     (status.code(), process.stdout(), process.stderr())
 }
 
@@ -57,7 +58,7 @@ async fn submit_publishes_all_jobs_or_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn submit_says_that_the_broker_is_away() {
+async fn submit_reports_that_the_broker_is_unavailable() {
     let url = format!("amqp://guest:secret-word@127.0.0.1:{}/%2f", free_port().unwrap());
     let folder = folder().unwrap();
     let file = folder.path().join("job.json");
@@ -71,7 +72,7 @@ async fn submit_says_that_the_broker_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tries_keys_and_connections_and_says_all_errors_at_once() {
+async fn check_tests_keys_and_connections_and_reports_all_errors() {
     let shop = Shop::open().await;
     let (code, output, errors) = run(shop.program(&["check"])).await;
     assert_eq!(code, Some(0), "{output}{errors}");
@@ -81,7 +82,7 @@ async fn check_tries_keys_and_connections_and_says_all_errors_at_once() {
     let private_key = &shop.settings["GATEWAY__PRIVATE_KEY"];
     assert!(!output.contains(private_key.as_str()) && !output.contains("guest:guest"), "{output}");
 
-    // Another merchant's key, another gateway's key, and a Redis that is not there.
+    // Another merchant's key, another gateway's key, and no Redis at the address.
     let other = capture_worker::sandbox::Keys::generate().unwrap();
     let mut check = shop.program(&["check", "--json"]);
     check.env("CAPTURE__GATEWAY__PRIVATE_KEY", &other.private_key);
@@ -102,7 +103,7 @@ async fn check_tries_keys_and_connections_and_says_all_errors_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_usage_and_bad_settings_are_64_before_anything_is_connected_to() {
+async fn bad_usage_and_bad_settings_exit_64_before_any_connection() {
     let program = |arguments: &[&str]| command(Path::new(PROGRAM), arguments);
     assert_eq!(run(program(&["fly"])).await.0, Some(64));
     let (code, _, errors) = run(program(&["run"])).await;
@@ -125,7 +126,7 @@ async fn bad_usage_and_bad_settings_are_64_before_anything_is_connected_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_waits_for_what_is_absent_and_is_not_ready_meanwhile() {
+async fn a_worker_waits_for_missing_servers_and_is_not_ready() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut redis = PrivateRedis::start(Persistence::None).await.unwrap();
     redis.stop().await.unwrap();
@@ -137,7 +138,7 @@ async fn a_worker_waits_for_what_is_absent_and_is_not_ready_meanwhile() {
     let mut nowhere = shop.program(&["run"]);
     nowhere.env("CAPTURE__BROKER__URL", format!("amqp://127.0.0.1:{}/%2f", free_port().unwrap()));
     let mut nowhere = Process::spawn(nowhere).unwrap();
-    let waits = |line: &str| line.contains("no session with the broker").then_some(());
+    let waits = |line: &str| line.contains("broker session failed to open").then_some(());
     nowhere.line(LIMIT, waits).await.unwrap();
     nowhere.signal(Signal::SIGTERM).unwrap();
     assert_eq!(nowhere.wait(LIMIT).await.unwrap().code(), Some(0));
@@ -167,7 +168,8 @@ async fn metrics_count_attempts_outcomes_settlements_and_times() {
         r#"capture_worker_outcomes_total{outcome="throttled"} 2"#,
         r#"capture_worker_doubts_total{reason="contradiction"} 1"#,
         r#"capture_worker_settlements_total{settlement="dead",class="risk"} 1"#,
-        r#"capture_worker_settled_money_total{settlement="captured",class="none",currency="HKD"} 400"#,
+        "capture_worker_settled_money_total\
+         {settlement=\"captured\",class=\"none\",currency=\"HKD\"} 400",
         r#"capture_worker_settled_money_total{settlement="dead",class="risk",currency="HKD"} 100"#,
         r#"capture_worker_gateway_seconds_count{call="capture"} 9"#,
         r#"capture_worker_lease_seconds_count{call="acquire"} 9"#,
@@ -181,7 +183,7 @@ async fn metrics_count_attempts_outcomes_settlements_and_times() {
 async fn no_log_line_holds_a_key_or_a_body() {
     let shop = Shop::open().await.set("LOG__FILTER", "trace");
     let mut worker = shop.worker().await;
-    // A letter that comes back for want of a queue, too.
+    // This includes a dead letter that is returned because its queue does not exist.
     let channel = shop.broker.channel().await.unwrap();
     let queue = format!("{}.dead.malformed", shop.prefix);
     channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
@@ -194,7 +196,7 @@ async fn no_log_line_holds_a_key_or_a_body() {
     assert_eq!(worker.drain().await, Some(0));
     let log = worker.process.stderr();
     let private_key = &shop.settings["GATEWAY__PRIVATE_KEY"][..40];
-    assert!(log.contains("no queue takes it"), "{log}");
+    assert!(log.contains("returned as unroutable"), "{log}");
     for secret in
         [private_key, "guest:guest", "guest\\u0000guest", "a-private-remark", "signature="]
     {
@@ -202,9 +204,9 @@ async fn no_log_line_holds_a_key_or_a_body() {
     }
 }
 
-/// The sandbox as a person runs it, told what to do over HTTP as the README says.
+/// The sandbox runs as a separate process, controlled over HTTP as the documents show.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_is_told_what_to_do_over_http() {
+async fn the_sandbox_is_controlled_over_http() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let folder = folder().unwrap();
@@ -238,7 +240,7 @@ async fn the_sandbox_is_told_what_to_do_over_http() {
     tell("PUT", "/sandbox/payments/a%2Fb", authorized).await;
     let steps = json!([{"answer": "no_answer", "executes": true}]);
     tell("POST", "/sandbox/payments/a%2Fb/script", steps).await;
-    // A strict sandbox takes a capture that does not say so as the last one.
+    // A strict sandbox treats a capture without captureType as the last one.
     let partial = String::from_utf8(job("first", "a/b", 100)).unwrap();
     let partial = partial.replacen('{', "{\"captureType\":\"NON_FINAL\",", 1);
     shop.publish(partial.as_bytes()).await;

@@ -1,6 +1,7 @@
-//! Many captures of one payment: one after the other without pauses, without hurting others, and each worker in its turn.
+//! Many captures of one payment: they run one after another without pauses, other payments are not
+//! delayed, and workers alternate.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -33,14 +34,14 @@ async fn results_reach(shop: &Shop, count: usize) {
     shop.assert_clean_books();
 }
 
-/// All samples of a metric, added up.
+/// The sum of all samples of a metric.
 async fn metric(worker: &Worker, name: &str) -> f64 {
     let metrics = http::get(&worker.url, "/metrics").await.unwrap();
     let samples = metrics.lines().filter(|line| line.starts_with(name));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// Which worker captured each id, by what they logged.
+/// The worker that captured each id, by the workers' logs.
 fn captured_by(workers: &[&Worker]) -> BTreeMap<String, usize> {
     let mut captured = BTreeMap::new();
     for (n, worker) in workers.iter().enumerate() {
@@ -54,7 +55,8 @@ fn captured_by(workers: &[&Worker]) -> BTreeMap<String, usize> {
     captured
 }
 
-/// The longest row of captures of one payment by one worker, and how often the worker changed.
+/// The longest series of captures of one payment by one worker, and the number of changes between
+/// workers.
 fn turns(shop: &Shop, workers: &[&Worker]) -> (usize, usize) {
     let by = captured_by(workers);
     let order: Vec<usize> =
@@ -64,7 +66,7 @@ fn turns(shop: &Shop, workers: &[&Worker]) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hot_payment_is_captured_job_after_job_and_keeps_nobody_out() {
+async fn a_hot_payment_is_captured_without_delaying_other_payments() {
     let shop = Shop::open_slow(SLOW).await.set("BROKER__PREFETCH", "64");
     let shop = shop.set("RETRY__DEFER_SCHEDULE", "250ms,1s,4s,15s").declare().await;
     publish_hot(&shop, 150).await;
@@ -77,7 +79,7 @@ async fn a_hot_payment_is_captured_job_after_job_and_keeps_nobody_out() {
     let last_cold = results.iter().rposition(|result| {
         result.json().unwrap()["paymentId"].as_str().unwrap().starts_with("p-")
     });
-    assert!(last_cold < Some(120), "the cold jobs, behind the hot ones, ended at {last_cold:?}");
+    assert!(last_cold < Some(120), "the last job of another payment ended at {last_cold:?}");
     let deferrals = metric(&worker, "capture_worker_deferrals_total").await;
     assert!(deferrals < 150.0 * 4.0, "{deferrals} deferrals of 150 jobs");
     let calls = metric(&worker, "capture_worker_lease_seconds_count").await;
@@ -85,7 +87,7 @@ async fn a_hot_payment_is_captured_job_after_job_and_keeps_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_take_turns_at_a_hot_payment() {
+async fn workers_alternate_at_a_hot_payment() {
     let shop = Shop::open_slow(SLOW).await.set("BROKER__PREFETCH", "32");
     let (first, second) = tokio::join!(shop.worker(), shop.worker());
     publish_hot(&shop, 120).await;
@@ -96,7 +98,7 @@ async fn workers_take_turns_at_a_hot_payment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_leaves_or_dies_in_line_keeps_nobody_waiting() {
+async fn a_waiting_worker_that_stops_or_dies_blocks_no_others() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
@@ -112,13 +114,13 @@ async fn a_worker_that_leaves_or_dies_in_line_keeps_nobody_waiting() {
     captured(60).await;
     dies.process.kill9();
     captured(150).await;
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     shop.assert_clean_books();
     let line = redis.cmd(&["LLEN", &shop.key("{hot}:line")]).unwrap();
-    assert!(matches!(line, Reply::Int(0 | 1)), "only the one that died may be left: {line:?}");
+    assert!(matches!(line, Reply::Int(0 | 1)), "only the dead worker may remain: {line:?}");
 }
 
-/// A job that takes its worker down each time ends as poison; those in hand with it are captured.
+/// A job that kills its worker each time ends as poison. The jobs in flight beside it are captured.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_kills_its_worker_ends_as_poison_alone() {
     const NEIGHBOURS: usize = 40;
@@ -142,16 +144,16 @@ async fn a_job_that_kills_its_worker_ends_as_poison_alone() {
             let over = shop.broker.queue_depth(&dead).await.unwrap().unwrap_or_default() > 0;
             over || shop.sandbox.in_flight("killer") > 0
         };
-        eventually("the killer is begun, or given up", LIMIT, begun).await;
+        eventually("the killer has begun, or is a dead letter", LIMIT, begun).await;
         if shop.sandbox.in_flight("killer") > 0 {
             worker.process.kill9();
             kills += 1;
-            // Else it would take the rest of the lease's time until the next one begins the job.
+            // Without this, the next worker waits until the lease expires before it begins the job.
             redis.cmd(&["DEL", &shop.key("{killer}:lease")]).unwrap();
-            eventually("the call is over", LIMIT, async || shop.sandbox.in_flight("killer") == 0)
+            eventually("the call has ended", LIMIT, async || shop.sandbox.in_flight("killer") == 0)
                 .await;
         }
-        assert!(kills <= 25, "it kills for ever");
+        assert!(kills <= 25, "the job is never dead-lettered");
     }
     let _worker = shop.worker().await;
     for n in 0..NEIGHBOURS {

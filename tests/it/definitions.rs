@@ -1,5 +1,6 @@
-//! `deploy/definitions.json` is what the program declares, and a worker that may do no more than it needs lives with it.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! `deploy/definitions.json` is what the program declares, and a worker with minimal permissions
+//! works with it.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::collections::BTreeMap;
 
@@ -13,17 +14,17 @@ use crate::{
     tidy::read,
 };
 
-/// The defaults, of which the file is made.
+/// The default schedule, from which the file is made.
 const SCHEDULE: &str = "5s,15s,1m,5m,15m,1h,3h,6h";
 const DEFER_SCHEDULE: &str = "250ms,1s,4s,15s";
 
-/// A shop with the default schedules.
+/// A test environment with the default schedules.
 async fn open() -> Shop {
     let shop = Shop::open().await;
     shop.set("RETRY__SCHEDULE", SCHEDULE).set("RETRY__DEFER_SCHEDULE", DEFER_SCHEDULE)
 }
 
-/// All that the broker has under a prefix, with that prefix as `capture`.
+/// Everything that the broker has under a prefix, with `capture` in place of that prefix.
 async fn topology(rabbit: &PrivateRabbit, prefix: &str) -> Vec<String> {
     let lists: [&[&str]; 3] = [
         &["list_exchanges", "name", "type", "durable", "auto_delete", "internal", "arguments"],
@@ -44,7 +45,7 @@ async fn topology(rabbit: &PrivateRabbit, prefix: &str) -> Vec<String> {
         let own = format!("{prefix}.");
         let ours = items.into_iter().filter(|item| {
             let names = ["name", "source_name"].map(|key| item[key].as_str().unwrap_or_default());
-            // The test itself listens to results, by a queue without a name of ours.
+            // The test's own subscription to results has a queue without the prefix.
             let is_ours = names.iter().any(|name| name.starts_with(&own));
             is_ours && item["source_name"] != format!("{prefix}.results")
         });
@@ -54,7 +55,7 @@ async fn topology(rabbit: &PrivateRabbit, prefix: &str) -> Vec<String> {
     found
 }
 
-/// Gives the file to the broker, under the shop's prefix.
+/// Imports the file at the broker, with the prefix of the test environment.
 async fn import(rabbit: &PrivateRabbit, shop: &Shop) {
     let folder = PrivateRabbit::files().unwrap();
     let definitions = read("deploy/definitions.json");
@@ -76,14 +77,14 @@ async fn the_definitions_are_what_the_program_declares() {
     let wanted = topology(rabbit, &declared.prefix).await;
     assert_eq!(topology(rabbit, &imported.prefix).await, wanted);
     assert_eq!(wanted.len(), 5 + 29 + 29, "{wanted:#?}");
-    // A worker that declares finds it as it must be, and adds nothing.
+    // A worker that declares finds everything in the right form and adds nothing.
     let imported = imported.declare().await;
     assert_eq!(topology(rabbit, &imported.prefix).await, wanted);
 }
 
-/// One policy applies to a queue: that of the greatest priority.
+/// Only the policy of the highest priority applies to a queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_shipped_policies_keep_others_off_every_queue_of_ours() {
+async fn the_shipped_policies_override_others_on_every_queue() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = open().await;
     import(rabbit, &shop).await;
@@ -102,14 +103,15 @@ async fn the_shipped_policies_keep_others_off_every_queue_of_ours() {
         *counts.entry(kind).or_default() += 1;
     }
     assert_eq!(counts, [("audit", 1), ("dead", 16), ("jobs", 1), ("wait", 11)].into());
-    // What the worker asked for still holds: a declaration finds the same, and nothing is dropped.
+    // The declared arguments still apply: a declaration finds no difference, and nothing is
+    // dropped.
     let shop = shop.declare().await;
     for n in 0..3 {
         shop.bury(Class::Risk, &job(&format!("r-{n}"), "p", 100), FieldTable::default()).await;
     }
     for look in 0..8 {
         let (_, listed) = shop.told_json(&["dead", "list"]).await;
-        assert_eq!(listed[0]["letters"], 3, "look {look}");
+        assert_eq!(listed[0]["letters"], 3, "browse {look}");
     }
     for n in 0..3 {
         shop.publish(&job(&format!("c-{n}"), "p", 100)).await;
@@ -125,7 +127,7 @@ async fn the_shipped_policies_keep_others_off_every_queue_of_ours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_may_only_read_jobs_and_write_to_its_exchanges_does_its_work() {
+async fn a_worker_needs_only_read_on_jobs_and_write_on_its_exchanges() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = open().await.set("BROKER__TOPOLOGY", "check").set("RETRY__SCHEDULE", "5s,1h");
     import(rabbit, &shop).await;
@@ -145,9 +147,9 @@ async fn a_worker_that_may_only_read_jobs_and_write_to_its_exchanges_does_its_wo
     shop.publish(&job("again", "p-once", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
     shop.ends_as("r", "FAILED", Some("risk")).await;
-    // By the queue of a delay, and back.
+    // This job passes through a wait queue and comes back.
     shop.ends_as("again", "CAPTURED", None).await;
     assert_eq!(worker.drain().await, Some(0));
     let declares = shop.set("BROKER__TOPOLOGY", "declare").program(&["check"]).output().unwrap();
-    assert_eq!(declares.status.code(), Some(1), "who may not configure can't declare");
+    assert_eq!(declares.status.code(), Some(1), "declare needs configure permission");
 }

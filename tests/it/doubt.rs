@@ -1,5 +1,5 @@
-//! Unknown outcomes: tried again under the same id until the gateway says what became of them, and never taken for
-//! failures.
+//! Unknown outcomes are retried under the same id until the gateway reports the outcome. They never
+//! count as failures.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::{
     support::{poll::eventually, servers::free_port},
 };
 
-/// What the gateway does wrong once or twice, and recovers from.
+/// The gateway's faults that end after one or two calls.
 const RECOVERED: [&str; 22] = [
     "in-process",
     "unknown-exception",
@@ -59,7 +59,7 @@ async fn every_ambiguous_reply_ends_captured_exactly_once_or_in_doubt() {
     {
         let result = shop.ends_as(&format!("c-{name}"), "IN_DOUBT", Some("in_doubt")).await;
         assert_eq!((&result["resultCode"], &result["resultStatus"]), (&json!(code), &json!("U")));
-        assert_eq!(result["attempts"], 4, "three delays are four attempts");
+        assert_eq!(result["attempts"], 4, "three delays allow four attempts");
     }
     let letters = shop.dead(Class::InDoubt, 2).await;
     for letter in letters {
@@ -68,7 +68,7 @@ async fn every_ambiguous_reply_ends_captured_exactly_once_or_in_doubt() {
         assert_eq!(letter.header("x-capture-status").as_deref(), Some("U"));
     }
     shop.dead(Class::Provider, 1).await;
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     shop.assert_clean_books();
 }
 
@@ -97,7 +97,7 @@ async fn an_unknown_exception_is_posted_again_under_the_same_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retries_wait_as_long_as_the_schedule_says() {
+async fn retries_wait_for_the_delays_of_the_schedule() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "300ms,1s");
     let _worker = shop.worker().await;
     shop.publish(&job("c", "sim-unknown-for-ever-1", 100)).await;
@@ -110,23 +110,23 @@ async fn retries_wait_as_long_as_the_schedule_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn past_its_age_nothing_is_tried_again() {
+async fn nothing_is_retried_after_the_maximum_age() {
     let shop = Shop::open().await;
     let shop = shop.set("RETRY__SCHEDULE", "200ms,400ms,800ms,1s").set("RETRY__MAX_AGE", "500ms");
     let shop = shop.set("RETRY__DEFER_SCHEDULE", "100ms");
     let _worker = shop.worker().await;
-    // In doubt: by its age before its schedule is spent.
+    // This capture ends in doubt by its age, before its schedule is used.
     shop.publish(&job("doubtful", "sim-unknown-for-ever-1", 100)).await;
     let result = shop.ends_as("doubtful", "IN_DOUBT", Some("in_doubt")).await;
     assert!(result["attempts"].as_u64() < Some(5), "{result}");
-    // Deferred because of it: it was never sent.
+    // This one is deferred because of the first, and was never sent.
     shop.publish(&job("waits", "sim-unknown-for-ever-1", 100)).await;
     let result = shop.ends_as("waits", "FAILED", Some("expired")).await;
     assert_eq!(
         (result["attempts"].as_u64(), shop.posts("sim-unknown-for-ever-1", "waits")),
         (Some(0), 0)
     );
-    // The account: no attempt is spent on it.
+    // An unsigned refusal of the credentials uses no attempt.
     let denied =
         json!([{"answer": {"code": "KEY_NOT_FOUND"}, "signed": false, "times": "forever"}]);
     shop.script("p", denied);
@@ -139,7 +139,7 @@ async fn past_its_age_nothing_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_capture_in_doubt_keeps_others_of_its_payment_out_until_it_is_resolved() {
+async fn a_capture_in_doubt_blocks_its_payment_until_it_is_resolved() {
     let shop = Shop::open().await;
     let shop = shop.set("RETRY__SCHEDULE", "200ms,300ms,400ms,500ms,600ms,700ms");
     let _worker = shop.worker().await;
@@ -149,7 +149,7 @@ async fn a_capture_in_doubt_keeps_others_of_its_payment_out_until_it_is_resolved
     ]);
     shop.script("p", steps);
     shop.publish(&job("first", "p", 100)).await;
-    eventually("the first is in doubt", LIMIT, async || shop.posts("p", "first") > 0).await;
+    eventually("the first capture is in doubt", LIMIT, async || shop.posts("p", "first") > 0).await;
     for id in ["second", "third"] {
         shop.publish(&job(id, "p", 100)).await;
     }
@@ -165,12 +165,12 @@ async fn a_capture_in_doubt_keeps_others_of_its_payment_out_until_it_is_resolved
         "another capture was posted before the first was resolved: {posted:?}"
     );
     let result = shop.results_of("second").await.remove(0);
-    assert_eq!(result["attempts"], 1, "a deferral spends no attempt");
+    assert_eq!(result["attempts"], 1, "a deferral uses no attempt");
     shop.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hold_of_a_capture_in_doubt_ends_by_its_time() {
+async fn an_in_doubt_block_ends_after_its_time() {
     let shop = Shop::open().await;
     let shop = shop.set("RETRY__SCHEDULE", "100ms,60s").set("LEASE__HOLD_IN_DOUBT", "3s");
     let shop = shop.set("LEASE__TTL", "2500ms");
@@ -184,12 +184,13 @@ async fn the_hold_of_a_capture_in_doubt_ends_by_its_time() {
     let calls = shop.calls("p");
     let last_send = calls.iter().rfind(|call| call.0.as_deref() == Some("first")).unwrap().2;
     let second = calls.iter().find(|call| call.0.as_deref() == Some("second")).unwrap().2;
-    // A little less than three seconds: the hold is written before the call that is counted from.
-    assert!(second - last_send >= 2_500, "the hold ended after {} ms", second - last_send);
+    // Slightly less than three seconds, because the in-doubt block is written before the call from
+    // which the test counts.
+    assert!(second - last_send >= 2_500, "the block ended after {} ms", second - last_send);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hold_outlives_a_worker_that_was_killed_in_the_middle() {
+async fn an_in_doubt_block_outlives_a_killed_worker() {
     let shop = Shop::open().await.set("LEASE__TTL", "2500ms");
     let mut worker = shop.worker().await;
     let steps = json!([
@@ -198,23 +199,23 @@ async fn the_hold_outlives_a_worker_that_was_killed_in_the_middle() {
     ]);
     shop.script("p", steps);
     shop.publish(&job("first", "p", 100)).await;
-    eventually("the first is under way", LIMIT, async || shop.posts("p", "first") == 1).await;
+    eventually("the first is in progress", LIMIT, async || shop.posts("p", "first") == 1).await;
     worker.process.kill9();
     shop.publish(&job("second", "p", 100)).await;
     let _next = shop.worker().await;
     shop.ends_as("first", "CAPTURED", None).await;
     shop.ends_as("second", "CAPTURED", None).await;
     let posted: Vec<String> = shop.calls("p").into_iter().filter_map(|(id, ..)| id).collect();
-    // The hanging call is recorded as well, when it was told to hang.
+    // The sandbox also records the hanging call, at its beginning.
     assert_eq!(posted, ["first", "first", "first", "second"]);
     shop.assert_clean_books();
 }
 
-/// Copies have no headers: that an id may have been sent is known from its mark.
+/// Copies have no headers. Only the sent marker shows that the id may have been sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_without_headers_of_a_job_in_doubt_never_ends_expired_or_unreachable() {
+async fn a_copy_of_a_job_in_doubt_never_ends_expired_or_unreachable() {
     let shop = Shop::open().await.set("LEASE__HOLD_IN_DOUBT", "3s").set("LEASE__TTL", "2500ms");
-    // The outage of this test is not to end in a pause.
+    // The breaker must not pause captures in this test's outage.
     let shop = shop.set("BREAKER__FAILURES", "100");
     let mut worker = shop.worker().await;
     shop.script("p", json!([{"answer": "no_answer", "times": "forever"}]));
@@ -222,12 +223,12 @@ async fn a_copy_without_headers_of_a_job_in_doubt_never_ends_expired_or_unreacha
     let body = job_until("c", "p", until);
     shop.publish(&body).await;
     shop.ends_as("c", "IN_DOUBT", Some("in_doubt")).await;
-    eventually("its time is over", LIMIT, async || SystemTime::now() > until).await;
+    eventually("the job has expired", LIMIT, async || SystemTime::now() > until).await;
 
     shop.publish(&body).await;
     let second = async || Some(shop.results_now("c")).filter(|results| results.len() == 2);
     let results = eventually("the copy's result", LIMIT, second).await;
-    assert_eq!(results[1]["status"], "IN_DOUBT", "a copy past its time is pursued");
+    assert_eq!(results[1]["status"], "IN_DOUBT", "an expired copy is still executed");
 
     assert_eq!(worker.drain().await, Some(0));
     let nobody = format!("http://127.0.0.1:{}", free_port().unwrap());
@@ -245,14 +246,14 @@ async fn a_copy_without_headers_of_a_job_in_doubt_never_ends_expired_or_unreacha
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_past_its_time_is_not_begun_and_one_that_was_sent_is_pursued() {
+async fn an_expired_job_does_not_begin_unless_it_was_sent() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let past = SystemTime::now() - Duration::from_secs(60);
     shop.publish(&job_until("never-sent", "p", past)).await;
     let sent = headers([("x-capture-sent", AMQPValue::Boolean(true))]);
     shop.publish_with(&job_until("sent", "p", past), sent).await;
-    // A value that others wrote: present and not `false` counts as true.
+    // A header that is present and not `false` counts as true, even with another type.
     let odd = headers([("x-capture-sent", AMQPValue::LongLongInt(0))]);
     shop.publish_with(&job_until("odd", "p", past), odd).await;
     let not_sent = headers([("x-capture-sent", AMQPValue::Boolean(false))]);
@@ -261,7 +262,7 @@ async fn a_job_past_its_time_is_not_begun_and_one_that_was_sent_is_pursued() {
         shop.ends_as(id, "FAILED", Some("expired")).await;
         assert_eq!(shop.posts("p", id), 0);
     }
-    // That these were sent, only headers say: an inquiry shows that there is no such capture.
+    // Only headers say that these were sent. An inquiry shows that there is no such capture.
     for id in ["sent", "odd"] {
         shop.ends_as(id, "FAILED", Some("expired")).await;
         assert_eq!(shop.posts("p", id), 0);
@@ -270,7 +271,7 @@ async fn a_job_past_its_time_is_not_begun_and_one_that_was_sent_is_pursued() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_sent_in_time_is_pursued_past_its_time() {
+async fn a_job_that_was_sent_in_time_is_retried_after_it_expired() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "6s,6s");
     let _worker = shop.worker().await;
     shop.script("p", json!([{"answer": "no_answer"}]));
@@ -291,11 +292,11 @@ async fn a_replay_of_a_sent_id_inquires_before_it_posts() {
             ("x-capture-replays", AMQPValue::LongLongInt(1)),
         ])
     };
-    // Nothing is known of it: posted in the same attempt.
+    // The inquiry shows no capture, so the same attempt posts.
     shop.publish_with(&job("unseen", "p", 100), replayed()).await;
     let result = shop.ends_as("unseen", "CAPTURED", None).await;
     assert_eq!((&result["attempts"], shop.inquiries("p")), (&json!(1), 1));
-    // Captured before, and forgotten here: settled by the inquiry alone.
+    // The id was captured, and Redis has lost the outcome: the inquiry alone settles it.
     shop.script("q", json!([{"answer": "no_answer", "executes": true, "times": "forever"}]));
     shop.publish(&job("lost", "q", 100)).await;
     shop.ends_as("lost", "IN_DOUBT", Some("in_doubt")).await;
@@ -308,7 +309,7 @@ async fn a_replay_of_a_sent_id_inquires_before_it_posts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inquiry_that_tells_nothing_leaves_the_capture_in_doubt() {
+async fn an_inquiry_without_evidence_leaves_the_capture_in_doubt() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let steps = json!([

@@ -1,5 +1,5 @@
-//! An id that was replaced by a fresh one stays replaced, whatever Redis has forgotten.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! An id that was replaced by a fresh one stays replaced, even after Redis has lost its data.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -28,13 +28,13 @@ async fn shop_with_redis() -> (Shop, PrivateRedis) {
 }
 
 impl Shop {
-    /// Replays one dead letter: the document of the command.
+    /// Replays one dead letter, and returns the command's document.
     async fn replay_one(&self, filter: &[&str]) -> Value {
         let arguments = [&["dead", "replay", "--limit", "1", "--yes"][..], filter].concat();
         self.told_json(&arguments).await.1
     }
 
-    /// Redis loses all that was known; the workers know by now that it did.
+    /// Redis loses all data, and the workers have detected the loss.
     async fn forget(&self, redis: &PrivateRedis) {
         redis.cmd(&["FLUSHALL"]).unwrap();
         let is_named =
@@ -43,16 +43,17 @@ impl Shop {
     }
 }
 
-/// One parent, two dead copies: the first is replaced, its child refused and replaced in turn, and that one captures.
+/// One parent has two dead copies. The first is replaced, its child is refused and replaced too,
+/// and the grandchild captures.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_copy_of_a_parent_goes_nowhere_beside_a_grandchild() {
+async fn a_second_copy_of_a_parent_is_refused_beside_a_grandchild() {
     let (shop, redis) = shop_with_redis().await;
     let (child, grandchild) = (fresh_id("c"), fresh_id(&fresh_id("c")));
     for _ in 0..2 {
         let letter = written("ACCESS_DENIED", true, NOW);
         shop.bury(Class::Access, &job("c", "p", 100), letter).await;
     }
-    // The gateway refuses the child before it looks at the id: it will not know that id.
+    // The gateway refuses the child before it looks up the id, so inquiries will not show it.
     let refuse = json!([{"captureRequestId": child, "answer": {"code": "ACCESS_DENIED"}}]);
     shop.script("p", refuse);
     let _worker = shop.worker().await;
@@ -85,14 +86,14 @@ async fn a_copy_in_doubt_of_a_replaced_id_is_never_posted() {
     shop.ends_as(&fresh_id("c"), "CAPTURED", None).await;
     shop.forget(&redis).await;
 
-    // The only inquiry is not answered: the command refuses.
+    // The only inquiry gets no valid reply, so the command refuses.
     shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
     let done = shop.replay_one(&["--class", "in_doubt"]).await;
     assert_eq!((&done["sent"], shop.lie(Class::InDoubt).await), (&json!(0), 1), "{done}");
     let instead = done["letters"][0]["instead"].as_str().unwrap_or_default();
     assert!(instead.contains("dead discard"), "{done}");
 
-    // And a worker that gets such a job all the same inquires until there is evidence.
+    // A worker that receives such a job inquires until there is evidence.
     shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}, "times": 2}]));
     let replayed = headers([
         ("x-capture-sent", AMQPValue::Boolean(true)),
@@ -126,7 +127,7 @@ async fn a_replaced_id_is_kept_for_400_days_and_for_every_amount() {
     shop.publish(&job("c", "p", 99)).await;
     let is_in_doubt =
         async || shop.results_now("c").into_iter().find(|result| result["status"] == "IN_DOUBT");
-    let result = eventually("the other amount ends too", LIMIT, is_in_doubt).await;
+    let result = eventually("the job with another amount ends", LIMIT, is_in_doubt).await;
     assert_eq!((&result["class"], shop.posts("p", "c")), (&json!("conflict"), 0));
     shop.ends_as(&fresh_id("c"), "CAPTURED", None).await;
 }

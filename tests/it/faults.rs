@@ -1,5 +1,5 @@
-//! What breaks in the middle of the work: workers, the broker, Redis, the network. Nothing is lost, nothing is captured
-//! twice.
+//! Faults under load: of workers, the broker, Redis and the network. No job is lost, and none is
+//! captured twice.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 
 const SLOW: Duration = Duration::from_millis(20);
 
-/// So many jobs, a fifth of them of one payment.
+/// Publishes this many jobs, one fifth of them for one payment.
 async fn publish_load(shop: &Shop, count: usize) {
     for n in 0..count {
         let payment = if n % 5 == 0 { "hot".to_owned() } else { format!("p-{n}") };
@@ -40,33 +40,33 @@ async fn captures_reach(shop: &Shop, count: usize) {
     eventually(&what, LIMIT, async || captures(shop) >= count).await;
 }
 
-/// All jobs are captured once, and nothing is left at the broker.
+/// Asserts that all jobs are captured once and that no message is left at the broker.
 async fn assert_all_captured_once(shop: &Shop, count: usize) {
     captures_reach(shop, count).await;
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     let ledger = shop.sandbox.ledger();
     assert_eq!(ledger["captured"], json!({"HKD": (count * 100).to_string()}));
     assert_eq!(ledger["capturedTwice"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_in_the_middle_of_captures_finishes_them_and_hands_the_rest_back() {
+async fn sigterm_finishes_captures_in_progress_and_returns_the_rest() {
     let shop = Shop::open().await.set("BROKER__PREFETCH", "3").set("GATEWAY__TIMEOUT", "5s");
     let mut worker = shop.worker().await;
     shop.script_all(json!([{"delay_ms": 700, "times": "forever"}]));
     for n in 0..10 {
         shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
     }
-    eventually("captures are under way", LIMIT, async || {
+    eventually("captures are in progress", LIMIT, async || {
         (0..10).filter(|n| shop.posts(&format!("p-{n}"), &format!("c-{n}")) > 0).count() == 3
     })
     .await;
     assert_eq!(worker.drain().await, Some(0));
-    assert_eq!(captures(&shop), 3, "those in flight, and no others");
+    assert_eq!(captures(&shop), 3, "only the captures in flight");
     assert_eq!(shop.results.wait_for(3, LIMIT).await.unwrap().len(), 3);
     assert_eq!(shop.queued().await, [("jobs".to_owned(), 7)].into());
     let log = worker.process.stderr();
-    assert!(!log.contains(r#""level":"ERROR""#), "a drain is no error: {log}");
+    assert!(!log.contains(r#""level":"ERROR""#), "a drain must not log errors: {log}");
     let _next = shop.worker().await;
     shop.results.wait_for(10, LIMIT).await.unwrap();
     assert_all_captured_once(&shop, 10).await;
@@ -74,24 +74,24 @@ async fn sigterm_in_the_middle_of_captures_finishes_them_and_hands_the_rest_back
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_a_second_later_ends_at_once_with_1() {
+async fn a_second_signal_after_a_second_exits_with_1_at_once() {
     let shop = Shop::open().await.set("GATEWAY__TIMEOUT", "15s");
     let mut worker = shop.worker().await;
     shop.script("p", json!([{"answer": "hang", "executes": true}]));
     shop.publish(&job("c", "p", 100)).await;
     eventually("the capture hangs", LIMIT, async || captures(&shop) == 1).await;
     worker.process.signal(Signal::SIGINT).unwrap();
-    eventually("it drains", LIMIT, async || {
+    eventually("the worker drains", LIMIT, async || {
         http::get(&worker.url, "/readyz").await.is_err() && worker.process.ended().is_none()
     })
     .await;
-    // One that comes within a second of the first counts as the same.
-    let ended = eventually("it ends", LIMIT, async || {
+    // A signal within one second of the first counts as the same.
+    let ended = eventually("the worker ends", LIMIT, async || {
         worker.process.signal(Signal::SIGTERM).unwrap_or_default();
         worker.process.ended()
     });
     assert_eq!(ended.await.code(), Some(1));
-    assert_eq!(shop.results_now("c").len(), 0, "the call was still under way");
+    assert_eq!(shop.results_now("c").len(), 0, "the call was still in progress");
     let _next = shop.worker_with(&[("LEASE__TTL", "20s")]).await;
     shop.ends_as("c", "CAPTURED", None).await;
     assert_all_captured_once(&shop, 1).await;
@@ -109,13 +109,13 @@ async fn a_worker_that_is_killed_under_load_loses_nothing() {
     let _third = shop.worker().await;
     second.process.kill9();
     assert_all_captured_once(&shop, 200).await;
-    let ids: BTreeSet<String> = shop
-        .results
-        .all()
-        .iter()
-        .map(|result| result.json().unwrap()["captureRequestId"].to_string())
-        .collect();
-    assert_eq!(ids.len(), 200, "every job has its result");
+    // The ledger shows a capture before its result has arrived here.
+    eventually("every job has its result", LIMIT, async || {
+        let results = shop.results.all().into_iter();
+        let ids = results.map(|result| result.json().unwrap()["captureRequestId"].to_string());
+        ids.collect::<BTreeSet<String>>().len() == 200
+    })
+    .await;
     shop.assert_clean_books();
 }
 
@@ -133,7 +133,7 @@ async fn a_broker_that_is_killed_under_load_loses_nothing() {
             http::get(&worker.url, "/readyz").await.is_err()
         })
         .await;
-        http::get(&worker.url, "/livez").await.expect("it lives without a broker");
+        http::get(&worker.url, "/livez").await.expect("livez does not depend on the broker");
     }
     rabbit.start_again().await.unwrap();
     let shop = shop.reconnect(&rabbit.url()).await;
@@ -142,7 +142,7 @@ async fn a_broker_that_is_killed_under_load_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_that_is_killed_under_load_pauses_the_work_and_loses_nothing() {
+async fn a_redis_that_is_killed_under_load_pauses_work_and_loses_nothing() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut redis = PrivateRedis::start(Persistence::Always).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
@@ -156,25 +156,25 @@ async fn redis_that_is_killed_under_load_pauses_the_work_and_loses_nothing() {
         })
         .await;
     }
-    // Calls that had begun end; without a lease none begins.
+    // Calls that had begun end. Without a lease, no call begins.
     let quiet = async || {
         let before = captures(&shop);
         tokio::time::sleep(Duration::from_millis(300)).await;
         captures(&shop) == before
     };
-    eventually("nothing is captured", LIMIT, quiet).await;
+    eventually("captures have stopped", LIMIT, quiet).await;
     let before = captures(&shop);
     shop.publish(&job("late", "late", 100)).await;
     redis.start_again().await.unwrap();
     assert_all_captured_once(&shop, 151).await;
-    assert!(before < 151, "Redis was away too late to show anything");
+    assert!(before < 151, "the outage came too late: all jobs were captured before it");
     shop.ends_as("late", "CAPTURED", None).await;
     shop.assert_clean_books();
 }
 
-/// Whoever comes back waits for the calls whose leases were forgotten.
+/// After the loss, workers wait for the calls whose leases are lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_that_forgets_everything_under_load_loses_nothing() {
+async fn data_loss_in_redis_under_load_loses_no_job() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
@@ -213,25 +213,25 @@ async fn dropped_connections_under_load_lose_nothing() {
     shop.assert_clean_books();
 }
 
-/// A broker that stands still answers nothing and closes nothing.
+/// A frozen broker sends no reply and closes no connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_broker_is_noticed_and_its_jobs_come_again() {
+async fn a_frozen_broker_is_detected_and_its_jobs_are_redelivered() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let proxy = Proxy::to(rabbit.port()).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
     let shop = shop.set("BROKER__URL", &proxy.url(&rabbit.url()));
     let worker = shop.worker().await;
-    // The channel for results is opened by the first of them.
+    // The first result opens the channel for results.
     shop.publish(&job("before", "o", 100)).await;
     shop.ends_as("before", "CAPTURED", None).await;
     shop.script("p", json!([{"delay_ms": 500}]));
     shop.publish(&job("c", "p", 100)).await;
-    eventually("the capture is under way", LIMIT, async || shop.posts("p", "c") == 1).await;
-    // What the worker publishes arrives, and it never hears of it.
+    eventually("the capture is in progress", LIMIT, async || shop.posts("p", "c") == 1).await;
+    // The worker's publishes arrive at the broker, but their confirms don't reach the worker.
     proxy.freeze_answers();
     captures_reach(&shop, 2).await;
-    eventually("the worker gives the session up", LIMIT, async || {
+    eventually("the worker ends the session", LIMIT, async || {
         http::get(&worker.url, "/readyz").await.is_err()
     })
     .await;
@@ -241,10 +241,10 @@ async fn a_frozen_broker_is_noticed_and_its_jobs_come_again() {
     shop.publish(&job("d", "q", 100)).await;
     shop.ends_as("d", "CAPTURED", None).await;
     assert_all_captured_once(&shop, 3).await;
-    // The first result arrived before, unconfirmed; then the job came again.
+    // The first result was published without a confirm, and then the job was redelivered.
     let results = async || (shop.results_now("c").len() == 2).then_some(());
     eventually("a second result of the first job", LIMIT, results).await;
-    assert_eq!(shop.posts("p", "c"), 1, "its outcome was known");
+    assert_eq!(shop.posts("p", "c"), 1, "the outcome was recorded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,26 +257,26 @@ async fn a_blocked_broker_is_waited_for() {
     let shop = shop.set("GATEWAY__BASE_URL", &url).set("GATEWAY__TIMEOUT", "25s");
     let shop = shop.set("DRAIN__TIMEOUT", "30s");
     let worker = shop.worker().await;
-    // The broker says that it is blocked to whoever publishes: the result must come after the alarm.
+    // The broker tells only publishers that it is blocked, so the result must come after the alarm.
     to_gateway.freeze_answers();
     shop.publish(&job("c", "p", 100)).await;
     captures_reach(&shop, 1).await;
     rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await.unwrap();
     to_gateway.thaw();
-    let warned = async || worker.process.stderr().contains("consumption pauses");
+    let warned = async || worker.process.stderr().contains("consumption paused");
     eventually("the worker pauses", LIMIT, warned).await;
     rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"]).await.unwrap();
     shop.ends_as("c", "CAPTURED", None).await;
     shop.publish(&job("d", "p", 100)).await;
     shop.ends_as("d", "CAPTURED", None).await;
-    assert_eq!(worker.process.stderr().matches("the broker's session is open").count(), 1);
+    assert_eq!(worker.process.stderr().matches("broker session opened").count(), 1);
     assert_eq!(shop.results_now("c").len(), 1);
 }
 
-/// In one batch of publishes some come back for want of a queue: none of those may be taken for delivered, and none of
-/// the others for lost.
+/// Some publishes of one batch are returned because their queue does not exist. The returned ones
+/// must not count as delivered, and the others must not count as lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_returned_publish_is_never_taken_for_a_confirmed_one() {
+async fn a_returned_publish_never_counts_as_confirmed() {
     let shop = Shop::open().await.set("BROKER__PREFETCH", "400");
     let mut worker = shop.worker().await;
     let no_topology = [("BROKER__TOPOLOGY", "none")];
@@ -298,7 +298,7 @@ async fn a_returned_publish_is_never_taken_for_a_confirmed_one() {
     };
     assert_eq!(ids(shop.dead(Class::Authorization, 100).await).len(), 100);
     assert_eq!(ids(shop.dead(Class::Provider, 100).await).len(), 100);
-    assert!(shop.queued().await.is_empty(), "the others are in hand");
+    assert!(shop.queued().await.is_empty(), "the other jobs are in hand");
 
     let mut arguments = headers([("x-queue-type", text("quorum"))]);
     arguments.insert("x-overflow".into(), text("reject-publish"));
@@ -310,9 +310,10 @@ async fn a_returned_publish_is_never_taken_for_a_confirmed_one() {
         .queue_bind(risk.as_str().into(), exchange.as_str().into(), "risk".into(), bind, none)
         .await
         .unwrap();
-    // Taken out as they come: 4.0 does not count what is in a queue that was declared anew.
+    // Read the messages as they arrive: 4.0 does not count the messages of a queue that was
+    // declared again.
     let mut arrived = BTreeSet::new();
-    eventually("all letters of class risk", LIMIT, async || {
+    eventually("all dead letters of class risk", LIMIT, async || {
         arrived.extend(ids(shop.broker.drain_queue(&risk).await.unwrap()));
         arrived.len() == 100
     })
@@ -320,7 +321,7 @@ async fn a_returned_publish_is_never_taken_for_a_confirmed_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_was_deleted_is_declared_again_before_its_letters_are_published() {
+async fn a_deleted_dead_letter_queue_is_declared_before_the_publish() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let channel = shop.broker.channel().await.unwrap();
@@ -340,7 +341,7 @@ async fn a_consumer_that_the_broker_cancelled_is_replaced() {
     let channel = shop.broker.channel().await.unwrap();
     let jobs = format!("{}.jobs", shop.prefix);
     channel.queue_delete(jobs.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    let opened = || worker.process.stderr().matches("the broker's session is open").count();
+    let opened = || worker.process.stderr().matches("broker session opened").count();
     eventually("a new session", LIMIT, async || opened() == 2).await;
     worker.becomes_ready().await;
     shop.publish(&job("c", "p", 100)).await;
@@ -348,7 +349,7 @@ async fn a_consumer_that_the_broker_cancelled_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topology_of_another_shape_is_told_with_queue_and_argument() {
+async fn a_topology_mismatch_names_the_queue_and_the_argument() {
     let shop = Shop::open().await;
     let channel = shop.broker.channel().await.unwrap();
     let queue = format!("{}.dead.risk", shop.prefix);
@@ -364,7 +365,7 @@ async fn a_topology_of_another_shape_is_told_with_queue_and_argument() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_kills_its_consumers_ends_as_poison_by_the_brokers_limit() {
+async fn a_job_that_kills_consumers_is_poison_by_the_delivery_limit() {
     let shop = Shop::open().await;
     let mut worker = shop.worker().await;
     assert_eq!(worker.drain().await, Some(0));
@@ -372,9 +373,9 @@ async fn a_job_that_kills_its_consumers_ends_as_poison_by_the_brokers_limit() {
     let jobs = format!("{}.jobs", shop.prefix);
     for _ in 0..21 {
         let peeked = async || shop.broker.peek_queue(&jobs).await.unwrap().len() == 1;
-        eventually("the job is there", LIMIT, peeked).await;
+        eventually("the job is in the queue", LIMIT, peeked).await;
     }
     let letter = shop.dead(Class::Poison, 1).await.remove(0);
     assert_eq!(letter.body, job("c", "p", 100));
-    assert!(shop.results_now("c").is_empty(), "letters that the broker makes have no result");
+    assert!(shop.results_now("c").is_empty(), "a dead letter of the broker has no result");
 }

@@ -1,5 +1,5 @@
-//! A Redis that lost leases: no capture begins before the calls under them have ended.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! After Redis has lost leases, no capture begins before the calls under those leases have ended.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
 
 const SETTLES: &str = "Redis may have lost leases";
 const WITHHELD: &str = "Redis may have lost leases: start a worker";
-const ANSWERS: &str = "Redis answers";
+const ANSWERS: &str = "Redis connected";
 
 fn said(worker: &Worker, words: &str) -> usize {
     worker.process.stderr().matches(words).count()
@@ -28,30 +28,32 @@ fn has(redis: &PrivateRedis, key: &str) -> bool {
     matches!(redis.cmd(&["EXISTS", key]), Ok(Reply::Int(1)))
 }
 
-/// A shop at a Redis of its own, whose workers have one job in hand each.
+/// A test environment with its own Redis, whose workers have a prefetch of one.
 async fn shop_at(redis_url: &str) -> Shop {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), redis_url, Duration::ZERO).await;
     shop.set("BROKER__PREFETCH", "1").set("GATEWAY__TIMEOUT", "5s").set("DRAIN__TIMEOUT", "15s")
 }
 
-/// The first capture of a payment is under way, and Redis loses everything: the second, in another worker, waits for it.
+/// Redis loses all data while the first capture of a payment is in progress. The second capture, in
+/// another worker, must wait for it.
 async fn captures_after(what: &str, lose: impl AsyncFnOnce(&mut PrivateRedis)) {
     let mut redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let shop = shop_at(&redis.url()).await;
     let workers = [shop.worker().await, shop.worker().await];
     shop.script("p", json!([{"answer": "honest", "delay_ms": 4500, "captureRequestId": "first"}]));
     shop.publish(&job("first", "p", 100)).await;
-    eventually("the first is under way", LIMIT, async || has(&redis, &shop.key("{p}:lease"))).await;
+    let begun = async || has(&redis, &shop.key("{p}:lease"));
+    eventually("the first capture is in progress", LIMIT, begun).await;
     lose(&mut redis).await;
-    // Another process that looks at Redis does not hide from the workers what was lost.
+    // Another process that uses Redis does not hide the loss from the workers.
     let mut check = Process::spawn(shop.program(&["check"])).unwrap();
     assert_eq!(check.wait(LIMIT).await.unwrap().code(), Some(0), "{}", check.describe());
     assert!(check.stdout().contains(WITHHELD), "{}", check.describe());
     let _new_worker = shop.start_worker().await;
-    // That it was emptied is noticed within a second; nobody can close that.
-    eventually("the workers notice", LIMIT, async || {
-        workers.iter().all(|worker| said(worker, "Redis is away") > 0)
+    // Workers detect an emptied Redis within one second. This window cannot be closed.
+    eventually("the workers detect the loss", LIMIT, async || {
+        workers.iter().all(|worker| said(worker, "Redis unavailable") > 0)
     })
     .await;
     shop.publish(&job("second", "p", 100)).await;
@@ -59,13 +61,13 @@ async fn captures_after(what: &str, lose: impl AsyncFnOnce(&mut PrivateRedis)) {
         shop.ends_as(id, "CAPTURED", None).await;
     }
     shop.assert_clean_books();
-    assert_eq!(shop.posts("p", "first"), 1, "{what}: its answer was heard");
-    assert!(has(&redis, &shop.key("server")), "{what}: the new server is named");
-    assert!(!has(&redis, &shop.key("settling")), "{what}: the wait is over");
+    assert_eq!(shop.posts("p", "first"), 1, "{what}: the reply was received");
+    assert!(has(&redis, &shop.key("server")), "{what}: the new server is recorded");
+    assert!(!has(&redis, &shop.key("settling")), "{what}: the wait has ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_comes_back_empty_lets_no_capture_begin_beside_one_under_way() {
+async fn no_captures_overlap_after_redis_restarts_empty() {
     captures_after("restarted", async |redis| {
         redis.kill9();
         redis.start_again().await.unwrap();
@@ -74,7 +76,7 @@ async fn a_redis_that_comes_back_empty_lets_no_capture_begin_beside_one_under_wa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_emptied_lets_no_capture_begin_beside_one_under_way() {
+async fn no_captures_overlap_after_redis_is_emptied() {
     captures_after("emptied", async |redis| {
         redis.cmd(&["FLUSHALL"]).unwrap();
     })
@@ -82,11 +84,11 @@ async fn a_redis_that_is_emptied_lets_no_capture_begin_beside_one_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_worker_waits_too_where_another_server_is_named() {
+async fn a_new_worker_waits_if_another_server_is_recorded() {
     let mut redis = PrivateRedis::start(Persistence::Always).await.unwrap();
     let shop = shop_at(&redis.url()).await.set("GATEWAY__TIMEOUT", "1s");
     let mut first = shop.worker().await;
-    assert_eq!(said(&first, SETTLES), 0, "where nothing was written nothing was lost");
+    assert_eq!(said(&first, SETTLES), 0, "nothing was written, so nothing was lost");
     assert_eq!(first.drain().await, Some(0));
     let second = shop.worker().await;
     assert_eq!(said(&second, SETTLES), 0, "the same server");
@@ -100,21 +102,21 @@ async fn a_new_worker_waits_too_where_another_server_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_breaks_to_the_same_server_is_nothing_to_wait_for() {
+async fn a_reconnect_to_the_same_server_causes_no_wait() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let proxy = Proxy::to(redis.port()).await.unwrap();
     let shop = shop_at(&proxy.url(&redis.url())).await;
     let worker = shop.worker().await;
     let before = said(&worker, ANSWERS);
     proxy.cut();
-    eventually("it is connected again", LIMIT, async || said(&worker, ANSWERS) > before).await;
+    eventually("the worker is reconnected", LIMIT, async || said(&worker, ANSWERS) > before).await;
     assert_eq!(said(&worker, SETTLES), 0);
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_access_list_without_info_is_enough_and_every_new_connection_waits() {
+async fn without_permission_for_info_every_new_connection_waits() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let rules = ["ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all", "-@dangerous"];
     redis.cmd(&rules).unwrap();
@@ -124,18 +126,18 @@ async fn an_access_list_without_info_is_enough_and_every_new_connection_waits() 
     let worker = shop.worker().await;
     assert_eq!(said(&worker, SETTLES), 1, "the first connection");
     proxy.cut();
-    eventually("it can't know", LIMIT, async || said(&worker, SETTLES) == 2).await;
+    eventually("the new connection waits", LIMIT, async || said(&worker, SETTLES) == 2).await;
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_no_server_is_named_workers_wait_and_commands_take_no_lease() {
+async fn without_a_recorded_server_workers_wait_and_commands_refuse() {
     let (rabbit, redis) =
         tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
     let shop = Shop::open_at_unnamed(&rabbit.url(), &redis.url(), Duration::ZERO).await;
     let mut worker = shop.worker().await;
-    assert_eq!(said(&worker, SETTLES), 1, "it can't know whether others have calls under way");
+    assert_eq!(said(&worker, SETTLES), 1, "other workers may have calls in progress");
     shop.script("p", json!([{"answer": {"code": "RISK_REJECT"}}]));
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "FAILED", Some("risk")).await;
@@ -146,7 +148,7 @@ async fn where_no_server_is_named_workers_wait_and_commands_take_no_lease() {
     let mut replays = Process::spawn(shop.program(&replay)).unwrap();
     assert_eq!(replays.wait(LIMIT).await.unwrap().code(), Some(1), "{}", replays.describe());
     assert!(replays.stderr().contains(WITHHELD), "{}", replays.describe());
-    assert!(!has(&redis, &shop.key("server")), "only a worker names a server");
+    assert!(!has(&redis, &shop.key("server")), "only a worker records the server");
 
     let _worker = shop.worker().await;
     let mut replays = Process::spawn(shop.program(&replay)).unwrap();

@@ -1,4 +1,4 @@
-//! What goes to the gateway beside the contract's three fields, and what comes back from it.
+//! The fields that a job forwards to the gateway, and the fields that come back from it.
 
 use capture_worker::{
     domain::{class::Class, job::BODY_BYTES_MAX},
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// A job of HKD with these fields before the contract's.
+/// The body of a job in HKD with these fields before those of the contract.
 fn with(id: &str, payment: &str, fields: &str) -> Vec<u8> {
     let job = String::from_utf8(job(id, payment, 100)).expect("text");
     job.replacen('{', &format!("{{{fields},"), 1).into_bytes()
@@ -26,16 +26,18 @@ fn of_type(id: &str, payment: &str, capture_type: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_try_of_a_job_sends_the_same_forwarded_fields() {
+async fn every_attempt_of_a_job_sends_the_same_forwarded_fields() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
-    let fields = r#""captureType":"NON_FINAL","isLastCapture":false,"transit":null,"goods":[{"goodsName":"\u00e9","price":1.50}],"own":1"#;
+    let fields = r#""captureType":"NON_FINAL","isLastCapture":false,"transit":null,
+        "goods":[{"goodsName":"\u00e9","price":1.50}],"own":1"#;
     let sent = json!({
         "captureType": "NON_FINAL",
         "isLastCapture": false,
         "goods": [{"goodsName": "é", "price": 1.5}],
     });
-    // The gateway compares: another field in the second try would be REPEAT_REQ_INCONSISTENT.
+    // The gateway compares the fields: a difference in the second attempt would be
+    // REPEAT_REQ_INCONSISTENT.
     for (id, payment) in [("once", "p-once"), ("again", "sim-answer-lost-1")] {
         shop.publish(&with(id, payment, fields)).await;
         shop.ends_as(id, "CAPTURED", None).await;
@@ -60,7 +62,7 @@ async fn the_setting_names_the_fields_that_are_forwarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_as_large_as_a_job_may_be_is_forwarded_whole() {
+async fn a_job_of_the_maximum_size_is_forwarded_completely() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let empty = with("c", "p", r#""goods":"""#).len();
@@ -97,16 +99,15 @@ async fn bad_forwarded_fields_that_were_not_sent_are_malformed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_forwarded_fields_wait_for_no_other_capture_of_the_payment() {
+async fn bad_forwarded_fields_do_not_wait_for_an_in_doubt_block() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "60s");
     let _worker = shop.worker().await;
     shop.script("p", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
     shop.publish(&job("doubt", "p", 100)).await;
-    eventually("one of the payment is in doubt", LIMIT, async || shop.posts("p", "doubt") == 1)
-        .await;
+    eventually("a capture is in doubt", LIMIT, async || shop.posts("p", "doubt") == 1).await;
     shop.publish(&with("c", "p", r#""captureType":"LAST""#)).await;
     shop.ends_as("c", "FAILED", Some("malformed")).await;
-    // A good one waits.
+    // A valid job waits.
     shop.publish(&job("good", "p", 100)).await;
     shop.publish(&with("d", "p", r#""captureType":"LAST""#)).await;
     shop.ends_as("d", "FAILED", Some("malformed")).await;
@@ -114,29 +115,29 @@ async fn bad_forwarded_fields_wait_for_no_other_capture_of_the_payment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_forwarded_fields_of_a_sent_id_are_malformed_only_after_an_inquiry() {
+async fn bad_forwarded_fields_of_a_sent_id_need_an_inquiry() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let sent = || headers([("x-capture-sent", AMQPValue::Boolean(true))]);
     shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
     shop.publish_with(&with("c", "p", r#""captureType":"LAST""#), sent()).await;
     let result = shop.ends_as("c", "FAILED", Some("malformed")).await;
-    assert_eq!((&result["attempts"], shop.inquiries("p")), (&json!(2), 2), "one told nothing");
+    assert_eq!((&result["attempts"], shop.inquiries("p")), (&json!(2), 2), "two inquiries");
     assert_eq!(shop.posts("p", "c"), 0);
-    // Of an id in process nobody says that it failed.
+    // An id in process is not reported as failed.
     shop.script("q", json!([{"call": "inquiry", "answer": {"http": 503}, "times": "forever"}]));
     shop.publish_with(&with("d", "q", r#""goods":1,"goods":1"#), sent()).await;
     shop.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
 }
 
-/// The rules may change between two tries: by the settings, or by another version.
+/// The rules may change between two attempts, by the settings or by another version.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_capture_made_by_other_rules_is_captured_by_the_new_ones_too() {
+async fn a_job_captured_under_older_rules_stays_captured() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "3s,3s,3s");
     let mut older = shop.worker_with(&[("GATEWAY__FORWARD_FIELDS", "captureType")]).await;
     shop.script("p", json!([{"answer": "no_answer", "executes": true}]));
     shop.publish(&with("c", "p", r#""goods":1,"goods":2"#)).await;
-    eventually("it is captured", LIMIT, async || shop.captures_of("c") == 1).await;
+    eventually("the job is captured", LIMIT, async || shop.captures_of("c") == 1).await;
     assert_eq!(older.drain().await, Some(0));
     let _newer = shop.worker().await;
     shop.ends_as("c", "CAPTURED", None).await;
@@ -151,7 +152,7 @@ async fn a_final_capture_waits_behind_others_of_its_payment_in_a_worker() {
     shop.script("p", slow);
     let _worker = shop.worker().await;
     shop.publish(&of_type("first", "p", "NON_FINAL")).await;
-    eventually("it is under way", LIMIT, async || shop.sandbox.in_flight("p") == 1).await;
+    eventually("a capture is in progress", LIMIT, async || shop.sandbox.in_flight("p") == 1).await;
     shop.publish(&of_type("last", "p", "FINAL")).await;
     for id in ["second", "third"] {
         shop.publish(&of_type(id, "p", "NON_FINAL")).await;
@@ -167,7 +168,7 @@ async fn a_final_capture_waits_behind_others_of_its_payment_in_a_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strict_gateway_takes_an_absent_capture_type_as_final() {
+async fn a_strict_gateway_treats_an_absent_capture_type_as_final() {
     let redis = PrivateRedis::start(Persistence::None).await.expect("a Redis");
     let rabbit = shared_rabbit().await.expect("a broker");
     let options = SandboxOptions { strict: true, ..SandboxOptions::default() };
@@ -183,14 +184,17 @@ async fn a_strict_gateway_takes_an_absent_capture_type_as_final() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn results_tell_of_the_acquirer_as_the_gateway_did() {
+async fn results_have_the_acquirers_fields_of_the_gateway() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
-    let expected = |result: &Value| json!({"acquirerName": "SANDBOX", "acquirerTransactionId": result["captureId"]});
+    let expected = |result: &Value| {
+        let id = &result["captureId"];
+        json!({"acquirerName": "SANDBOX", "acquirerTransactionId": id})
+    };
     shop.publish(&job("c", "p", 100)).await;
     let result = shop.ends_as("c", "CAPTURED", None).await;
     assert_eq!(result["acquirerInfo"], expected(&result));
-    // A copy is answered from the record.
+    // The recorded outcome settles a copy.
     shop.publish(&job("c", "p", 100)).await;
     eventually("the copy's result", LIMIT, async || shop.results_now("c").len() == 2).await;
     assert_eq!(shop.results_now("c")[1]["acquirerInfo"], expected(&result));
@@ -211,7 +215,7 @@ async fn results_tell_of_the_acquirer_as_the_gateway_did() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_other_frameworks_write_around_a_job_is_no_part_of_it() {
+async fn nulls_and_a_byte_order_mark_of_frameworks_are_accepted() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let marked = [b"\xef\xbb\xbf".as_slice(), &job("marked", "p-1", 100)].concat();
@@ -235,7 +239,7 @@ async fn what_other_frameworks_write_around_a_job_is_no_part_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_with_a_lower_amount_says_what_is_given_up() {
+async fn a_plan_with_a_lower_amount_shows_what_is_given_up() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     for (id, fields) in [
@@ -249,7 +253,7 @@ async fn a_plan_with_a_lower_amount_says_what_is_given_up() {
         shop.publish(&with(id, &payment, fields)).await;
         shop.ends_as(id, "FAILED", Some("limit")).await;
     }
-    eventually("their letters lie there", LIMIT, async || shop.lie(Class::Limit).await == 4).await;
+    eventually("all dead letters exist", LIMIT, async || shop.lie(Class::Limit).await == 4).await;
     let plan = async |id: &str| {
         let command = ["dead", "replay", "--dry-run", "--class", "limit", "--capture-value", "60"];
         let command = [command.as_slice(), &["--id", id]].concat();
@@ -264,8 +268,8 @@ async fn a_plan_with_a_lower_amount_says_what_is_given_up() {
     }
     let ((_, text, _), (exit, document)) = plan("goods").await;
     assert_eq!((exit, &document["refused"]), (Some(1), &json!(1)), "{text}");
-    assert!(text.contains("its goods say what its amount pays for"), "{text}");
-    // Without --capture-value it goes, with its goods.
+    assert!(text.contains("its goods list what the amount pays for"), "{text}");
+    // Without --capture-value, the job is replayed with its goods.
     let replay = ["dead", "replay", "--class", "limit", "--id", "goods", "--yes"];
     assert_eq!(shop.told(&replay).await.0, Some(0));
     let child = capture_worker::domain::replay::fresh_id("goods");

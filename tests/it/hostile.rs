@@ -1,4 +1,5 @@
-//! Whatever is published: a job that is none ends as `malformed` with its reason, and its neighbours are captured.
+//! Hostile messages: an invalid job ends as `malformed` with its reason, and the jobs around it are
+//! captured.
 
 use capture_worker::domain::class::Class;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
@@ -9,7 +10,7 @@ use crate::{
     support::{poll::eventually, raw_amqp, servers::shared_rabbit},
 };
 
-/// A job's text with these members instead of the good ones.
+/// The text of a job with these members instead of valid ones.
 fn with(id: &str, payment: &str, amount: &str, more: &str) -> Vec<u8> {
     format!("{{{id},{payment},{amount}{more}}}").into_bytes()
 }
@@ -104,8 +105,10 @@ fn hostile_amounts() -> Vec<Vec<u8>> {
         r#""captureAmount":{"currency":"HK","value":"1"}"#,
         r#""captureAmount":{"currency":"IDR","value":"150"}"#,
         r#""captureAmount":{"currency":"HKD","value":"1","value":"2"}"#,
-        r#""captureAmount":{"currency":"HKD","value":"1"},"captureAmount":{"currency":"HKD","value":"1"}"#,
-        r#""captureAmount":{"currency":"HKD","value":"1"},"amount":{"currency":"HKD","value":"0.01"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1"},
+            "captureAmount":{"currency":"HKD","value":"1"}"#,
+        r#""captureAmount":{"currency":"HKD","value":"1"},
+            "amount":{"currency":"HKD","value":"0.01"}"#,
         r#""amount":{"currency":"HKD","value":12.9}"#,
         r#""amount":{"currency":"HKD","value":"0"}"#,
         r#""amount":{"currency":"HKD","value":"1.234"}"#,
@@ -142,7 +145,7 @@ fn hostile_extras() -> Vec<Vec<u8>> {
     extras.map(|more| with(ID, PAYMENT, AMOUNT, more)).to_vec()
 }
 
-/// Tables that a parser, a republish or a counter may stumble over.
+/// Header tables that may break a parser, a republish or a counter.
 fn hostile_headers() -> Vec<FieldTable> {
     let long = |length: usize| text(&"h".repeat(length));
     let mut nested = FieldTable::default();
@@ -196,7 +199,7 @@ fn hostile_headers() -> Vec<FieldTable> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_job_ends_malformed_with_its_reason_and_good_jobs_between_are_captured() {
+async fn invalid_jobs_end_malformed_and_valid_jobs_between_are_captured() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     let bodies = hostile_bodies();
@@ -205,7 +208,8 @@ async fn what_is_no_job_ends_malformed_with_its_reason_and_good_jobs_between_are
     for (n, (body, table)) in bodies.iter().zip(tables.iter().cycle()).enumerate() {
         shop.publish_with(body, table.clone()).await;
         if n % 4 == 0 {
-            // A good job with the same headers: of ours, those that can't be true count as absent.
+            // A valid job with the same headers. Impossible values in the worker's own headers
+            // count as absent.
             let table = if n % 8 == 0 { table.clone() } else { FieldTable::default() };
             shop.publish_with(&job(&format!("good-{n}"), &format!("good-{n}"), 100), table).await;
         }
@@ -213,7 +217,7 @@ async fn what_is_no_job_ends_malformed_with_its_reason_and_good_jobs_between_are
     let letters = shop.dead(Class::Malformed, u32::try_from(bodies.len()).unwrap()).await;
     let mut left = bodies.clone();
     for letter in &letters {
-        let at = left.iter().position(|body| *body == letter.body).expect("the body as it came");
+        let at = left.iter().position(|body| *body == letter.body).expect("the unchanged body");
         left.swap_remove(at);
         let reason = letter.header("x-capture-message").unwrap_or_default();
         assert!(reason.len() > 10, "{reason}");
@@ -225,19 +229,20 @@ async fn what_is_no_job_ends_malformed_with_its_reason_and_good_jobs_between_are
         shop.ends_as(&id, "CAPTURED", None).await;
         assert_eq!(shop.captures_of(&id), 1);
     }
-    // Whose id can be read once and is valid is told; the amount may be missing.
+    // A job whose id is valid and occurs once has a result, even without an amount.
     let told = shop.results_now("hostile");
     assert!(told.len() > 40, "{}", told.len());
     for result in told {
         let found = (result["status"].as_str(), result["class"].as_str());
         assert_eq!(found, (Some("FAILED"), Some("malformed")));
     }
-    assert!(shop.results_now("c").is_empty(), "an id that stands twice is not known");
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert!(shop.results_now("c").is_empty(), "an id that occurs twice is not used");
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     assert_eq!(worker.process.stderr().matches("panicked").count(), 0);
 }
 
-/// RabbitMQ takes text that is not UTF-8 in header names; the client library does not, and gives its connection up.
+/// RabbitMQ accepts header names that are not UTF-8. The client library does not, and closes its
+/// connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_client_cannot_read_ends_as_poison_alone() {
     let rabbit = shared_rabbit().await.unwrap();
@@ -255,7 +260,7 @@ async fn a_message_that_the_client_cannot_read_ends_as_poison_alone() {
         shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
     }
     let queue = format!("{}.dead.poison", shop.prefix);
-    eventually("the message is poison", LIMIT, async || {
+    eventually("the message is a dead letter of class poison", LIMIT, async || {
         shop.broker.queue_depth(&queue).await.unwrap() == Some(1)
     })
     .await;
@@ -267,7 +272,7 @@ async fn a_message_that_the_client_cannot_read_ends_as_poison_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_publisher_stuffed_into_trace_headers_does_not_keep_its_result_away() {
+async fn oversized_trace_headers_do_not_prevent_the_result() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     shop.publish_with(&job("c", "p", 100), headers([("tracestate", text(&"x".repeat(120_000)))]))
@@ -281,11 +286,11 @@ async fn what_a_publisher_stuffed_into_trace_headers_does_not_keep_its_result_aw
     let bodies =
         shop.results.all().into_iter().map(|letter| String::from_utf8(letter.body).unwrap());
     let told = bodies.filter(|body| body.contains(&format!("\"metadata\":{metadata}")));
-    assert_eq!(told.count(), 1, "metadata as it was written");
+    assert_eq!(told.count(), 1, "the metadata is unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_came_back_too_often_is_poison_before_it_begins() {
+async fn a_job_that_was_returned_too_often_is_poison_before_it_begins() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let returned = headers([("x-capture-returns", AMQPValue::LongInt(20))]);

@@ -1,4 +1,5 @@
-//! The lease and the hold on a real Redis: who may capture, who is kept out, and what is remembered.
+//! The lease and the in-doubt block on a real Redis: which job may capture, which must wait, and
+//! what is kept.
 
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ const TIMES: LeaseTimes = LeaseTimes {
     longest_call: Duration::from_secs(1),
 };
 
-/// Leases at a server, connected.
+/// Connects to the leases at a server.
 async fn leases_at(url: &str, times: LeaseTimes) -> (Leases, DropGuard) {
     let options = RedisOptions { url: url.to_owned(), ..RedisOptions::default() };
     name_server(url, "capture:client").await;
@@ -64,7 +65,7 @@ async fn acquire(leases: &Leases, job: &Job) -> Acquired {
 fn taken(acquired: Acquired) -> Lease {
     match acquired {
         Acquired::Taken(lease) => lease,
-        other => panic!("not taken: {other:?}"),
+        other => panic!("not acquired: {other:?}"),
     }
 }
 
@@ -117,7 +118,7 @@ fn ttl_ms(redis: &PrivateRedis, key: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease() {
+async fn one_lease_per_payment_and_none_for_a_recorded_outcome() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
@@ -128,7 +129,7 @@ async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease()
     assert!(release(&leases, &lease, Release::Final(captured())).await);
 
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
-    // Known about another amount: the gateway must be asked.
+    // The recorded outcome is about another amount, so the gateway must decide.
     let other = taken(acquire(&leases, &of("a", 101)).await);
     assert!(other.marker().is_some());
     assert!(release(&leases, &other, Release::TakeBack).await);
@@ -137,7 +138,7 @@ async fn one_capture_of_a_payment_at_a_time_and_a_known_outcome_needs_no_lease()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hold_keeps_every_other_id_out_until_its_own_is_resolved() {
+async fn an_in_doubt_block_excludes_other_ids_until_it_is_resolved() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
@@ -153,16 +154,16 @@ async fn a_hold_keeps_every_other_id_out_until_its_own_is_resolved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_sent_leaves_everything_as_it_was() {
+async fn a_capture_that_was_not_sent_leaves_all_keys_unchanged() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let a = of("a", 100);
     let lease = taken(acquire(&leases, &a).await);
-    assert_eq!(keys(&redis).len(), 3, "lease, hold and mark");
+    assert_eq!(keys(&redis).len(), 3, "lease, in-doubt block and sent marker");
     assert!(release(&leases, &lease, Release::TakeBack).await);
     assert_eq!(keys(&redis), Vec::<String>::new());
 
-    // A hold of an earlier send keeps the end that it had.
+    // The in-doubt block of an earlier send keeps its end.
     let lease = taken(acquire(&leases, &a).await);
     release(&leases, &lease, IN_DOUBT).await;
     redis.cmd(&["PEXPIRE", "capture:client:{p}:hold", "9000"]).unwrap();
@@ -175,7 +176,7 @@ async fn what_was_not_sent_leaves_everything_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inquiry_announces_nothing_until_it_posts() {
+async fn an_inquiry_records_no_intent_until_the_job_posts() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let a = of("a", 100);
@@ -185,18 +186,18 @@ async fn an_inquiry_announces_nothing_until_it_posts() {
     assert_eq!(leases.renew(&mut lease, true, None).await.unwrap(), Renewed::Kept);
     assert_eq!(keys(&redis).len(), 3);
     release(&leases, &lease, Release::EndHold).await;
-    assert_eq!(keys(&redis), ["capture:client:{p}:sent:a"], "the mark stays");
+    assert_eq!(keys(&redis), ["capture:client:{p}:sent:a"], "the sent marker stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_others() {
+async fn a_lost_reply_can_be_repeated_and_a_lost_lease_affects_no_other() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
     let claim = claim(&a, true);
     taken(leases.acquire(&claim, false).await.unwrap());
     let mut lease = taken(leases.acquire(&claim, false).await.unwrap());
-    assert!(lease.marker().is_none(), "its own mark is none of an earlier acquisition");
+    assert!(lease.marker().is_none(), "its own sent marker is not an earlier acquisition's");
 
     redis.cmd(&["DEL", "capture:client:{p}:lease", "capture:client:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
@@ -207,16 +208,18 @@ async fn a_lost_answer_may_be_asked_for_again_and_a_lost_lease_ends_nothing_of_o
         assert!(!release(&leases, &lease, mode).await);
         refused(acquire(&leases, &a).await, false, marked);
     }
-    // A verdict is true whoever holds the lease by now, and a capture stands whatever comes after it.
+    // A verdict is recorded even after the lease is lost, and a recorded capture is never
+    // overwritten.
     assert!(!release(&leases, &lease, Release::Final(captured())).await);
     assert!(!release(&leases, &lease, Release::Final(failed())).await);
     assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
     assert!(release(&leases, &others, IN_DOUBT).await);
 }
 
-/// An acquisition whose answer was lost asks again after its time, when a copy of the job has been sent meanwhile.
+/// An acquisition whose reply was lost is repeated after its lease has expired, and a copy of the
+/// job has been sent meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
+async fn a_late_repeated_acquisition_finds_the_sent_marker_of_a_copy() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let (a, b) = (of("a", 100), of("b", 100));
@@ -231,7 +234,7 @@ async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
     release(&leases, &late, Release::TakeBack).await;
     refused(acquire(&leases, &b).await, true, false);
 
-    // And one that is given up takes back what it wrote, even after its time.
+    // An acquisition that is given up rolls back what it wrote, even after its lease has expired.
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     taken(leases.acquire(&claim, false).await.unwrap());
@@ -241,19 +244,19 @@ async fn a_late_second_asking_does_not_take_a_copys_send_for_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_ends_by_its_time_and_leaves_the_hold_behind() {
+async fn a_lease_expires_and_leaves_the_in_doubt_block() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let times = LeaseTimes { ttl: Duration::from_millis(200), ..TIMES };
     let (leases, _stop) = leases_at(&redis.url(), times).await;
     let (a, b) = (of("a", 100), of("b", 100));
     let lease = taken(acquire(&leases, &a).await);
-    eventually("the lease is over", LIMIT, async || keys(&redis).len() == 2).await;
+    eventually("the lease has expired", LIMIT, async || keys(&redis).len() == 2).await;
     assert!(lease.left().is_zero());
     refused(acquire(&leases, &b).await, true, false);
     taken(acquire(&leases, &a).await);
 }
 
-/// Stands in line, or is granted the lease.
+/// Joins the waiting list, or acquires the lease.
 async fn wait(leases: &Leases, claim: &Claim) -> Acquired {
     leases.acquire(claim, true).await.expect("Redis answers")
 }
@@ -267,7 +270,7 @@ fn stands_at(acquired: &Acquired, expected: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
+async fn the_lease_goes_to_the_first_waiter_and_to_no_one_else() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let claims = ["a", "b", "c", "d"].map(|id| claim(&of(id, 100), true));
@@ -279,16 +282,16 @@ async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
     leases.forget(c).await.unwrap();
     stands_at(&wait(&leases, d).await, 1);
     assert!(release(&leases, &lease, Release::EndHold).await);
-    // It is b's, whoever asks first, in line or not.
+    // The lease is granted to b, whichever job asks first.
     stands_at(&wait(&leases, d).await, 0);
     refused(acquire(&leases, &of("e", 100)).await, false, false);
     let lease = taken(wait(&leases, b).await);
     assert!(release(&leases, &lease, Release::EndHold).await);
-    // One that gives up what it was granted passes it on.
+    // A job that stops waiting after the grant passes the lease on.
     stands_at(&wait(&leases, c).await, 0);
     leases.forget(d).await.unwrap();
     let lease = taken(wait(&leases, c).await);
-    // A copy whose outcome becomes known while it waits needs no lease, and stands in nobody's way.
+    // A copy whose outcome is recorded while it waits needs no lease, and blocks no other job.
     let copy = claim(&of("c", 100), true);
     stands_at(&wait(&leases, &copy).await, 0);
     stands_at(&wait(&leases, d).await, 1);
@@ -298,7 +301,7 @@ async fn whoever_waits_first_has_the_lease_next_and_nobody_takes_it_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grant_that_nobody_claims_ends_soon() {
+async fn a_grant_that_is_not_claimed_expires_soon() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let [a, dead, c] = ["a", "dead", "c"].map(|id| claim(&of(id, 100), true));
@@ -307,38 +310,38 @@ async fn a_grant_that_nobody_claims_ends_soon() {
     stands_at(&wait(&leases, &c).await, 1);
     release(&leases, &lease, Release::EndHold).await;
     assert!((1..=500).contains(&ttl_ms(&redis, "capture:client:{p}:lease")));
-    eventually("the next one has it", Duration::from_secs(5), async || {
+    eventually("the next job has the lease", Duration::from_secs(5), async || {
         matches!(wait(&leases, &c).await, Acquired::Taken(_))
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_is_handed_over_in_one_step_and_to_another_worker_in_its_turn() {
+async fn a_lease_is_handed_over_in_one_step_and_to_waiting_workers() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     let claims = ["a", "b", "c", "other"].map(|id| claim(&of(id, 100), true));
     let [a, b, c, other] = &claims;
     let lease = taken(wait(&leases, a).await);
     stands_at(&wait(&leases, other).await, 0);
-    // The lease stays, though another waits.
+    // The lease stays in this worker, although another one waits.
     let handed = leases.hand_over(&lease, &Release::Final(captured()), b, true).await.unwrap();
     let (KEPT, Acquired::Taken(lease)) = handed else { panic!("{handed:?}") };
     assert!(lease.marker().is_none());
     let known = |id| redis.cmd(&["EXISTS", &format!("capture:client:{{p}}:known:{id}")]).unwrap();
     assert!(matches!((known("a"), known("b")), (Reply::Int(1), Reply::Int(0))));
-    assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 590_000, "the hold of b");
-    // And now it does not.
+    assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 590_000, "the in-doubt block of b");
+    // Now the lease goes to the waiting worker.
     let handed = leases.hand_over(&lease, &Release::EndHold, c, false).await.unwrap();
     let (KEPT, handed) = handed else { panic!("{handed:?}") };
     stands_at(&handed, 0);
     let lease = taken(wait(&leases, other).await);
-    // To a job whose outcome is known nothing is handed, and the line moves on.
+    // A job with a recorded outcome gets no lease, and the waiting list advances.
     let copy = claim(&of("a", 100), true);
     let handed = leases.hand_over(&lease, &Release::EndHold, &copy, true).await.unwrap();
     assert!(matches!(handed, (KEPT, Acquired::Known(_))), "{handed:?}");
     let lease = taken(wait(&leases, c).await);
-    // In doubt: the hold keeps the next one out, and the lease is free for the one that may re-enter.
+    // In doubt: the block excludes the next job, and the lease is free for the id in doubt.
     let b = claim(&of("b", 100), true);
     let handed = leases.hand_over(&lease, &IN_DOUBT, &b, true).await.unwrap();
     assert!(matches!(handed, (KEPT, Acquired::OnHold { marked: true })), "{handed:?}");
@@ -361,7 +364,7 @@ async fn a_lost_lease_is_not_handed_over() {
     taken(wait(&leases, &b).await);
 }
 
-/// The same scripts through the clients for a Cluster and for Sentinels.
+/// The clients for a Cluster and for Sentinels run the same scripts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
     let cluster = PrivateRedis::start_cluster().await.unwrap();

@@ -1,4 +1,4 @@
-//! Looking at dead letters: whatever operators look at, as often and as many at once as they like, stays as it was.
+//! Browsing dead letters changes nothing, however often and by however many operators at once.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     support::{broker::Letter, poll::eventually, processes::Process},
 };
 
-/// What a worker writes on a dead letter.
+/// The headers that a worker writes on a dead letter.
 pub(crate) fn written(code: &str, signed: bool, age: Duration) -> FieldTable {
     let dead_at = time::OffsetDateTime::now_utc() - age;
     let dead_at_ms = i64::try_from(dead_at.unix_timestamp_nanos() / 1_000_000).expect("a time");
@@ -35,7 +35,7 @@ pub(crate) fn written(code: &str, signed: bool, age: Duration) -> FieldTable {
 }
 
 impl Shop {
-    /// Puts a letter into the queue of its class, as a worker does.
+    /// Publishes a dead letter to the queue of its class, as a worker does.
     pub(crate) async fn bury(&self, class: Class, body: &[u8], headers: FieldTable) {
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
@@ -45,12 +45,12 @@ impl Shop {
         self.broker.publish(&exchange, class.name(), body, properties).await.expect("buried");
     }
 
-    /// Runs a command of the program to its end: exit code, output, errors.
+    /// Runs a command of the program to its end, and returns exit code, stdout and stderr.
     pub(crate) async fn told(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         run(self.program(arguments)).await
     }
 
-    /// A command with `--json`: its exit code and its document.
+    /// Runs a command with `--json`, and returns its exit code and its document.
     pub(crate) async fn told_json(&self, arguments: &[&str]) -> (Option<i32>, Value) {
         let arguments = [arguments, &["--json"]].concat();
         let (code, output, errors) = self.told(&arguments).await;
@@ -58,10 +58,11 @@ impl Shop {
         (code, document.unwrap_or_else(|error| panic!("{error}: {output}{errors}")))
     }
 
-    /// The letters of a class as they lie in its queue, without the broker's count of looks.
+    /// The dead letters of a class in the order of their queue, without the broker's counts of
+    /// returns.
     pub(crate) async fn lying(&self, class: Class) -> Vec<(Vec<u8>, BasicProperties)> {
         let queue = format!("{}.dead.{class}", self.prefix);
-        let letters = self.broker.peek_queue(&queue).await.expect("a look");
+        let letters = self.broker.peek_queue(&queue).await.expect("a size");
         letters.into_iter().map(without_count).collect()
     }
 }
@@ -69,7 +70,7 @@ impl Shop {
 pub(crate) fn without_count(letter: Letter) -> (Vec<u8>, BasicProperties) {
     let mut headers: FieldTable = letter.properties.headers().clone().unwrap_or_default();
     let kept = headers.inner().iter().filter(|(name, _)| {
-        // 4.3 counts looks and failures apart.
+        // 4.3 counts acquisitions and failed deliveries separately.
         !["x-delivery-count", "x-acquired-count"].contains(&name.as_str())
     });
     headers = kept
@@ -79,7 +80,7 @@ pub(crate) fn without_count(letter: Letter) -> (Vec<u8>, BasicProperties) {
     (letter.body, letter.properties.with_headers(headers))
 }
 
-/// Letters of several classes, ages and currencies.
+/// A test environment with dead letters of several classes, ages and currencies.
 async fn graveyard() -> Shop {
     let shop = Shop::open().await.declare().await;
     let hour = Duration::from_secs(3600);
@@ -89,7 +90,8 @@ async fn graveyard() -> Shop {
         shop.bury(Class::Risk, &job(&id, "p-risk", 100 + n), written("RISK_REJECT", true, hour))
             .await;
     }
-    let expired = br#"{"captureRequestId":"old","paymentId":"p-old","amount":{"currency":"JPY","value":"500"},"expiresAt":"2026-01-01T00:00:00Z"}"#;
+    let expired = br#"{"captureRequestId":"old","paymentId":"p-old",
+        "amount":{"currency":"JPY","value":"500"},"expiresAt":"2026-01-01T00:00:00Z"}"#;
     shop.bury(Class::Expired, expired, written("", false, 3 * hour)).await;
     shop.bury(Class::InDoubt, &job("doubt", "p-doubt", 7), written("", false, hour / 60)).await;
     shop.bury(Class::Malformed, b"{\xff\x00", written("", false, hour)).await;
@@ -98,7 +100,7 @@ async fn graveyard() -> Shop {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_look_says_what_failed_why_how_much_and_how_old() {
+async fn the_list_shows_what_failed_why_how_much_and_how_old() {
     let shop = graveyard().await;
     let (code, listed) = shop.told_json(&["dead", "list"]).await;
     assert_eq!(code, Some(0));
@@ -121,7 +123,7 @@ async fn one_look_says_what_failed_why_how_much_and_how_old() {
 
     let (_, output, _) = shop.told(&["dead", "list"]).await;
     assert!(output.contains("HKD 3.03") && output.contains("RISK_REJECT 3"), "{output}");
-    assert!(output.lines().nth(1).is_some_and(|line| line.contains("fresh id; tell the payer")));
+    assert!(output.lines().nth(1).is_some_and(|line| line.contains("fresh id; inform the payer")));
 
     let (_, letters) = shop.told_json(&["dead", "list", "--class", "risk", "--limit", "2"]).await;
     let ids: Vec<_> =
@@ -140,11 +142,11 @@ async fn one_look_says_what_failed_why_how_much_and_how_old() {
     }
     let (code, _, errors) = shop.told(&["dead", "list", "--class", "nonsense"]).await;
     assert_eq!(code, Some(64));
-    assert!(errors.contains("no class of dead letters"), "{errors}");
+    assert!(errors.contains("is not a class of dead letters"), "{errors}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looks_and_dry_runs_leave_every_queue_byte_identical() {
+async fn browses_and_dry_runs_leave_every_queue_byte_identical() {
     let shop = graveyard().await;
     let mut before = Vec::new();
     for class in Class::ALL {
@@ -163,7 +165,7 @@ async fn looks_and_dry_runs_leave_every_queue_byte_identical() {
     ] {
         let (code, output, errors) = shop.told(arguments).await;
         let is_plan = arguments.contains(&"--all") && arguments.contains(&"replay");
-        // The plan refuses the one whose time is over.
+        // The plan refuses the job whose `expiresAt` has passed.
         assert_eq!(code, Some(i32::from(is_plan)), "{arguments:?} {output}{errors}");
     }
     let mut after = Vec::new();
@@ -172,13 +174,13 @@ async fn looks_and_dry_runs_leave_every_queue_byte_identical() {
     }
     assert_eq!(before, after);
     let audit = format!("{}.audit", shop.prefix);
-    assert_eq!(shop.broker.queue_depth(&audit).await.expect("a look"), Some(0));
+    assert_eq!(shop.broker.queue_depth(&audit).await.expect("a size"), Some(0));
     assert_eq!(shop.queued().await.get("jobs"), None);
     assert!(shop.sandbox.ledger()["captures"].as_array().is_some_and(Vec::is_empty));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_holds_every_byte_and_header() {
+async fn an_export_contains_every_byte_and_header() {
     let shop = graveyard().await;
     let (_, output, _) = shop.told(&["dead", "export", "--class", "risk,malformed"]).await;
     let lines: Vec<Value> =
@@ -189,9 +191,10 @@ async fn an_export_holds_every_byte_and_header() {
     assert_eq!(lines[3]["bodyBase64"], "e/8A");
 }
 
-/// Each waits for the others, so each sees all; and one that is killed in the middle gives everything back, in its order.
+/// Each browse waits for the others, so each sees all dead letters. One that is killed returns
+/// everything to the queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn looks_at_once_each_see_everything_and_a_killed_one_changes_nothing() {
+async fn concurrent_browses_see_everything_and_a_killed_one_loses_nothing() {
     const LETTERS: u64 = 3000;
     let shop = Shop::open().await.declare().await;
     let channel = shop.broker.channel().await.expect("a channel");
@@ -205,8 +208,8 @@ async fn looks_at_once_each_see_everything_and_a_killed_one_changes_nothing() {
     }
     let queue = format!("{}.dead.provider", shop.prefix);
     let all = u32::try_from(LETTERS).expect("a count");
-    let lie = async || shop.broker.queue_depth(&queue).await.expect("a look") == Some(all);
-    eventually("all letters lie there", LIMIT, lie).await;
+    let lie = async || shop.broker.queue_depth(&queue).await.expect("a size") == Some(all);
+    eventually("all dead letters are in the queue", LIMIT, lie).await;
 
     let looks = (0..3).map(|_| shop.told_json(&["dead", "list"]));
     for (code, listed) in futures_util::future::join_all(looks).await {
@@ -221,27 +224,27 @@ async fn looks_at_once_each_see_everything_and_a_killed_one_changes_nothing() {
         output.lines().map(|line| number(line).expect("a number")).collect::<Vec<_>>()
     };
     let in_order: Vec<u64> = (0..LETTERS).collect();
-    assert!(numbers().await == in_order, "out of order after looks");
-    let mut interrupted = Process::spawn(shop.program(&["dead", "export"])).expect("it starts");
-    interrupted.line(LIMIT, |line| line.contains("c-100").then_some(())).await.expect("it exports");
+    assert!(numbers().await == in_order, "out of order after browses");
+    let mut interrupted = Process::spawn(shop.program(&["dead", "export"])).expect("a process");
+    interrupted.line(LIMIT, |line| line.contains("c-100").then_some(())).await.expect("an export");
     interrupted.signal(Signal::SIGINT).expect("a signal");
-    assert_eq!(interrupted.wait(LIMIT).await.expect("it ends").code(), Some(1));
-    eventually("all are back", LIMIT, lie).await;
-    assert!(numbers().await == in_order, "out of order after an interruption");
+    assert_eq!(interrupted.wait(LIMIT).await.expect("an exit").code(), Some(1));
+    eventually("all messages are back", LIMIT, lie).await;
+    assert!(numbers().await == in_order, "out of order after an interrupted browse");
     for _ in 0..3 {
-        let mut killed = Process::spawn(shop.program(&["dead", "list"])).expect("it starts");
-        let looks = async || shop.broker.queue_depth(&queue).await.expect("a look") < Some(all);
-        eventually("it holds some letters", LIMIT, looks).await;
+        let mut killed = Process::spawn(shop.program(&["dead", "list"])).expect("a process");
+        let looks = async || shop.broker.queue_depth(&queue).await.expect("a size") < Some(all);
+        eventually("the command holds some dead letters", LIMIT, looks).await;
         killed.kill9();
-        eventually("all are back", LIMIT, lie).await;
+        eventually("all messages are back", LIMIT, lie).await;
     }
     let mut back = numbers().await;
     back.sort_unstable();
-    assert!(back == in_order, "lost or doubled");
+    assert!(back == in_order, "dead letters were lost or duplicated");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn show_tells_everything_and_names_the_open_actions_as_commands() {
+async fn show_prints_everything_and_the_possible_actions_as_commands() {
     let shop = graveyard().await;
     let (code, output, _) = shop.told(&["dead", "show", "risk-1", "--inquire"]).await;
     assert_eq!(code, Some(0));
@@ -250,7 +253,10 @@ async fn show_tells_everything_and_names_the_open_actions_as_commands() {
     {
         assert!(output.contains(part), "{part} in {output}");
     }
-    assert!(output.contains("no such capture is known") && output.contains("as cw-"), "{output}");
+    assert!(
+        output.contains("the gateway knows of no such capture") && output.contains("as cw-"),
+        "{output}"
+    );
     let (_, shown) = shop.told_json(&["dead", "show", "killer", "--class", "poison"]).await;
     assert_eq!((&shown[0]["sent"], &shown[0]["replay"]), (&json!(true), &json!("same_bytes")));
     let (code, _, errors) = shop.told(&["dead", "show", "nobody"]).await;

@@ -1,5 +1,5 @@
-//! What the metrics say of queues, ages, leases, publishes and deadlines: as alerts and dashboards need it.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! The metrics of queues, ages, leases, publishes and deadlines that alerts and dashboards use.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     support::{http, poll::eventually},
 };
 
-/// The value of a sample, by its name and labels as they are written.
+/// The value of a sample, by its name and labels in the exposition format.
 async fn sample(worker: &Worker, sample: &str) -> Option<f64> {
     let scrape = http::get(&worker.url, "/metrics").await.unwrap();
     scrape.lines().find_map(|line| {
@@ -30,7 +30,7 @@ fn same(value: f64, number: u32) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_are_counted_and_it_is_known_since_when_they_hold_something() {
+async fn queues_have_counts_and_the_time_since_they_were_last_empty() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "1h");
     let worker = shop.worker().await;
     becomes(&worker, r#"queue_messages{kind="jobs",name="jobs"}"#, |n| same(n, 0)).await;
@@ -55,10 +55,10 @@ async fn queues_are_counted_and_it_is_known_since_when_they_hold_something() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_is_gone_is_not_counted_and_nothing_else_suffers() {
+async fn a_deleted_queue_has_no_count_and_affects_no_other() {
     let shop = Shop::open().await.declare().await.set("BROKER__TOPOLOGY", "none");
     let channel = shop.broker.channel().await.unwrap();
-    // A queue that dead-letters nothing at-least-once: deleting it is safe.
+    // This queue has no at-least-once dead-lettering, so it is safe to delete.
     let queue = format!("{}.dead.payer", shop.prefix);
     channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     let worker = shop.worker().await;
@@ -69,7 +69,7 @@ async fn a_queue_that_is_gone_is_not_counted_and_nothing_else_suffers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ages_count_from_the_publisher_s_timestamp() {
+async fn ages_count_from_the_publishers_timestamp() {
     let shop = Shop::open().await.set("GATEWAY__TIMEOUT", "5s");
     let worker = shop.worker().await;
     shop.script("p", json!([{"answer": "honest", "delay_ms": 2000}]));
@@ -90,7 +90,7 @@ async fn ages_count_from_the_publisher_s_timestamp() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waits_for_the_lease_and_publishes_are_counted_by_how_they_ended() {
+async fn lease_acquisitions_and_publishes_are_counted_by_result() {
     let shop = Shop::open_slow(Duration::from_millis(50)).await;
     let worker = shop.worker().await;
     for n in 0..6 {
@@ -108,7 +108,7 @@ async fn waits_for_the_lease_and_publishes_are_counted_by_how_they_ended() {
     let taken = count(r#"lease_acquisitions_total{result="taken"}"#).await;
     let handed_over = count(r#"lease_acquisitions_total{result="handed_over"}"#).await;
     assert!(taken >= 1 && handed_over >= 1, "{taken}, {handed_over}");
-    assert_eq!(taken + handed_over, 6, "each capture had the lease once");
+    assert_eq!(taken + handed_over, 6, "each capture acquired the lease once");
     assert_eq!(count("lease_wait_seconds_count").await, 6);
     assert!(count(r#"lease_acquisitions_total{result="known"}"#).await >= 1, "the copy needs none");
     let results = r#"publishes_total{to="results",result="confirmed"}"#;
@@ -127,11 +127,11 @@ async fn a_publish_that_finds_no_queue_is_counted() {
     shop.publish(&job("c", "p", 100)).await;
     let returned = r#"publishes_total{to="dead",result="returned"}"#;
     becomes(&worker, returned, |n| n >= 1.0).await;
-    assert_eq!(shop.results_now("c").len(), 1, "the result needs no queue");
+    assert_eq!(shop.results_of("c").await.len(), 1, "the result needs no queue");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_wait_while_their_time_runs_out_are_counted() {
+async fn jobs_that_wait_until_shortly_before_they_expire_are_counted() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "30m,30m");
     let worker = shop.worker().await;
     let unknown = json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]);
@@ -155,5 +155,5 @@ async fn jobs_that_wait_while_their_time_runs_out_are_counted() {
     let scrape = http::get(&worker.url, "/metrics").await.unwrap();
     let counted =
         scrape.lines().filter(|line| line.starts_with("capture_worker_expiring_jobs_total"));
-    assert_eq!(counted.count(), 3, "the one with time enough is not counted");
+    assert_eq!(counted.count(), 3, "a job with enough time is not counted");
 }

@@ -1,4 +1,4 @@
-//! What bounds an operator's acts: limits, money, canaries, reasons, evidence, and the audit.
+//! The limits of an operator's acts: counts, money, canaries, reasons, evidence, and the audit.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn limits_bound_what_a_replay_sends() {
     let (_, done) = replay(&["--rate", "2/s", "--limit", "2"]).await;
     assert_eq!(done["sent"], json!(2));
     assert!(begun.elapsed() >= Duration::from_millis(500));
-    // Nobody captures it: the canary does not end well.
+    // The gateway refuses it, so the canary fails.
     shop.script("c-5", json!([{"answer": {"code": "RISK_REJECT"}}]));
     shop.bury(Class::Unreachable, &job("c-6", "c-6", 100), written("", false, NOW)).await;
     let _worker = shop.worker().await;
@@ -49,7 +49,7 @@ async fn limits_bound_what_a_replay_sends() {
     assert!(
         done["error"]
             .as_str()
-            .is_some_and(|error| error.contains("c-5 came to FAILED RISK_REJECT"))
+            .is_some_and(|error| error.contains("c-5 ended as FAILED RISK_REJECT"))
     );
     let (exit, done) = replay(&["--canary", "1"]).await;
     assert_eq!((exit, &done["sent"]), (Some(0), &json!(1)));
@@ -57,7 +57,7 @@ async fn limits_bound_what_a_replay_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_amount_above_what_is_left_may_go_down() {
+async fn an_amount_above_the_rest_can_be_lowered() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     let authorize = json!({"authorized": {"currency": "HKD", "value": "150"}});
@@ -80,26 +80,28 @@ async fn an_amount_above_what_is_left_may_go_down() {
     }
     let result = shop.ends_as(&fresh_id("b"), "CAPTURED", None).await;
     assert_eq!(result["captureAmount"]["value"], "50");
-    // A copy of the letter: its one child has captured, and another amount is not to be had with it.
+    // A copy of the dead letter is refused: its only child has captured with another amount.
     let code = "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT";
     shop.bury(Class::Limit, &job("b", "p", 100), written(code, true, NOW)).await;
     let lower = ["dead", "replay", "--id", "b", "--capture-value", "40"];
     let (exit, done) = shop.told_json(&lower).await;
     assert_eq!((exit, &done["refused"]), (Some(1), &json!(1)), "{done}");
     let refusal = done["letters"][0]["refusal"].as_str().unwrap_or_default();
-    assert!(refusal.contains("is at the gateway already, with HKD 0.50"), "{done}");
+    assert!(refusal.contains("is already at the gateway with HKD 0.50"), "{done}");
     assert_eq!(shop.captures_of(&fresh_id("b")), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn discarding_needs_a_reason_and_evidence_where_money_may_have_moved() {
+async fn discard_needs_a_reason_and_evidence_if_money_may_have_moved() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
     shop.publish(&job("c", "p", 70)).await;
-    eventually("the conflict lies there", LIMIT, async || shop.lie(Class::Conflict).await == 1)
-        .await;
+    eventually("the dead letter is in its queue", LIMIT, async || {
+        shop.lie(Class::Conflict).await == 1
+    })
+    .await;
     let (_, shown, _) = shop.told(&["dead", "show", "c", "--class", "conflict", "--inquire"]).await;
     assert!(shown.contains("captured another amount: HKD 1.00"), "{shown}");
     shop.bury(Class::InDoubt, &job("c", "p", 100), written("", false, NOW)).await;
@@ -110,7 +112,7 @@ async fn discarding_needs_a_reason_and_evidence_where_money_may_have_moved() {
     let (exit, _, _) = shop.told(&["dead", "discard", "--reason", "x", "--yes"]).await;
     assert_eq!(exit, Some(64), "no filter");
     let (exit, _, _) = shop.told(&["dead", "discard", "--all", "--reason", "x"]).await;
-    assert_eq!(exit, Some(64), "nobody to ask");
+    assert_eq!(exit, Some(64), "no confirmation possible");
     let (exit, plan) =
         shop.told_json(&["dead", "discard", "--all", "--reason", "closed", "--dry-run"]).await;
     assert_eq!((exit, &plan["discarded"], &plan["refused"]), (Some(1), &json!(2), &json!(1)));
@@ -121,7 +123,7 @@ async fn discarding_needs_a_reason_and_evidence_where_money_may_have_moved() {
         (Some(1), &json!(2), &json!(1)),
         "{done}"
     );
-    // It is captured, and nobody was told: that is no letter to throw away.
+    // It is captured, and no result reported it, so it must not be discarded.
     assert_eq!(
         (
             shop.lie(Class::Conflict).await,
@@ -136,7 +138,7 @@ async fn discarding_needs_a_reason_and_evidence_where_money_may_have_moved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_can_not_be_written_down_is_not_done() {
+async fn an_act_without_its_audit_record_is_not_done() {
     let shop = Shop::open().await.declare().await.set("BROKER__TOPOLOGY", "none");
     shop.bury(Class::Unreachable, &job("c", "p", 100), written("", false, NOW)).await;
     let audit = format!("{}.audit", shop.prefix);
@@ -152,14 +154,17 @@ async fn what_can_not_be_written_down_is_not_done() {
     ] {
         let (exit, _, errors) = shop.told(arguments).await;
         assert_eq!(exit, Some(1));
-        assert!(errors.contains("the audit can't be written, so nothing was done"), "{errors}");
+        assert!(
+            errors.contains("cannot write the audit record, so the dead letter is unchanged"),
+            "{errors}"
+        );
     }
     assert_eq!((shop.lie(Class::Unreachable).await, shop.queued().await.get("jobs")), (1, None));
 }
 
-/// More letters than one window of a look, of which some go and some stay.
+/// There are more dead letters than one window of a browse. Some are replayed and some stay.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_letters_are_each_taken_up_once() {
+async fn each_of_many_dead_letters_is_processed_once() {
     const LETTERS: u32 = 300;
     let shop = Shop::open().await.declare().await;
     for n in 0..LETTERS {

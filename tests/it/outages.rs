@@ -1,7 +1,8 @@
-//! When the gateway answers nobody, does not know us, or is too busy, and when Redis is away for long: the backlog waits,
-//! no job is given up for it, and nobody has to act afterwards.
+//! Long outages: the gateway does not reply, rejects the credentials or is overloaded, or Redis is
+//! unavailable. The backlog waits, no job becomes a dead letter because of the outage, and no
+//! operator has to act afterwards.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::{
     },
 };
 
-/// A backlog, one payment for each job.
+/// Publishes a backlog with one payment per job.
 async fn publish_backlog(shop: &Shop, count: usize) {
     for n in 0..count {
         shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
@@ -30,7 +31,7 @@ async fn captures_reach(shop: &Shop, count: usize, limit: Duration) {
     eventually(&what, limit, captured).await;
 }
 
-/// A counter or gauge of a worker; 0 if it is not there yet.
+/// The value of a worker's counter or gauge, or 0 if it does not exist yet.
 async fn metric(worker: &Worker, name: &str) -> u64 {
     let metrics = http::get(&worker.url, "/metrics").await.unwrap();
     let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
@@ -49,20 +50,21 @@ fn logged(worker: &Worker, what: &str) -> usize {
     worker.process.stderr().lines().filter(|line| line.contains(what)).count()
 }
 
-/// Every job is captured once, in few attempts, and none became a dead letter.
+/// Asserts that every job is captured once in few attempts, and that none became a dead letter.
 async fn assert_untouched(shop: &Shop, count: usize, limit: Duration) {
     captures_reach(shop, count, limit).await;
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     eventually("every job has its result", LIMIT, async || shop.results.all().len() >= count).await;
     let results: Vec<Value> =
         shop.results.all().iter().map(|result| result.json().unwrap()).collect();
-    assert!(results.iter().all(|result| result["status"] == "CAPTURED"), "no dead letter");
+    assert!(results.iter().all(|result| result["status"] == "CAPTURED"), "a dead letter");
     let attempts = results.iter().map(|result| result["attempts"].as_u64().unwrap());
-    assert!(attempts.max() < Some(4), "a job's schedule was spent");
+    assert!(attempts.max() < Some(4), "a job used too many attempts");
     shop.assert_clean_books();
 }
 
-/// Twenty seconds in which the gateway refuses connections, then answers 503, then nothing, then that it does not know us.
+/// For twenty seconds, the gateway refuses connections, then replies with 503, then does not reply,
+/// then rejects the credentials.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_down_costs_no_job_its_attempts() {
     const JOBS: usize = 2000;
@@ -80,12 +82,12 @@ async fn a_gateway_that_is_down_costs_no_job_its_attempts() {
     gateway.refuse().await;
     gateway.cut();
     breaker_becomes(&worker, true).await;
-    // An answer that was on its way may close it once more.
+    // A reply that was on its way may close the breaker once more.
     let tells = async || {
         let ready = http::get(&worker.url, "/readyz").await;
-        ready.expect("ready, for no restart mends it").contains("breaker open")
+        ready.expect("ready: a restart would not help").contains("breaker open")
     };
-    eventually("the probe tells of it", LIMIT, tells).await;
+    eventually("readyz shows the open breaker", LIMIT, tells).await;
     tokio::time::sleep(phase).await;
     for answer in [json!({"http": 503}), json!("hang"), json!({"code": "INVALID_SIGNATURE"})] {
         let step =
@@ -97,18 +99,21 @@ async fn a_gateway_that_is_down_costs_no_job_its_attempts() {
         assert_eq!(metric(&worker, "capture_worker_breaker_open").await, 1, "{answer}");
     }
     let before = shop.sandbox.ledger()["captures"].as_array().unwrap().len();
-    assert!(before < JOBS, "the outage came too late to show anything");
+    assert!(before < JOBS, "the outage came too late: all jobs were captured before it");
     shop.sandbox.clear_steps(None);
     assert_untouched(&shop, JOBS, 3 * LIMIT).await;
     breaker_becomes(&worker, false).await;
     let openings = metric(&worker, "capture_worker_breaker_openings_total").await;
-    assert_eq!(logged(&worker, "the breaker opens"), usize::try_from(openings).unwrap());
-    assert_eq!(logged(&worker, "the breaker closes"), logged(&worker, "the breaker opens"));
+    assert_eq!(logged(&worker, "circuit breaker opened"), usize::try_from(openings).unwrap());
+    assert_eq!(
+        logged(&worker, "circuit breaker closed"),
+        logged(&worker, "circuit breaker opened")
+    );
 }
 
-/// As after a rotation of keys that only one side knows of: from the first job on.
+/// After a key rotation on one side only, the gateway rejects every call from the first job on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_does_not_know_us_makes_no_dead_letters() {
+async fn rejected_credentials_make_no_dead_letters() {
     let shop = Shop::open().await.set("BROKER__PREFETCH", "64").set("BREAKER__PAUSE", "200ms");
     let denied = |call: &str| {
         let answer = json!({"code": "INVALID_SIGNATURE"});
@@ -122,13 +127,13 @@ async fn a_gateway_that_does_not_know_us_makes_no_dead_letters() {
     let posts = async || shop.sandbox.calls(None).as_array().unwrap().len();
     let before = posts().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(posts().await < before + 64 + 5, "probes, and what was under way");
+    assert!(posts().await < before + 64 + 5, "more posts than those in progress");
     shop.sandbox.clear_steps(None);
     assert_untouched(&shop, 300, LIMIT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn business_failures_and_doubt_in_an_answer_never_open_the_breaker() {
+async fn business_failures_and_unknown_outcomes_never_open_the_breaker() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     for n in 0..12 {
@@ -142,10 +147,10 @@ async fn business_failures_and_doubt_in_an_answer_never_open_the_breaker() {
     assert_eq!(metric(&worker, "capture_worker_breaker_openings_total").await, 0);
 }
 
-/// The gateway answers inquiries and no captures: what a probe closes is opened again by the next capture, and only that
-/// one spends an attempt.
+/// The gateway replies to inquiries and not to captures. A probe closes the breaker, the next
+/// capture opens it again, and only that capture uses an attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn captures_alone_that_fail_are_tried_one_at_a_time() {
+async fn when_only_captures_fail_they_are_tried_one_at_a_time() {
     let shop = Shop::open().await.set("BREAKER__PAUSE", "100ms").set("BREAKER__MAX_PAUSE", "400ms");
     let shop = shop.set("RETRY__SCHEDULE", "100ms,200ms,400ms,800ms,1s,1s,1s,1s,1s,1s,1s,1s");
     let shop = shop.declare().await;
@@ -153,7 +158,7 @@ async fn captures_alone_that_fail_are_tried_one_at_a_time() {
     publish_backlog(&shop, 100).await;
     let worker = shop.worker().await;
     let reopened = async || metric(&worker, "capture_worker_breaker_openings_total").await >= 5;
-    eventually("it opens again and again", LIMIT, reopened).await;
+    eventually("the breaker opens several times", LIMIT, reopened).await;
     shop.sandbox.clear_steps(None);
     captures_reach(&shop, 100, LIMIT).await;
     eventually("every job has its result", LIMIT, async || shop.results.all().len() >= 100).await;
@@ -163,7 +168,7 @@ async fn captures_alone_that_fail_are_tried_one_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_calls_slow_the_worker_down_and_retry_after_stops_it() {
+async fn traffic_limits_reduce_the_call_rate_and_retry_after_stops_it() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     shop.script_all(json!([{"answer": {"http": 429}, "retry_after": 1}]));
@@ -171,23 +176,23 @@ async fn too_many_calls_slow_the_worker_down_and_retry_after_stops_it() {
     let slowed = async || metric(&worker, "capture_worker_calls_per_second_max").await > 0;
     eventually("calls are limited", LIMIT, slowed).await;
     let ready = http::get(&worker.url, "/readyz").await.unwrap();
-    assert!(ready.contains("calls a second"), "{}", ready);
+    assert!(ready.contains("calls per second"), "{}", ready);
     assert_untouched(&shop, 30, LIMIT).await;
-    assert_eq!(logged(&worker, "too many calls for the gateway: slower"), 1);
+    assert_eq!(logged(&worker, "throttled by the gateway: call rate reduced"), 1);
     let results = shop.results.all();
     let attempts = results.iter().map(|result| result.json().unwrap()["attempts"].as_u64());
-    assert!(attempts.flatten().all(|attempts| attempts == 1), "none is spent on it");
+    assert!(attempts.flatten().all(|attempts| attempts == 1), "a traffic limit used an attempt");
 }
 
-/// Longer than jobs are kept in hand.
+/// The outage is longer than the time for which a worker keeps jobs in hand.
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_that_is_away_for_more_than_a_minute_raises_no_delivery_count() {
+async fn an_outage_of_redis_over_a_minute_raises_no_delivery_count() {
     let rabbit = shared_rabbit().await.unwrap();
     let mut redis = PrivateRedis::start(Persistence::Always).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::from_millis(20)).await;
     let worker = shop.worker().await;
-    // What is on its way when a consumer is cancelled (after the first job, for the full prefetch; and in a pause) the
-    // broker takes back by itself. Nothing is, here.
+    // When a consumer is cancelled (after the first job, for the full prefetch, and in a pause),
+    // the broker requeues the messages on their way. Here there are none.
     shop.publish(&job("first", "first", 100)).await;
     shop.ends_as("first", "CAPTURED", None).await;
     shop.script("hot", json!([{"answer": "honest", "delay_ms": 500}]));
@@ -195,9 +200,9 @@ async fn redis_that_is_away_for_more_than_a_minute_raises_no_delivery_count() {
         shop.publish(&job(&format!("h-{n}"), "hot", 100)).await;
     }
     let in_hand = async || metric(&worker, "capture_worker_jobs_in_flight").await == 5;
-    eventually("all are in hand", LIMIT, in_hand).await;
+    eventually("all jobs are in hand", LIMIT, in_hand).await;
     redis.kill9();
-    let paused = async || logged(&worker, "consumption pauses") == 1;
+    let paused = async || logged(&worker, "consumption paused") == 1;
     eventually("consumption pauses", LIMIT, paused).await;
     publish_backlog(&shop, 50).await;
     let away = "capture_worker_deferrals_total{reason=\"lease_unavailable\"}";
@@ -207,12 +212,12 @@ async fn redis_that_is_away_for_more_than_a_minute_raises_no_delivery_count() {
             && metric(&worker, "capture_worker_jobs_in_flight").await == 0
             && shop.queued().await.keys().eq(["jobs"])
     });
-    deferred.await.expect("what was in hand is deferred after a minute");
+    deferred.await.expect("jobs in hand are deferred after one minute");
     let letters = shop.broker.peek_queue(&jobs).await.unwrap();
     let deferred = letters.iter().filter(|letter| letter.header("x-capture-deferrals").is_some());
     assert!(deferred.count() >= 1);
     for letter in &letters {
-        assert!(!letter.redelivered, "the broker had to take it back: {letter:?}");
+        assert!(!letter.redelivered, "the broker requeued the job: {letter:?}");
         assert!(letter.header("x-capture-returns").is_none_or(|returns| returns == "0"));
         assert!(
             letter.header("x-capture-attempt").is_none_or(|attempt| attempt == "0"),

@@ -1,7 +1,7 @@
-//! Output that somebody relies on, and text of others in it: a full disk, a reader that goes away,
-//! and characters that nobody can see or that a terminal acts on.
+//! Output that programs rely on, and text of others in it: a full disk, a closed pipe, and
+//! characters that are invisible or that a terminal acts on.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{
     fs::File,
@@ -23,25 +23,26 @@ use crate::{
     },
 };
 
-/// A colour, a bell, DEL, a C1 control, a line feed; what reverses text, what nobody sees, what
-/// ends a line in Unicode; and an invisible letter above U+FFFF.
-const HOSTILE: &str = "a\u{1b}[31m\u{7}\u{7f}\u{9b}\nb\u{202e}\u{200b}\u{2028}\u{2029}\u{ad}\u{feff}\u{e0041}\u{3164}z";
-/// What of it an id may hold.
+/// A color sequence, a bell, DEL, a C1 control, a line feed, a direction mark, invisible
+/// characters, Unicode's line ends, and an invisible character above U+FFFF.
+const HOSTILE: &str = "a\u{1b}[31m\u{7}\u{7f}\u{9b}\nb\u{202e}\u{200b}\u{2028}\u{2029}\u{ad}\
+                       \u{feff}\u{e0041}\u{3164}z";
+/// The characters of [`HOSTILE`] that an id may contain.
 const ID: &str = "b\u{202e}\u{200b}\u{2028}\u{2029}\u{ad}\u{feff}\u{e0041}\u{3164}z";
 const ID_IN_TEXT: &str =
     "b\\u{202e}\\u{200b}\\u{2028}\\u{2029}\\u{ad}\\u{feff}\\u{e0041}\\u{3164}z";
 
-/// Whether a terminal would show it as it is. Line feeds end our own lines.
+/// Whether every character is visible on a terminal. Line feeds are allowed.
 fn is_visible(text: &str) -> bool {
     let hidden = HOSTILE.chars().filter(|c| !c.is_ascii() || c.is_control());
     hidden.filter(|c| *c != '\n').all(|c| !text.contains(c))
 }
 
-/// Runs it to its end with this output: exit code, errors.
+/// Runs a command to its end with this stdout, and returns exit code and stderr.
 async fn run_to(mut command: Command, stdout: impl Into<Stdio>) -> (Option<i32>, String) {
     command.stdout(stdout).stderr(Stdio::piped());
     let ended = tokio::task::spawn_blocking(move || command.output());
-    let output = tokio::time::timeout(LIMIT, ended).await.expect("it ends").unwrap().unwrap();
+    let output = tokio::time::timeout(LIMIT, ended).await.expect("an exit").unwrap().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -49,7 +50,7 @@ fn full_disk() -> File {
     File::options().write(true).open("/dev/full").unwrap()
 }
 
-/// The writing end of a pipe that nobody reads any more.
+/// The write end of a pipe whose read end is closed.
 fn closed_pipe() -> std::io::PipeWriter {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -68,7 +69,7 @@ async fn shop_with_letters() -> Shop {
     shop
 }
 
-/// Every command that only tells, with and without `--json`.
+/// Every command that only prints. The tests run each with and without `--json`.
 const TELLING: &[&[&str]] = &[
     &["dead", "list"],
     &["dead", "list", "--class", "risk"],
@@ -110,7 +111,7 @@ async fn output_that_cannot_be_written_is_exit_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_went_away_is_exit_0_in_silence() {
+async fn a_closed_pipe_is_exit_0_without_output() {
     let shop = shop_with_letters().await;
     for words in TELLING.iter().flat_map(|words| with_and_without_json(words)) {
         let told = run_to(shop.program(&words), closed_pipe()).await;
@@ -120,9 +121,9 @@ async fn a_reader_that_went_away_is_exit_0_in_silence() {
     assert_eq!(help, (Some(0), String::new()));
 }
 
-/// What was asked for is done, though nobody reads of it; and the audit has it.
+/// A replay or discard is completed although its output is lost, and the audit records it.
 #[tokio::test(flavor = "multi_thread")]
-async fn acts_are_finished_when_their_output_is_lost() {
+async fn acts_are_completed_when_their_output_is_lost() {
     let shop = shop_with_letters().await;
     for n in 0..5 {
         let id = format!("u-{n}");
@@ -135,19 +136,19 @@ async fn acts_are_finished_when_their_output_is_lost() {
     let replay = ["dead", "replay", "--class", "unreachable", "--yes", "--json"];
     let (code, errors) = run_to(shop.program(&replay), full_disk()).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("capture-worker audit"), "where it can be read: {errors}");
+    assert!(errors.contains("capture-worker audit"), "no reference to the audit: {errors}");
     assert_eq!(shop.queued().await, [("dead.risk".into(), 2), ("jobs".into(), 5)].into());
     let discard = ["dead", "discard", "--class", "risk", "--reason", "a test", "--yes"];
     let (code, errors) = run_to(shop.program(&discard), full_disk()).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("capture-worker audit"), "where it can be read: {errors}");
+    assert!(errors.contains("capture-worker audit"), "no reference to the audit: {errors}");
     assert_eq!(shop.queued().await, [("jobs".into(), 5)].into());
     let (_, records) = shop.told_json(&["audit", "--all"]).await;
     assert_eq!(records.as_array().unwrap().len(), 8, "{records}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_that_nobody_reads_keep_their_exit_code() {
+async fn errors_to_a_closed_pipe_keep_their_exit_code() {
     let mut check = command(Path::new(PROGRAM), &["check"]);
     check.env("CAPTURE__BROKER__PREFETCH", "0");
     check.stdout(Stdio::null()).stderr(closed_pipe());
@@ -155,7 +156,8 @@ async fn errors_that_nobody_reads_keep_their_exit_code() {
     assert_eq!(status.code(), Some(64));
 }
 
-/// A dead letter whose ids, code and message are hostile; and a name in the audit that is.
+/// A dead letter with hostile characters in ids, code and message, and a name with them in the
+/// audit.
 async fn hostile_shop() -> Shop {
     let shop = Shop::open().await.declare().await;
     let mut written = written("RISK_REJECT", true, Duration::ZERO);
@@ -172,7 +174,7 @@ async fn hostile_shop() -> Shop {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_can_see_in_text_of_others_is_escaped() {
+async fn invisible_characters_in_text_of_others_are_escaped() {
     let shop = hostile_shop().await;
     let commands: [&[&str]; 8] = [
         &["dead", "list"],
@@ -201,7 +203,7 @@ async fn what_nobody_can_see_in_text_of_others_is_escaped() {
     let exported: Value = serde_json::from_str(&output).unwrap();
     let whole = (&exported["captureRequestId"], &exported["headers"]["theirs"]);
     assert_eq!(whole, (&json!(ID), &json!(HOSTILE)), "a program reads the very text");
-    // What is shown for a shell names the very id.
+    // A printed shell command contains the exact id.
     let (_, shown, _) = shop.told(&["dead", "show", ID]).await;
     assert!(shown.contains("--id=$'b\\u202e\\u200b"), "{shown}");
     let all = "message           a\\u{1b}[31m\\u{7}\\u{7f}\\u{9b}\\u{a}b\\u{202e}";
@@ -209,7 +211,7 @@ async fn what_nobody_can_see_in_text_of_others_is_escaped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_about_text_of_others_show_all_of_it() {
+async fn errors_escape_the_text_of_others() {
     let shop = Shop::open().await.declare().await;
     let folder = folder().unwrap();
     let file = folder.path().join("job.json");
@@ -225,9 +227,9 @@ async fn errors_about_text_of_others_show_all_of_it() {
     assert!(errors.contains(ID_IN_TEXT) && is_visible(&errors), "{errors:?}");
 }
 
-/// Text and JSON, in a file as on a terminal; and colour is for terminals.
+/// Text logs and JSON logs are escaped in files as on terminals. Only terminals get colors.
 #[tokio::test(flavor = "multi_thread")]
-async fn logs_in_files_have_no_colour_and_show_all_of_others_text() {
+async fn logs_in_files_have_no_color_and_escape_the_text_of_others() {
     for format in ["text", "json"] {
         let shop = Shop::open().await.declare().await.set("LOG__FORMAT", format);
         shop.script(ID, json!([{"answer": {"code": "RISK_REJECT"}}]));
@@ -247,9 +249,9 @@ async fn logs_in_files_have_no_colour_and_show_all_of_others_text() {
     }
 }
 
-/// As in `run 2>&1 | head -1`: nothing stops, and nothing is lost but the log.
+/// With `run 2>&1 | head -1`, the worker continues, and only the log is lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_whose_log_nobody_reads_goes_on() {
+async fn a_worker_continues_when_its_log_pipe_is_closed() {
     for format in ["text", "json"] {
         let shop = Shop::open().await.declare().await;
         let shop = shop.set("LOG__FORMAT", format).set("LOG__FILTER", "debug");

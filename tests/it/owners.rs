@@ -1,4 +1,4 @@
-//! Whose memory Redis keeps: deployments and merchants that share a server know nothing of each other.
+//! Deployments and merchants that share a Redis do not see each other's data.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deployments_that_share_a_redis_each_ask_their_own_gateway() {
+async fn deployments_that_share_a_redis_share_no_outcomes() {
     let (rabbit, redis) =
         tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
     let staging = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
@@ -36,7 +36,7 @@ async fn deployments_that_share_a_redis_each_ask_their_own_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_client_id_nothing_that_needs_redis_runs() {
+async fn commands_that_need_redis_refuse_to_run_without_a_client_id() {
     let shop = Shop::open().await;
     for arguments in [
         &["run"][..],

@@ -1,6 +1,6 @@
-//! Policies of the broker win over the arguments of queues: what they do to dead letters and audit
-//! records that are looked at, and to queues that they delete.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! Policies of the broker override the arguments of queues. These tests check their effect on dead
+//! letters and audit records that are browsed, and on queues that they delete.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl Shop {
-    /// A policy for all queues of this shop.
+    /// Sets a policy for all queues of this test environment.
     pub(crate) async fn hygiene_policy(&self, rabbit: &PrivateRabbit, definition: &Value) {
         let (name, pattern) = (format!("hygiene-{}", self.prefix), format!("^{}\\.", self.prefix));
         let definition = definition.to_string();
@@ -33,28 +33,28 @@ impl Shop {
         rabbit.ctl(&set).await.unwrap();
     }
 
-    /// Has the broker count so many more returns of everything in a queue.
+    /// Returns every message of a queue this many times, so that the broker counts the returns.
     async fn return_all(&self, queue: &str, times: u32) {
         for _ in 0..times {
             self.messages(queue).await;
         }
     }
 
-    /// What lies in a queue, in its order. Counts as a return.
+    /// The messages of a queue, in order. The broker counts this as a return.
     async fn messages(&self, queue: &str) -> Vec<Letter> {
         let messages = self.broker.hold_queue(queue).await.unwrap().give_back().await.unwrap();
         let depth = Some(u32::try_from(messages.len()).unwrap());
         let are_back = async || self.broker.queue_depth(queue).await.unwrap() >= depth;
-        eventually("all are back", LIMIT, are_back).await;
+        eventually("all messages are back", LIMIT, are_back).await;
         messages
     }
 
-    /// The same, without the broker's counts.
+    /// The bodies and properties of a queue's messages, without the broker's counts.
     async fn contents(&self, queue: &str) -> Vec<(Vec<u8>, BasicProperties)> {
         self.messages(queue).await.into_iter().map(without_count).collect()
     }
 
-    /// The largest count of returns in a queue, and how many messages there are.
+    /// The largest count of returns in a queue, and the number of messages.
     async fn counted(&self, queue: &str) -> (i64, usize) {
         let messages = self.messages(queue).await;
         let counts = messages.iter().filter_map(|message| message.header("x-delivery-count"));
@@ -80,9 +80,9 @@ impl Shop {
     }
 }
 
-/// RabbitMQ up to 4.2 counts every return, and drops what exceeds the limit of the policy.
+/// RabbitMQ up to 4.2 counts every return, and drops a message that exceeds the policy's limit.
 #[tokio::test(flavor = "multi_thread")]
-async fn forty_looks_under_a_delivery_limit_of_twelve_lose_nothing() {
+async fn forty_browses_under_a_delivery_limit_of_12_lose_nothing() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await;
     shop.hygiene_policy(rabbit, &json!({"delivery-limit": 12})).await;
@@ -101,20 +101,20 @@ async fn forty_looks_under_a_delivery_limit_of_twelve_lose_nothing() {
     ];
     for look in 0..40 {
         let (code, output, errors) = shop.told(looks[look % looks.len()]).await;
-        assert_eq!(code, Some(0), "look {look}: {output}{errors}");
+        assert_eq!(code, Some(0), "browse {look}: {output}{errors}");
         let (_, audited) = shop.told_json(&["audit"]).await;
-        assert_eq!(audited.as_array().unwrap().len(), 3, "look {look}");
+        assert_eq!(audited.as_array().unwrap().len(), 3, "browse {look}");
     }
-    assert!(shop.contents(&queue).await == before, "another order, or another content");
+    assert!(shop.contents(&queue).await == before, "order or content has changed");
     let (code, acted, _) =
         shop.told(&["dead", "discard", "--class", "risk", "--reason", "r", "--yes"]).await;
     assert_eq!(code, Some(0), "{acted}");
     assert_eq!(shop.told_json(&["audit"]).await.1.as_array().unwrap().len(), 13);
 }
 
-/// Also by two lookers that are killed while the queue is republished.
+/// Two browsing commands are killed while they republish the queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn looks_that_are_killed_near_the_limit_lose_nothing() {
+async fn browses_that_are_killed_near_the_limit_lose_nothing() {
     const COUNT: u64 = 2000;
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await;
@@ -126,15 +126,15 @@ async fn looks_that_are_killed_near_the_limit_lose_nothing() {
     for _ in 0..2 {
         let mut killed = Process::spawn(shop.program(&["dead", "list"])).unwrap();
         let looks = async || shop.broker.queue_depth(&queue).await.unwrap() < Some(all);
-        eventually("it holds some of them", LIMIT, looks).await;
+        eventually("the command holds some messages", LIMIT, looks).await;
         killed.kill9();
         let are_back = async || shop.broker.queue_depth(&queue).await.unwrap() >= Some(all);
-        eventually("all are back", LIMIT, are_back).await;
+        eventually("all messages are back", LIMIT, are_back).await;
     }
     for _ in 0..15 {
         let (code, listed) = shop.told_json(&["dead", "list"]).await;
         assert_eq!(code, Some(0));
-        // What was published and not acked yet is there twice.
+        // A message that was republished and not acked yet exists twice.
         assert!(listed[0]["letters"].as_u64() >= Some(COUNT), "{listed}");
     }
     let (_, exported, _) = shop.told(&["dead", "export"]).await;
@@ -146,7 +146,7 @@ async fn looks_that_are_killed_near_the_limit_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_is_republished_once_its_count_is_ten_and_not_before() {
+async fn a_queue_is_republished_when_its_count_reaches_ten() {
     let shop = Shop::open().await.declare().await;
     shop.risks(30).await;
     let queue = format!("{}.dead.risk", shop.prefix);
@@ -154,23 +154,23 @@ async fn a_queue_is_republished_once_its_count_is_ten_and_not_before() {
     shop.return_all(&queue, 7).await;
     let look = async || assert_eq!(shop.told(&["dead", "list"]).await.0, Some(0));
     look().await;
-    assert_eq!(shop.counted(&queue).await, (9, 30), "given back in place");
+    assert_eq!(shop.counted(&queue).await, (9, 30), "returned in place");
     look().await;
-    assert_eq!(shop.counted(&queue).await, (1, 30), "counted anew");
-    assert!(shop.contents(&queue).await == before, "another order, or another content");
+    assert_eq!(shop.counted(&queue).await, (1, 30), "republished with new counts");
+    assert!(shop.contents(&queue).await == before, "order or content has changed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_behind_the_first_messages_are_seen_too() {
+async fn a_high_count_behind_the_first_messages_is_found() {
     let shop = Shop::open().await.declare().await;
     let queue = format!("{}.dead.risk", shop.prefix);
     shop.risks(200).await;
-    // The last one is returned again and again while the others are held.
+    // The last message is returned repeatedly while the others are held.
     let mut held = shop.broker.hold_queue(&queue).await.unwrap();
     for _ in 0..11 {
         let nack = BasicNackOptions { requeue: true, ..Default::default() };
         held.channel.basic_nack(held.tags.pop().unwrap(), nack).await.unwrap();
-        let message = eventually("it is ready again", LIMIT, async || {
+        let message = eventually("the message is ready again", LIMIT, async || {
             let get = BasicGetOptions::default();
             held.channel.basic_get(queue.as_str().into(), get).await.unwrap()
         });
@@ -178,7 +178,7 @@ async fn counts_behind_the_first_messages_are_seen_too() {
     }
     held.give_back().await.unwrap();
     let are_back = async || shop.broker.queue_depth(&queue).await.unwrap() == Some(200);
-    eventually("all are back", LIMIT, are_back).await;
+    eventually("all messages are back", LIMIT, are_back).await;
     assert_eq!(shop.counted(&queue).await.0, 12);
     assert_eq!(shop.told(&["dead", "list"]).await.0, Some(0));
     let (count, messages) = shop.counted(&queue).await;
@@ -186,7 +186,7 @@ async fn counts_behind_the_first_messages_are_seen_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_write_permission_all_is_given_back_in_place_and_said() {
+async fn without_write_permission_messages_return_with_a_warning() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await;
     shop.risks(5).await;
@@ -199,7 +199,7 @@ async fn without_write_permission_all_is_given_back_in_place_and_said() {
     let shop = shop.set("BROKER__URL", &url);
     for (queue, command, count) in [
         (format!("{prefix}.dead.risk"), &["dead", "export"][..], 5),
-        (format!("{prefix}.audit"), &["audit"][..], 5),
+        (format!("{prefix}.audit"), &["audit"][..], 6),
     ] {
         let before = shop.contents(&queue).await;
         shop.return_all(&queue, 9).await;
@@ -209,13 +209,14 @@ async fn without_write_permission_all_is_given_back_in_place_and_said() {
             assert!(errors.contains(part), "{part} in {errors}");
         }
         assert_eq!(shop.counted(&queue).await, (11, 5));
-        assert!(shop.contents(&queue).await == before, "another order, or another content");
+        assert!(shop.contents(&queue).await == before, "order or content has changed");
     }
 }
 
-/// What the broker would act on: another's user id closes the channel, an expiration removes it.
+/// Some properties would make the broker act: another user's id closes the channel, and an
+/// expiration removes the message.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_republished_is_as_it_was() {
+async fn a_republished_message_is_unchanged() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await;
     rabbit.ctl(&["add_user", &shop.prefix, "secret"]).await.unwrap();
@@ -252,16 +253,16 @@ async fn what_is_republished_is_as_it_was() {
     assert_eq!((std::mem::take(&mut body), before), (now_body, now.with_user_id("".into())));
 }
 
-/// A job that expires in its queue.
+/// The reason is that of a job that expires in its queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_broker_s_own_reason_is_told_before_and_after_a_republish() {
+async fn the_brokers_reason_is_shown_before_and_after_a_republish() {
     let shop = Shop::open().await.declare().await;
     let exchange = format!("{}.jobs", shop.prefix);
     let expires = BasicProperties::default().with_delivery_mode(2).with_expiration("50".into());
     shop.broker.publish(&exchange, "job", &job("late", "p", 100), expires).await.unwrap();
     let queue = format!("{}.dead.poison", shop.prefix);
     let is_there = async || shop.broker.queue_depth(&queue).await.unwrap() == Some(1);
-    eventually("it has expired", LIMIT, is_there).await;
+    eventually("the job has expired", LIMIT, is_there).await;
     let before = shop.lying(Class::Poison).await.remove(0);
 
     for returns in [0, 10] {
@@ -296,7 +297,7 @@ async fn the_broker_s_own_reason_is_told_before_and_after_a_republish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_a_length_limit_dropped_is_told_as_such() {
+async fn a_job_that_a_length_limit_dropped_shows_this_reason() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await;
     shop.hygiene_policy(rabbit, &json!({"max-length": 1, "overflow": "drop-head"})).await;
@@ -315,9 +316,9 @@ async fn a_job_that_a_length_limit_dropped_is_told_as_such() {
     assert!(advice.starts_with("dropped by a length limit"), "{advice}");
 }
 
-/// Where the broker has dropped `x-death`, our own headers count; a publisher's do not.
+/// If the broker has dropped `x-death`, the worker's own headers count, but not a publisher's.
 #[tokio::test(flavor = "multi_thread")]
-async fn forged_reasons_are_not_carried_and_kept_ones_are_read() {
+async fn forged_reasons_are_dropped_and_kept_ones_are_read() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "1h").declare().await;
     let jobs = format!("{}.jobs", shop.prefix);
     let kept = || {
@@ -337,7 +338,7 @@ async fn forged_reasons_are_not_carried_and_kept_ones_are_read() {
     let dead = shop.dead(Class::Risk, 1).await.remove(0);
     let waits = format!("{}.wait.1h", shop.prefix);
     let is_there = async || shop.broker.queue_depth(&waits).await.unwrap() == Some(1);
-    eventually("it waits", LIMIT, is_there).await;
+    eventually("the job waits", LIMIT, is_there).await;
     let waiting = shop.broker.peek_queue(&waits).await.unwrap().remove(0);
     for republished in [dead, waiting] {
         let names: Vec<String> = republished.headers().into_keys().collect();
@@ -345,7 +346,8 @@ async fn forged_reasons_are_not_carried_and_kept_ones_are_read() {
     }
 }
 
-/// With a broker of its own: 3.10 fails when queues with at-least-once dead-lettering are deleted.
+/// This test has its own broker, because 3.10 fails when queues with at-least-once dead-lettering
+/// are deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
     let rabbit = PrivateRabbit::start().await.unwrap();
@@ -359,12 +361,12 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
     rabbit.ctl(&expires).await.unwrap();
     for queue in &queues {
         let is_gone = async || shop.broker.queue_depth(queue).await.unwrap().is_none();
-        eventually("the policy deletes it", LIMIT, is_gone).await;
+        eventually("the policy deletes the queue", LIMIT, is_gone).await;
     }
     rabbit.ctl(&["clear_policy", "hygiene"]).await.unwrap();
     let gone = |line: &str, queue: &str| {
         let line: Value = serde_json::from_str(line).ok()?;
-        let is_said = line["message"].as_str()?.starts_with("a queue is gone");
+        let is_said = line["message"].as_str()?.starts_with("queue not found");
         (is_said && line["level"] == "ERROR" && line["queue"] == *queue).then_some(())
     };
     for queue in &queues {
@@ -372,9 +374,9 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
     }
     for queue in &queues {
         let is_there = async || shop.broker.queue_depth(queue).await.unwrap().is_some();
-        eventually("it is declared again", LIMIT, is_there).await;
+        eventually("the queue is declared again", LIMIT, is_there).await;
     }
-    eventually("the metric says so", LIMIT, async || {
+    eventually("the metric shows it", LIMIT, async || {
         let scrape = http::get(&worker.url, "/metrics").await.ok()?;
         let has = |line: &str| scrape.lines().any(|found| found == line);
         (has(r#"capture_worker_queue_missing{kind="wait",name="100ms"} 1"#)
@@ -387,15 +389,15 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
     shop.publish(&job("r", "p-risk", 100)).await;
     assert_eq!(shop.dead(Class::Risk, 1).await.len(), 1);
 
-    // The session ends with the queue that it consumes from, and the next one declares it.
+    // The session ends with the queue that it consumes from, and the next session declares it.
     let jobs = format!("{}.jobs", shop.prefix);
     let channel = shop.broker.channel().await.unwrap();
     channel.queue_delete(jobs.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     worker.process.line(LIMIT, |line| gone(line, &jobs)).await.unwrap();
     worker.becomes_ready().await;
     let is_there = async || shop.broker.queue_depth(&jobs).await.unwrap().is_some();
-    eventually("it is declared again", LIMIT, is_there).await;
-    // A publish finds no queue, and has it declared.
+    eventually("the queue is declared again", LIMIT, is_there).await;
+    // A publish that finds no queue causes its declaration.
     let risk = format!("{}.dead.risk", shop.prefix);
     channel.queue_delete(risk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     shop.publish(&job("again", "p-risk", 100)).await;

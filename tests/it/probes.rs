@@ -1,7 +1,7 @@
-//! The listener of probes and metrics: whoever else connects to it neither takes the process's descriptors nor keeps
-//! probes out.
+//! The listener of probes and metrics: other clients neither exhaust the process's file descriptors
+//! nor block probes.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use crate::{
     support::{http, poll::eventually},
 };
 
-/// The limit of connections.
+/// The maximum number of connections.
 const CONNECTIONS_MAX: usize = 64;
 
 async fn connect(worker: &Worker, text: &str) -> TcpStream {
     let address = worker.url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // One that was closed meanwhile is what some of these tests are about.
+    // The server may have closed the connection; some of these tests check that.
     stream.write_all(text.as_bytes()).await.unwrap_or_default();
     stream
 }
 
-/// How many sockets the process has.
+/// The number of sockets of the process.
 fn sockets(worker: &Worker) -> usize {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", worker.process.pid())).unwrap();
     let is_socket = |descriptor: std::io::Result<std::fs::DirEntry>| {
@@ -36,17 +36,17 @@ fn sockets(worker: &Worker) -> usize {
     descriptors.map(is_socket).filter(|is_socket| *is_socket).count()
 }
 
-/// Reads until the connection is closed; what it said before.
+/// Reads until the connection is closed, and returns what was received.
 async fn rest_of(mut stream: TcpStream) -> String {
     let mut said = Vec::new();
     let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut said)).await;
-    // A reset ends it too.
+    // A reset closes it too.
     drop(read.expect("the connection is closed"));
     String::from_utf8_lossy(&said).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_open_requests_take_few_descriptors_and_no_probe_away() {
+async fn incomplete_requests_use_few_descriptors_and_block_no_probe() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     let before = sockets(&worker);
@@ -62,10 +62,10 @@ async fn half_open_requests_take_few_descriptors_and_no_probe_away() {
         rest_of(stream).await;
     }
     let closed = async || sockets(&worker) <= before + 1;
-    eventually("all of them are closed", LIMIT, closed).await;
+    eventually("all incomplete requests are closed", LIMIT, closed).await;
 }
 
-/// As Prometheus keeps its connections between two scrapes.
+/// Prometheus keeps its connections open between two scrapes.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_make_room_for_probes() {
     let shop = Shop::open().await;
@@ -80,7 +80,7 @@ async fn idle_connections_make_room_for_probes() {
         idle.push(stream);
     }
     http::get(&worker.url, "/metrics").await.unwrap();
-    // The one that was used last is good for another request.
+    // The connection that was used last still serves requests.
     let mut last = idle.pop().unwrap();
     last.write_all(request.as_bytes()).await.unwrap();
     let said = rest_of(last).await;
@@ -88,13 +88,13 @@ async fn idle_connections_make_room_for_probes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_listener_speaks_no_http_2() {
+async fn the_listener_does_not_speak_http_2() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     let stream = connect(&worker, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     let said = rest_of(stream).await;
     assert!(!said.contains("200"), "{said}");
-    // A client that sends nothing more after its headers is answered all the same.
+    // A client that sends no body after its headers gets a response.
     let post = "GET /livez HTTP/1.1\r\nHost: w\r\nContent-Length: 100000\r\n\r\n";
     let mut stream = connect(&worker, post).await;
     let mut answer = [0; 15];

@@ -1,5 +1,6 @@
-//! What settles a job: outcomes on record, answers that fit their request, and never what a header says.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! The evidence that settles a job: recorded outcomes and replies that match their request, but
+//! never a header.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::{
     },
 };
 
-/// A capture of HKD 100, as a worker records it.
+/// A recorded capture of HKD 100, in the form that a worker writes.
 const CAPTURED: &str =
     "HKD:100\ncaptured\n{\"captured\":{\"code\":\"SUCCESS\",\"capture_id\":\"recorded\"}}";
 
@@ -30,23 +31,23 @@ async fn shop_with_redis() -> (Shop, PrivateRedis) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_in_doubt_is_settled_by_what_was_recorded_meanwhile() {
+async fn an_outcome_recorded_meanwhile_settles_an_attempt_in_doubt() {
     let (shop, redis) = shop_with_redis().await;
     let shop = shop.set("RETRY__SCHEDULE", "1h");
     let _worker = shop.worker().await;
     shop.script("p", json!([{"answer": "no_answer", "delay_ms": 700}]));
     shop.publish(&job("c", "p", 100)).await;
     let begun = async || has(&redis, &shop.key("{p}:sent:c"));
-    eventually("the capture is under way", LIMIT, begun).await;
+    eventually("the capture is in progress", LIMIT, begun).await;
     redis.cmd(&["SET", &shop.key("{p}:known:c"), CAPTURED]).unwrap();
     let result = shop.ends_as("c", "CAPTURED", None).await;
     assert_eq!((&result["captureId"], &result["evidence"]), (&json!("recorded"), &json!("record")));
     assert_eq!(shop.posts("p", "c"), 1);
-    assert!(!has(&redis, &shop.key("{p}:hold")), "its hold ends with it");
+    assert!(!has(&redis, &shop.key("{p}:hold")), "the in-doubt block ends with the outcome");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_finds_its_outcome_on_record_ends_its_hold() {
+async fn finding_a_recorded_outcome_ends_the_in_doubt_block() {
     let (shop, redis) = shop_with_redis().await;
     let hold = format!("{:032}c", 0);
     redis.cmd(&["SET", &shop.key("{p}:hold"), &hold, "PX", "600000"]).unwrap();
@@ -59,7 +60,7 @@ async fn whoever_finds_its_outcome_on_record_ends_its_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_failure_is_none_and_a_stale_capture_is_one() {
+async fn a_stale_capture_is_evidence_and_a_stale_failure_is_not() {
     for way in ["stale", "odd_time"] {
         let shop = Shop::open().await;
         let worker = shop.worker().await;
@@ -72,14 +73,14 @@ async fn a_stale_failure_is_none_and_a_stale_capture_is_one() {
         shop.script("q", json!([{"answer": way}]));
         shop.publish(&job("d", "q", 1001)).await;
         shop.ends_as("d", "FAILED", Some("limit")).await;
-        assert_eq!(shop.posts("q", "d"), 2, "{way}: the first is no verdict");
+        assert_eq!(shop.posts("q", "d"), 2, "{way}: the first reply is no verdict");
         assert!(worker.process.stderr().contains("check NTP"), "{}", worker.process.describe());
     }
 }
 
-/// A publisher may write any header; none of them makes a verdict of the gateway.
+/// A publisher may write any header. None of them counts as a verdict of the gateway.
 #[tokio::test(flavor = "multi_thread")]
-async fn forged_headers_choose_the_first_call_and_nothing_else() {
+async fn forged_headers_only_choose_the_first_call() {
     let shop = Shop::open().await;
     let _worker = shop.worker().await;
     for (id, code, status) in [
@@ -104,9 +105,10 @@ async fn forged_headers_choose_the_first_call_and_nothing_else() {
     assert_eq!(shop.lie(Class::Access).await, 0);
 }
 
-/// The refusal that closes an id is kept where only workers write, also for a copy that carries no header.
+/// Redis keeps the refusal that ends an id, where only workers write, so that it also counts for a
+/// copy without headers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_of_a_sent_id_is_kept_in_redis_and_closes_it() {
+async fn a_refusal_of_a_sent_id_is_kept_in_redis_and_ends_the_id() {
     let (shop, redis) = shop_with_redis().await;
     let _worker = shop.worker().await;
     shop.sandbox_has_seen("p").await;

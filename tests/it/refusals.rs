@@ -1,6 +1,6 @@
-//! What the broker refuses: a permission that is missing, an exchange that is gone, a subscriber whose queue is full. None
-//! of it is charged to jobs.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! Refusals of the broker: a missing permission, a missing exchange, a full queue of a subscriber.
+//! None of them uses attempts or returns of jobs.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::net::TcpListener;
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// A user that may not configure, and else what these patterns allow.
+/// A test environment with a user without configure permission and with these patterns.
 async fn user(rabbit: &PrivateRabbit, shop: Shop, write: &str, read: &str) -> Shop {
     let name = format!("user-{}", shop.prefix);
     rabbit.ctl(&["add_user", &name, "secret"]).await.unwrap();
@@ -46,7 +46,7 @@ fn check(shop: &Shop) -> (Option<i32>, String) {
 }
 
 async fn says_not_ready(worker: &crate::shop::Worker, why: &str) {
-    eventually(&format!("readyz says {why}"), LIMIT, async || {
+    eventually(&format!("readyz shows {why}"), LIMIT, async || {
         http::get(&worker.url, "/readyz")
             .await
             .err()
@@ -55,7 +55,7 @@ async fn says_not_ready(worker: &crate::shop::Worker, why: &str) {
     .await;
 }
 
-/// How often jobs came back to the broker is counted on those that wait in the queue.
+/// The counts of returns of the jobs in the queue.
 async fn returns(shop: &Shop) -> Vec<String> {
     let jobs = shop.broker.peek_queue(&format!("{}.jobs", shop.prefix)).await.unwrap();
     let count = |job: &Letter| job.header("x-delivery-count").unwrap_or_else(|| "0".into());
@@ -63,7 +63,7 @@ async fn returns(shop: &Shop) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_permission_on_results_pauses_and_uses_no_job_up() {
+async fn a_missing_permission_on_results_pauses_consumption() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await.set("BROKER__PREFETCH", "3");
     let shop = user(rabbit, shop, "wait|dead", "jobs").await;
@@ -73,18 +73,18 @@ async fn a_missing_permission_on_results_pauses_and_uses_no_job_up() {
     let worker = shop.start_worker().await;
     let exchange = format!("{}.results", shop.prefix);
     says_not_ready(&worker, &exchange).await;
-    // In hand are those that were taken before; the others lie in the queue, untouched.
+    // The jobs delivered before the pause are in hand. The others stay in the queue unchanged.
     eventually("consumption has paused", LIMIT, async || {
-        worker.process.stderr().contains("consumption pauses")
+        worker.process.stderr().contains("consumption paused")
     })
     .await;
     let untouched = returns(&shop).await;
     assert!(untouched.len() >= 5 && untouched.iter().all(|count| count == "0"), "{untouched:?}");
     let captured_before = shop.sandbox.ledger()["captures"].as_array().unwrap().len();
     let lines = |of: &str| worker.process.stderr().matches(of).count();
-    // The client's own line, of each try.
-    eventually("it tries again", LIMIT, async || lines("Channel closed") >= 4).await;
-    assert_eq!(lines("publishing is refused"), 1, "the reason is said once");
+    // The client library logs this line at each attempt.
+    eventually("the worker tries again", LIMIT, async || lines("Channel closed") >= 4).await;
+    assert_eq!(lines("publishing refused"), 1, "the reason is logged once");
     assert_eq!(shop.results.all().len(), 0);
     assert_eq!(shop.sandbox.ledger()["captures"].as_array().unwrap().len(), captured_before);
     allow(rabbit, &shop, "wait|dead|results", "jobs").await;
@@ -94,13 +94,13 @@ async fn a_missing_permission_on_results_pauses_and_uses_no_job_up() {
         assert_eq!(shop.posts(&format!("p-{n}"), &format!("c-{n}")), 1);
     }
     let log = worker.process.stderr();
-    assert_eq!(log.matches("the broker's session is open").count(), 1, "no session was lost");
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert_eq!(log.matches("broker session opened").count(), 1, "no session was lost");
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     shop.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_permission_to_bury_or_to_wait_holds_the_job() {
+async fn without_permission_on_dead_or_wait_the_job_stays_in_hand() {
     let rabbit = shared_rabbit().await.unwrap();
     for (missing, kept, payment) in
         [("dead", "wait|results", "sim-RISK_REJECT-1"), ("wait", "dead|results", "sim-http-500-1")]
@@ -118,13 +118,13 @@ async fn a_missing_permission_to_bury_or_to_wait_holds_the_job() {
             shop.ends_as("c", "CAPTURED", None).await;
         }
         let log = worker.process.stderr();
-        assert_eq!(log.matches("the broker's session is open").count(), 1, "{missing}: {log}");
+        assert_eq!(log.matches("broker session opened").count(), 1, "{missing}: {log}");
     }
 }
 
-/// Other publishes of the same batch, and of the same channel, are not harmed by one that is refused.
+/// A refused publish does not affect the other publishes of its batch and its channel.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_exchange_keeps_nothing_from_the_others() {
+async fn a_refused_exchange_does_not_affect_the_others() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await.set("BROKER__PREFETCH", "200");
     let shop = user(rabbit, shop, "wait|results", "jobs").await;
@@ -134,8 +134,8 @@ async fn a_refused_exchange_keeps_nothing_from_the_others() {
     }
     let worker = shop.start_worker().await;
     says_not_ready(&worker, &format!("{}.dead", shop.prefix)).await;
-    // What is in hand and was captured is told.
-    eventually("captures are told", LIMIT, async || {
+    // Jobs in hand that were captured have their results.
+    eventually("the captures have results", LIMIT, async || {
         let ledger = shop.sandbox.ledger()["captures"].as_array().unwrap().len();
         let told = shop.results.all();
         told.iter().filter(|result| result.routing_key == "captured").count() == ledger
@@ -147,12 +147,12 @@ async fn a_refused_exchange_keeps_nothing_from_the_others() {
         shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
         shop.ends_as(&format!("r-{n}"), "FAILED", Some("risk")).await;
     }
-    assert_eq!(shop.dead(Class::Risk, 60).await.len(), 60, "each of them once");
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert_eq!(shop.dead(Class::Risk, 60).await.len(), 60, "each dead letter once");
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exchange_that_is_gone_is_declared_again_or_waited_for() {
+async fn a_deleted_exchange_is_declared_again_or_waited_for() {
     let delete = async |shop: &Shop| {
         let channel = shop.broker.channel().await.unwrap();
         let results = format!("{}.results", shop.prefix);
@@ -165,10 +165,10 @@ async fn an_exchange_that_is_gone_is_declared_again_or_waited_for() {
     shop.publish(&job("c", "p", 100)).await;
     eventually("the job is acked", LIMIT, async || {
         let log = worker.process.stderr();
-        log.contains("publishing is accepted again") && shop.queued().await.is_empty()
+        log.contains("publishing accepted again") && shop.queued().await.is_empty()
     })
     .await;
-    assert_eq!(worker.process.stderr().matches("the broker's session is open").count(), 1);
+    assert_eq!(worker.process.stderr().matches("broker session opened").count(), 1);
 
     let shop = Shop::open().await.declare().await.set("BROKER__TOPOLOGY", "none");
     let worker = shop.worker().await;
@@ -180,7 +180,8 @@ async fn an_exchange_that_is_gone_is_declared_again_or_waited_for() {
     worker.becomes_ready().await;
 }
 
-/// A worker that drains meanwhile leaves its jobs to the wait queues: no return is counted.
+/// A worker that drains meanwhile publishes its jobs to the wait queues, so that no return is
+/// counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_while_results_are_refused_returns_no_job() {
     let rabbit = shared_rabbit().await.unwrap();
@@ -204,7 +205,7 @@ async fn a_drain_while_results_are_refused_returns_no_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_proves_each_right_and_leaves_no_message() {
+async fn check_verifies_each_permission_and_leaves_no_message() {
     let rabbit = shared_rabbit().await.unwrap();
     let shop = Shop::open().await.declare().await;
     shop.publish(&job("c", "p", 100)).await;
@@ -224,10 +225,10 @@ async fn check_proves_each_right_and_leaves_no_message() {
     }
     assert_eq!(shop.queued().await, [("jobs".to_owned(), 1)].into());
     assert_eq!(shop.results.all().len(), 0);
-    assert_eq!(returns(&shop).await, ["0"], "and takes none");
+    assert_eq!(returns(&shop).await, ["0"], "check consumes no message");
 }
 
-/// A queue of a subscriber that takes so many results and refuses the others.
+/// A subscriber's queue that accepts this many results and refuses the others.
 async fn bounded_subscriber(shop: &Shop, length: i32) -> String {
     let channel = shop.broker.channel().await.unwrap();
     let queue = format!("{}.reports", shop.prefix);
@@ -254,7 +255,7 @@ async fn delete_queue(shop: &Shop, queue: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_of_one_subscriber_stops_no_capture() {
     let shop = Shop::open().await.declare().await.set("BROKER__PREFETCH", "8");
-    // Jobs that wait for their results are older than this when they can tell them.
+    // Jobs whose results are refused are older than this when the results can be published.
     let shop = shop.set("RETRY__MAX_AGE", "1s").set("RETRY__SCHEDULE", "500ms,2s");
     let queue = bounded_subscriber(&shop, 2).await;
     let _worker = shop.worker().await;
@@ -264,7 +265,7 @@ async fn a_full_queue_of_one_subscriber_stops_no_capture() {
             shop.publish(&job(&format!("r-{n}"), &format!("sim-RISK_REJECT-{n}"), 100)).await;
         }
     }
-    eventually("all are captured", LIMIT, async || {
+    eventually("all jobs are captured", LIMIT, async || {
         shop.sandbox.ledger()["captures"].as_array().unwrap().len() == 40
     })
     .await;
@@ -272,19 +273,19 @@ async fn a_full_queue_of_one_subscriber_stops_no_capture() {
         let queued = shop.queued().await;
         (queued.get("wait.2s").copied().unwrap_or_default() > 30).then_some(queued)
     };
-    let queued = eventually("jobs wait for their results", LIMIT, waiting).await;
+    let queued = eventually("jobs wait to publish their results", LIMIT, waiting).await;
     assert!(queued.get("dead.risk").copied().unwrap_or_default() <= 2, "{queued:?}");
     let peeked = shop.broker.peek_queue(&format!("{}.wait.2s", shop.prefix)).await.unwrap();
     for job in &peeked {
         assert_eq!(job.header("x-capture-sent").as_deref(), Some("true"));
-        assert_eq!(job.header("x-capture-attempt").as_deref(), Some("0"), "no attempt is spent");
+        assert_eq!(job.header("x-capture-attempt").as_deref(), Some("0"), "no attempt is used");
     }
     delete_queue(&shop, &queue).await;
     let told = |id: String, status: &str| {
         let results = shop.results_now(&id);
         results.last().is_some_and(|result| result["status"] == status)
     };
-    eventually("all are told, and acked", LIMIT, async || {
+    eventually("all jobs have results and are acked", LIMIT, async || {
         let all = (0..40).all(|n| told(format!("c-{n}"), "CAPTURED"));
         all && shop.queued().await == [("dead.risk".to_owned(), 10)].into()
     })
@@ -297,9 +298,10 @@ async fn a_full_queue_of_one_subscriber_stops_no_capture() {
     shop.assert_clean_books();
 }
 
-/// Other subscribers may have acted on the failure: the publisher may have sent a new id by now.
+/// Other subscribers may have received the failure, and the publisher may have sent a new id
+/// meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_whose_result_was_refused_captures_no_more() {
+async fn a_failed_job_whose_result_was_refused_never_captures() {
     let shop = Shop::open().await.declare().await.set("RETRY__SCHEDULE", "300ms,600ms");
     let real = shop.settings["GATEWAY__BASE_URL"].clone();
     let queue = bounded_subscriber(&shop, 0).await;
@@ -309,14 +311,14 @@ async fn a_failure_whose_result_was_refused_captures_no_more() {
     let shop = shop.set("GATEWAY__BASE_URL", &address).set("BREAKER__FAILURES", "1000");
     let mut worker = shop.worker().await;
     shop.publish(&job("c", "p", 100)).await;
-    let refused = || worker.process.stderr().contains("the result was refused, job waits");
-    eventually("its failure was refused", LIMIT, async || refused()).await;
+    let refused = || worker.process.stderr().contains("result refused by the broker: job waits");
+    eventually("the result was refused", LIMIT, async || refused()).await;
     assert_eq!(worker.drain().await, Some(0));
-    // The network is mended, and the job comes back.
+    // The network works again, and the job comes back.
     let shop = shop.set("GATEWAY__BASE_URL", &real);
     let _next = shop.worker().await;
     let settled = async || shop.queued().await.keys().any(|queue| queue.starts_with("wait"));
-    eventually("it waits again", LIMIT, settled).await;
+    eventually("the job waits again", LIMIT, settled).await;
     delete_queue(&shop, &queue).await;
     shop.dead(Class::Unreachable, 1).await;
     let results = shop.results_now("c");
@@ -325,7 +327,7 @@ async fn a_failure_whose_result_was_refused_captures_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_priority_reaches_no_wait_queue_and_comes_back_with_the_result() {
+async fn a_priority_is_kept_in_a_header_while_the_job_waits() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "1s,1500ms,2s");
     let _worker = shop.worker().await;
     shop.script("p", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": 2}]));
@@ -343,7 +345,7 @@ async fn a_priority_reaches_no_wait_queue_and_comes_back_with_the_result() {
     }
     for delay in ["1s", "1500ms"] {
         let queue = format!("{}.wait.{delay}", shop.prefix);
-        let waiting = eventually(&format!("it waits in {queue}"), LIMIT, async || {
+        let waiting = eventually(&format!("the job waits in {queue}"), LIMIT, async || {
             let waiting = shop.broker.peek_queue(&queue).await.unwrap();
             (!waiting.is_empty()).then_some(waiting)
         })
@@ -362,9 +364,9 @@ async fn a_priority_reaches_no_wait_queue_and_comes_back_with_the_result() {
     assert_eq!(dead[0].header("x-capture-priority").as_deref(), Some("9"));
 }
 
-/// RabbitMQ 3.x reads `x-death` from what a publisher wrote, and drops what would go where it seems to have been.
+/// RabbitMQ 3.x trusts a publisher's `x-death`, and drops a message that seems to be in a cycle.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_with_a_forged_death_is_never_dropped() {
+async fn a_job_with_a_forged_x_death_is_never_dropped() {
     let shop = Shop::open().await.set("RETRY__DEFER_SCHEDULE", "100ms,30s");
     let shop = shop.set("GATEWAY__TIMEOUT", "15s");
     let mut worker = shop.worker().await;
@@ -379,12 +381,12 @@ async fn a_job_with_a_forged_death_is_never_dropped() {
     shop.script("p", json!([{"answer": "hang", "executes": false, "times": "forever"}]));
     shop.publish_with(&job("c", "p", 100), headers([("x-death", AMQPValue::FieldArray(deaths))]))
         .await;
-    eventually("its capture hangs", LIMIT, async || shop.posts("p", "c") == 1).await;
+    eventually("the capture hangs", LIMIT, async || shop.posts("p", "c") == 1).await;
     worker.process.kill9();
     let jobs = format!("{}.jobs", shop.prefix);
     let poison = format!("{}.dead.poison", shop.prefix);
-    // Consumers die of it until the broker gives it up.
-    eventually("the broker gives it up", LIMIT, async || {
+    // The job kills its consumers until the broker dead-letters it.
+    eventually("the broker dead-letters the job", LIMIT, async || {
         shop.broker.peek_queue(&jobs).await.unwrap();
         shop.broker.queue_depth(&poison).await.unwrap() == Some(1)
     })

@@ -1,4 +1,5 @@
-//! Replaying and discarding dead letters: by the policy of their class, twice, by two at once, and across crashes.
+//! Replay and discard of dead letters: by the policy of their class, repeatedly, by two operators
+//! at once, and across crashes.
 
 use std::time::Duration;
 
@@ -20,10 +21,10 @@ use crate::{
 pub(crate) const NOW: Duration = Duration::ZERO;
 
 impl Shop {
-    /// How many letters of a class are ready in its queue.
+    /// The number of ready dead letters of a class.
     pub(crate) async fn lie(&self, class: Class) -> u32 {
         let queue = format!("{}.dead.{class}", self.prefix);
-        self.broker.queue_depth(&queue).await.expect("a look").unwrap_or_default()
+        self.broker.queue_depth(&queue).await.expect("a size").unwrap_or_default()
     }
 
     pub(crate) async fn audit(&self, filter: &[&str]) -> Vec<Value> {
@@ -32,17 +33,18 @@ impl Shop {
         records.as_array().cloned().expect("an array")
     }
 
-    /// A job that the gateway refuses once, for good, and its letter.
+    /// Publishes a job that the gateway finally refuses, and waits for its dead letter.
     async fn refused(&self, code: &str, class: Class, id: &str) {
         self.script(&format!("p-{id}"), json!([{"answer": {"code": code}}]));
         self.publish(&job(id, &format!("p-{id}"), 100)).await;
         let status = if class == Class::Conflict { "IN_DOUBT" } else { "FAILED" };
         self.ends_as(id, status, Some(class.name())).await;
-        eventually("its letter lies there", LIMIT, async || self.lie(class).await > 0).await;
+        eventually("its dead letter exists", LIMIT, async || self.lie(class).await > 0).await;
     }
 }
 
-/// A verdict of every class, replayed: a fresh id is captured, and what may never go is refused with the alternative.
+/// Replays a verdict of every class. A fresh id is captured. A class that is never replayed is
+/// refused with an alternative.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verdict_is_replayed_with_the_one_fresh_id_or_never() {
     let shop = Shop::open().await;
@@ -94,7 +96,7 @@ async fn a_verdict_is_replayed_with_the_one_fresh_id_or_never() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_no_verdict_is_replayed_with_its_own_id_or_bytes() {
+async fn a_dead_letter_without_verdict_is_replayed_with_the_same_id() {
     let shop = Shop::open().await.declare().await;
     for payment in ["p-1", "p-4"] {
         shop.sandbox_has_seen(payment).await;
@@ -110,7 +112,8 @@ async fn what_has_no_verdict_is_replayed_with_its_own_id_or_bytes() {
         ("x-capture-attempt", AMQPValue::LongInt(3)),
     ]);
     shop.bury(Class::Poison, &job("killer", "p-4", 100), counted).await;
-    let expired = br#"{"captureRequestId":"late","paymentId":"p-5","amount":{"currency":"HKD","value":"1.00"},"expiresAt":"2026-01-01T00:00:00Z"}"#;
+    let expired = br#"{"captureRequestId":"late","paymentId":"p-5",
+        "amount":{"currency":"HKD","value":"1.00"},"expiresAt":"2026-01-01T00:00:00Z"}"#;
     shop.bury(Class::Expired, expired, written("", false, NOW)).await;
     let (exit, document) = shop.told_json(&["dead", "replay", "--all", "--yes"]).await;
     assert_eq!(
@@ -130,7 +133,7 @@ async fn what_has_no_verdict_is_replayed_with_its_own_id_or_bytes() {
         .await;
     assert_eq!(exit, Some(0));
 
-    let jobs = shop.broker.peek_queue(&format!("{}.jobs", shop.prefix)).await.expect("a look");
+    let jobs = shop.broker.peek_queue(&format!("{}.jobs", shop.prefix)).await.expect("a size");
     assert_eq!(jobs.len(), 6);
     for sent in &jobs {
         assert_eq!(sent.header("x-capture-replays").as_deref(), Some("1"));
@@ -156,9 +159,10 @@ async fn what_has_no_verdict_is_replayed_with_its_own_id_or_bytes() {
     shop.ends_as("mal", "FAILED", Some("malformed")).await;
 }
 
-/// Copies of one letter, some of which were replayed before, have one child; and what two operators do at once is done once.
+/// Copies of one dead letter, some of which were replayed before, have one child. What two
+/// operators do at once is done once.
 #[tokio::test(flavor = "multi_thread")]
-async fn replaying_twice_and_by_two_at_once_captures_once() {
+async fn repeated_and_concurrent_replays_capture_once() {
     const PARENTS: usize = 15;
     let shop = Shop::open().await.declare().await;
     for n in 0..PARENTS {
@@ -177,10 +181,10 @@ async fn replaying_twice_and_by_two_at_once_captures_once() {
     let replay = ["dead", "replay", "--class", "risk", "--yes"];
     let (one, other) = tokio::join!(shop.told_json(&replay), shop.told_json(&replay));
     let sent = [&one, &other].map(|(_, document)| document["sent"].as_u64().expect("a count"));
-    // While a child is captured, copies of its parent are refused; what is left goes the next time.
+    // While a child is captured, copies of its parent are refused. The next replay takes the rest.
     let left = shop.lie(Class::Risk).await;
     assert_eq!(sent.iter().sum::<u64>() + u64::from(left), 4 * 15, "{one:?} {other:?}");
-    eventually("all letters are gone", LIMIT, async || {
+    eventually("all dead letters are gone", LIMIT, async || {
         shop.told_json(&replay).await;
         shop.lie(Class::Risk).await == 0
     })
@@ -194,8 +198,8 @@ async fn replaying_twice_and_by_two_at_once_captures_once() {
     shop.assert_clean_books();
 }
 
-/// Killed after the broker had the job and before it was told that the letter may go: the letter stays, and its next replay
-/// is the same job again.
+/// The command is killed after the broker has the job and before the dead letter is acked. The dead
+/// letter stays, and its next replay publishes the same job again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_between_publish_and_ack_captures_once() {
     const LETTERS: u32 = 40;
@@ -207,7 +211,7 @@ async fn a_kill_between_publish_and_ack_captures_once() {
         Proxy::to(port.and_then(|port| port.parse().ok()).expect("a port")).await.expect("a proxy");
     let jobs = format!("{}.jobs", shop.prefix);
     let mut parents = 0;
-    // The window is wide on a slow link, and yet a kill may miss it.
+    // The slow connection makes this window long, but a kill may still miss it.
     let mut hits = 0;
     for round in 0..20 {
         for n in 0..LETTERS {
@@ -221,45 +225,46 @@ async fn a_kill_between_publish_and_ack_captures_once() {
             .await;
             parents += 1;
         }
-        let before = shop.broker.queue_depth(&jobs).await.expect("a look").unwrap_or_default();
+        let before = shop.broker.queue_depth(&jobs).await.expect("a size").unwrap_or_default();
         let lay = shop.lie(Class::Risk).await;
         let mut program = shop.program(&["dead", "replay", "--all", "--yes"]);
         program.env("CAPTURE__BROKER__URL", slow.url(&rabbit.url()));
         program.env("CAPTURE__BROKER__TOPOLOGY", "none");
-        let mut killed = Process::spawn(program).expect("it starts");
+        let mut killed = Process::spawn(program).expect("a process");
         slow.throttle(Some(40_000));
         let published = async || {
-            shop.broker.queue_depth(&jobs).await.expect("a look").unwrap_or_default() > before + 2
+            shop.broker.queue_depth(&jobs).await.expect("a size").unwrap_or_default() > before + 2
         };
-        eventually("some are published", LIMIT, published).await;
+        eventually("some jobs are published", LIMIT, published).await;
         killed.kill9();
         slow.throttle(None);
         slow.cut();
         let settled = within(LIMIT, async || {
-            let sent = shop.broker.queue_depth(&jobs).await.expect("a look")? - before;
+            let sent = shop.broker.queue_depth(&jobs).await.expect("a size")? - before;
             let lie = shop.lie(Class::Risk).await;
             (lie + sent).checked_sub(lay)
         });
-        hits += settled.await.expect("the letters are back");
+        hits += settled.await.expect("the dead letters are back");
         if hits > 0 {
             break;
         }
     }
     assert!(hits > 0, "no kill met the window between publish and ack");
     let _worker = shop.worker().await;
-    eventually("all letters are gone", LIMIT, async || {
+    eventually("all dead letters are gone", LIMIT, async || {
         shop.told_json(&["dead", "replay", "--all", "--yes"]).await;
         shop.lie(Class::Risk).await == 0
     })
     .await;
     let captured = async || shop.sandbox.ledger()["captures"].as_array().map(Vec::len);
     eventually("each child is captured", LIMIT, async || captured().await == Some(parents)).await;
-    eventually("nothing is left", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
     assert_eq!(captured().await, Some(parents));
     shop.assert_clean_books();
 }
 
-/// The verdict was an `F`, and the money moved all the same: no fresh id, and the publisher hears of the capture.
+/// The verdict was an `F`, but the money moved. There is no fresh id, and a result reports the
+/// capture.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parent_that_captured_is_settled_and_has_no_child() {
     let shop = Shop::open().await;
@@ -276,10 +281,10 @@ async fn a_parent_that_captured_is_settled_and_has_no_child() {
     let (exit, done) = shop.told_json(&["dead", "replay", "--id", "c"]).await;
     assert_eq!((exit, &done["settled"], &done["sent"]), (Some(0), &json!(1), &json!(0)));
     let told = async || shop.results_now("c").iter().any(|result| result["status"] == "CAPTURED");
-    eventually("the publisher is told", LIMIT, told).await;
+    eventually("the publisher has the result", LIMIT, told).await;
     assert_eq!((shop.lie(Class::Provider).await, shop.posts("p", &fresh_id("c"))), (0, 0));
     assert_eq!(shop.audit(&["--action", "settle"]).await.len(), 1);
-    // And from now on every copy is.
+    // From now on, every copy ends as captured.
     shop.publish(&job("c", "p", 100)).await;
     eventually("a copy is captured too", LIMIT, async || {
         shop.results_now("c").iter().filter(|result| result["status"] == "CAPTURED").count() == 2
@@ -287,7 +292,8 @@ async fn a_parent_that_captured_is_settled_and_has_no_child() {
     .await;
 }
 
-/// A copy of the parent that waits somewhere must not capture once the child may: the replay closes the parent.
+/// A copy of the parent that still waits must not capture after the child may: the replay records
+/// the parent as failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_a_replaced_parent_captures_nothing() {
     let shop = Shop::open().await.declare().await;
@@ -308,7 +314,7 @@ async fn a_copy_of_a_replaced_parent_captures_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_fresh_id_goes_without_evidence_signature_or_lease() {
+async fn a_fresh_id_needs_evidence_a_signature_and_the_lease() {
     let shop = Shop::open().await.declare().await;
     let refused = async |reason: &str| {
         let (exit, done) = shop.told_json(&["dead", "replay", "--class", "risk"]).await;
@@ -326,7 +332,7 @@ async fn no_fresh_id_goes_without_evidence_signature_or_lease() {
     shop.script("p", json!([{"answer": {"code": "CAPTURE_IN_PROCESS"}, "inquiries": 100}]));
     shop.publish(&job("c", "p", 100)).await;
     let mut worker = shop.worker().await;
-    eventually("it is in process", LIMIT, async || shop.posts("p", "c") > 0).await;
+    eventually("the capture is in process", LIMIT, async || shop.posts("p", "c") > 0).await;
     assert_eq!(worker.drain().await, Some(0));
     let (exit, done) = shop.told_json(&["dead", "replay", "--class", "risk"]).await;
     assert_eq!((exit, &done["sent"]), (Some(1), &json!(0)), "in doubt: {done}");
@@ -338,7 +344,7 @@ async fn no_fresh_id_goes_without_evidence_signature_or_lease() {
 }
 
 impl Shop {
-    /// The gateway knows a payment, and no capture of it.
+    /// Makes the gateway know a payment without captures.
     pub(crate) async fn sandbox_has_seen(&self, payment: &str) {
         let authorize = json!({"authorized": {"currency": "HKD", "value": "1000"}});
         let path = format!("/sandbox/payments/{payment}");

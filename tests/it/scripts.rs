@@ -1,5 +1,6 @@
-//! The lease scripts against the model's functions: random operations on a real Redis and on `tests/model/redis.rs` must
-//! give the same answers and leave the same keys. What the model proves about its functions holds for the scripts then.
+//! Compares the lease scripts with the model's functions. Random operations on a real Redis and on
+//! `tests/model/redis.rs` must return the same replies and leave the same keys. So what the model
+//! proves about its functions holds for the scripts too.
 
 #[path = "../model/redis.rs"]
 mod model;
@@ -9,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use self::model::{Asked, Claim, Fate, Mode, NOBODY, Record, Redis, Renewed, Tells, Token};
 use crate::support::servers::{Persistence, PrivateRedis, Reply};
 
-/// Rounds, each from an empty Redis, and operations in each.
+/// The number of rounds. Each begins with an empty Redis.
 const ROUNDS: u64 = 100;
 const OPERATIONS: usize = 100;
 const TOKENS: u8 = 5;
@@ -32,7 +33,7 @@ const HAND_OVER: &str = concat!(
     include_str!("../../src/lease/hand_over.lua")
 );
 
-/// One list for each key: its value, and a complaint if it never expires.
+/// Returns one list per key: its value, and an error text if it never expires.
 const DUMP: &str = r"
 local found = {}
 for n, key in ipairs(KEYS) do
@@ -48,7 +49,7 @@ end
 return found
 ";
 
-/// One operation.
+/// One operation on Redis and on the model.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Acquire {
@@ -72,11 +73,11 @@ enum Operation {
         next: Claim,
         stays: bool,
     },
-    /// A key's time is over.
+    /// The expiry of a key.
     Expire(Key),
 }
 
-/// A key.
+/// One key of a payment or of an id.
 #[derive(Clone, Copy, Debug)]
 enum Key {
     Lease,
@@ -106,12 +107,13 @@ impl Key {
     }
 }
 
-/// A token in Redis; nobody's is the one that `announce` makes up.
+/// The text of a token in Redis. The token of an ended acquisition is the one that `announce`
+/// writes.
 fn spell(token: Token) -> String {
     if token == NOBODY { "0".repeat(32) } else { format!("{:032x}", u32::from(token.0) + 0xa0) }
 }
 
-/// Different ids may have different lengths.
+/// The text of an id. Different ids may have different lengths.
 fn spell_id(id: u8) -> String {
     "id".repeat(usize::from(id) + 1)
 }
@@ -131,7 +133,7 @@ fn spell_record((amount, fate): Record) -> String {
     format!("{}\n{kind}\n{json}", spell_amount(amount))
 }
 
-/// What a sent marker tells, behind its token.
+/// The text of a sent marker, after its token.
 fn spell_tells(tells: Tells) -> String {
     let denied_at = tells.denied_at.map(|replay| replay.to_string()).unwrap_or_default();
     let refused = tells.refused.map(|(amount, word)| format!("\n{}", spell_refused(amount, word)));
@@ -162,14 +164,14 @@ fn keys_of_id(claim: Claim) -> [String; 3] {
     [Key::Mark(claim.id), Key::Known(claim.id), Key::Replaced(claim.id)].map(Key::name)
 }
 
-/// `src/lease/mod.rs::Leases::call`.
+/// The arguments that `src/lease/mod.rs::Leases::call` passes.
 fn args_of(claim: Claim) -> Vec<String> {
     let mut args = vec![LONG_MS.to_owned(); 5];
     args.extend([spell(claim.token), spell_id(claim.id), spell_amount(claim.amount)]);
     args
 }
 
-/// `src/lease/mod.rs::Leases::release_call`.
+/// The arguments that `src/lease/mod.rs::Leases::release_call` passes.
 fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
     let record = |fate| spell_record((claim.amount, fate));
     let (name, outcome, refused) = match mode {
@@ -216,7 +218,8 @@ fn command(operation: Operation) -> Vec<String> {
     }
 }
 
-/// What `take` says, in the words of the script; whether a hold was there stands for the time that it had left.
+/// The reply of `take` in the form of the script. A flag for an in-doubt block replaces its
+/// remaining time.
 fn said(claim: Claim, taken: Asked) -> Vec<Reply> {
     let reply = |verb: &str, detail: String, marked: bool, hold_left: i64, place: i64| {
         let numbers = [i64::from(marked), hold_left, place].map(Reply::Int);
@@ -238,7 +241,7 @@ fn said(claim: Claim, taken: Asked) -> Vec<Reply> {
     }
 }
 
-/// What `record` says: whether the lease was still its own, and what was on record.
+/// The reply of `record`: whether the lease was still held, and the recorded outcome.
 fn released((mine, found): (bool, Option<Record>)) -> Vec<Reply> {
     let found = found.map(spell_record).unwrap_or_default();
     vec![Reply::Int(i64::from(mine)), Reply::Text(found)]
@@ -278,10 +281,10 @@ fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
     })
 }
 
-/// The time that a hold had left, as one number for any.
+/// Replaces the remaining time of an in-doubt block by a constant.
 fn without_times(reply: Reply) -> Reply {
     let Reply::List(mut items) = reply else { return reply };
-    // A release says no time.
+    // The reply of a release contains no time.
     if items.len() > 2
         && let at = items.len() - 2
         && let Reply::Int(left) = &mut items[at]
@@ -292,7 +295,7 @@ fn without_times(reply: Reply) -> Reply {
     Reply::List(items)
 }
 
-/// What the model expects under a key.
+/// The value of a key that the model expects.
 fn expected(redis: &Redis, key: Key) -> Reply {
     let payment = &redis.payments[0];
     let text = |text: Option<String>| text.map_or(Reply::Nil, Reply::Text);
@@ -353,7 +356,7 @@ fn any_operation(random: &mut StdRng, claims: &[Claim]) -> Operation {
     }
 }
 
-/// Claims as workers make them: a token belongs to one job.
+/// Random claims in which each token belongs to one job, as in workers.
 fn any_claims(random: &mut StdRng) -> Vec<Claim> {
     let claim = |token| Claim {
         payment: 0,
@@ -370,7 +373,7 @@ fn ask(redis: &PrivateRedis, words: &[String]) -> Reply {
     redis.cmd(&words).expect("Redis answers")
 }
 
-/// What is under each key, as [`DUMP`] says it.
+/// The value of each key, as [`DUMP`] returns it.
 fn dump(redis: &PrivateRedis) -> Vec<Reply> {
     let keys: Vec<String> = Key::all().map(Key::name).collect();
     match ask(redis, &words(DUMP, &keys, &[])) {
@@ -380,7 +383,7 @@ fn dump(redis: &PrivateRedis) -> Vec<Reply> {
 }
 
 #[tokio::test]
-async fn the_scripts_do_what_the_model_says() {
+async fn the_scripts_behave_like_the_models_functions() {
     let server = PrivateRedis::start(Persistence::None).await.expect("a Redis");
     for round in 0..ROUNDS {
         let mut random = StdRng::seed_from_u64(SEED + round);

@@ -1,4 +1,4 @@
-//! The private servers, processes and proxies that all other tests stand on.
+//! Tests of the private servers, processes and proxies that all other tests use.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::support::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Neither running nor stopped: no such process, or one that only waits to be reaped.
+/// Whether no process has this id, or only one that waits to be reaped.
 fn is_gone(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
@@ -39,15 +39,15 @@ async fn publish_persistent(broker: &TestBroker, queue: &str, body: &str) {
 }
 
 async fn bodies(broker: &TestBroker, queue: &str) -> Vec<String> {
-    // Right after a start, the queue may have no leader yet.
+    // Directly after a start, the queue may have no leader yet.
     let ready = async || broker.queue_depth(queue).await.ok().flatten();
-    eventually("the queue is there", SOON, ready).await;
-    let letters = broker.drain_queue(queue).await.expect("the queue's letters");
+    eventually("the queue exists", SOON, ready).await;
+    let letters = broker.drain_queue(queue).await.expect("the queue's messages");
     letters.into_iter().map(|letter| String::from_utf8_lossy(&letter.body).into_owned()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_keeps_confirmed_letters_through_kill_and_stop_and_leaves_nothing_running() {
+async fn a_broker_keeps_confirmed_messages_and_leaves_no_process() {
     let mut rabbit = PrivateRabbit::start().await.unwrap();
     let broker = TestBroker::connect(&rabbit.url()).await.unwrap();
     declare_quorum_queue(&broker, "kept").await;
@@ -73,7 +73,7 @@ async fn a_broker_keeps_confirmed_letters_through_kill_and_stop_and_leaves_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_keeps_what_its_persistence_promises_and_leaves_nothing_running() {
+async fn redis_keeps_data_by_its_persistence_and_leaves_no_process() {
     for (persistence, kept) in
         [(Persistence::None, Reply::Nil), (Persistence::Always, Reply::Text("held".into()))]
     {
@@ -93,7 +93,7 @@ async fn redis_keeps_what_its_persistence_promises_and_leaves_nothing_running() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_server_answers_again_when_it_is_resumed() {
+async fn a_paused_server_replies_again_when_it_is_resumed() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     assert_eq!(
         redis.cmd(&["EVAL", "return {1, 'two', false}", "0"]).unwrap(),
@@ -118,7 +118,7 @@ async fn a_paused_server_answers_again_when_it_is_resumed() {
     assert!(tokio::time::timeout(Duration::from_millis(500), connect).await.is_err());
     rabbit.resume().unwrap();
     TestBroker::connect(&url).await.unwrap();
-    // A paused server is killed all the same.
+    // A paused server can be killed too.
     rabbit.pause().unwrap();
     rabbit.kill9();
 }
@@ -143,19 +143,19 @@ async fn the_shared_broker_serves_tests_by_prefix() {
     assert_eq!(all[0].header("x-capture-attempt").as_deref(), Some("1"));
 
     declare_quorum_queue(&broker, "harness.dead.order").await;
-    publish_persistent(&broker, "harness.dead.order", "a letter").await;
+    publish_persistent(&broker, "harness.dead.order", "a message").await;
     let peeked = broker.peek_queue("harness.dead.order").await.unwrap();
     assert_eq!((peeked.len(), peeked[0].redelivered), (1, false));
     let depth = async || broker.queue_depth("harness.dead.order").await.unwrap() == Some(1);
-    eventually("the letter is back", SOON, depth).await;
+    eventually("the message is back", SOON, depth).await;
 
     assert_eq!(broker.queue_depth("harness.dead.none").await.unwrap(), None);
-    // Nobody takes a job where there is no worker's topology.
+    // Without the worker's topology, no queue accepts a job.
     assert!(broker.publish_job("harness", b"{}").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rabbitmqctl_speaks_to_the_private_node_only() {
+async fn rabbitmqctl_reaches_the_private_node_only() {
     let rabbit = shared_rabbit().await.unwrap();
     let listeners = rabbit.ctl(&["status", "--formatter", "json"]).await.unwrap();
     assert!(listeners.contains(&format!("\"port\":{}", rabbit.port())), "{listeners}");
@@ -174,7 +174,7 @@ async fn a_proxy_cuts_refuses_and_freezes() {
     proxy.freeze();
     assert_eq!(ping(&mut client).await, None);
     proxy.thaw();
-    eventually("what was held back passes", SOON, async || {
+    eventually("the bytes that were held back pass", SOON, async || {
         ping(&mut client).await.is_some_and(|answer| answer.starts_with("+PONG"))
     })
     .await;
@@ -197,21 +197,21 @@ async fn a_proxy_cuts_refuses_and_freezes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_throttles_connections_until_told_otherwise() {
+async fn a_proxy_throttles_connections_until_the_limit_is_removed() {
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let proxy = Proxy::to(redis.port()).await.unwrap();
     let mut client = tokio::net::TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();
-    // At a byte a second even the first word of the request is still on its way after a moment.
+    // At one byte per second, even the first word of the request has not arrived after a moment.
     proxy.throttle(Some(1));
     assert_eq!(ping(&mut client).await, None);
     proxy.throttle(None);
-    eventually("what was slow passes", SOON, async || {
+    eventually("the throttled bytes pass", SOON, async || {
         ping(&mut client).await.is_some_and(|answer| answer.starts_with("+PONG"))
     })
     .await;
 }
 
-/// What came back within a moment: `Some("")` from a closed connection, `None` from a silent one.
+/// The reply within a short time: `Some("")` from a closed connection, `None` from a silent one.
 async fn ping(client: &mut tokio::net::TcpStream) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut answer = [0; 64];
@@ -227,7 +227,7 @@ async fn ping(client: &mut tokio::net::TcpStream) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_process_is_watched_signalled_and_ended_with_its_children() {
+async fn a_process_is_watched_signaled_and_killed_with_its_children() {
     let script = "echo ready $$; echo log line >&2; sleep 1000 & echo child $!; \
                   trap 'exit 7' TERM; while :; do sleep 0.05; done";
     let mut process = Process::spawn(command(Path::new("/bin/sh"), &["-c", script])).unwrap();
@@ -239,14 +239,15 @@ async fn a_process_is_watched_signalled_and_ended_with_its_children() {
     assert!(process.wait(Duration::from_millis(10)).await.is_err());
     process.signal(Signal::SIGTERM).unwrap();
     assert_eq!(process.wait(SOON).await.unwrap().code(), Some(7));
-    eventually("the child is gone", SOON, async || is_gone(child)).await;
+    eventually("the child process has ended", SOON, async || is_gone(child)).await;
     assert!(process.line(SOON, |line| (line == "never").then_some(())).await.is_err());
 
     let mut killed = Process::spawn(command(Path::new("/bin/sleep"), &["1000"])).unwrap();
     assert_eq!(killed.kill9().code(), None);
 }
 
-/// Not a rule of its own: the owner that the next test kills. It starts servers, says so, and waits for its death.
+/// Not a separate rule. The next test runs this one as the owner of servers and kills it: it starts
+/// servers, reports them, and waits.
 #[tokio::test]
 async fn as_an_owner_of_servers() {
     let Ok(report) = std::env::var("HARNESS_OWNER_REPORT") else { return };
@@ -264,7 +265,7 @@ async fn servers_and_their_folders_end_when_their_owner_is_killed() {
     let report = folder.path().join("pids.json");
     let itself = std::env::current_exe().unwrap();
     let mut owner = command(&itself, &["--exact", "servers::as_an_owner_of_servers"]);
-    // The owner's folders go here, so that they can be counted.
+    // The owner creates its folders here, so that the test can count them.
     owner.env("HARNESS_OWNER_REPORT", &report).env("TMPDIR", folder.path());
     let mut owner = Process::spawn(owner).unwrap();
     let started = eventually("the servers run", Duration::from_secs(90), async || {
@@ -277,7 +278,7 @@ async fn servers_and_their_folders_end_when_their_owner_is_killed() {
 
     owner.kill9();
     let all_gone = async || pids.iter().copied().all(is_gone);
-    eventually("all servers are gone", SOON, all_gone).await;
+    eventually("all servers have ended", SOON, all_gone).await;
     let no_folder = async || fs::read_dir(folder.path()).unwrap().count() == 1;
-    eventually("their folders are gone", SOON, no_folder).await;
+    eventually("their folders are removed", SOON, no_folder).await;
 }

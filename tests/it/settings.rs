@@ -1,4 +1,4 @@
-//! Settings as the program is given them: what it refuses, and all that it says about it.
+//! The settings of the real program: what it refuses, and which errors it prints.
 
 use std::{fs, path::Path};
 
@@ -8,7 +8,8 @@ use crate::{
     support::{guardian::folder, processes::command},
 };
 
-/// The program with these variables and no others of ours: exit code, and all that it says.
+/// Runs the program with only these settings in its environment, and returns exit code and all
+/// output.
 async fn told(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut program = command(Path::new(PROGRAM), arguments);
     for (name, value) in settings {
@@ -23,7 +24,7 @@ async fn an_empty_capture_config_counts_as_absent() {
     let (code, said) = told(&["run"], &[("CAPTURE_CONFIG", "")]).await;
     assert_eq!(code, Some(64));
     assert!(said.contains("gateway.base_url is missing") && !said.contains("--config"), "{said}");
-    // Who writes the flag means a file.
+    // With the flag, an empty name is a file that does not exist.
     let (code, said) = told(&["run", "--config", ""], &[]).await;
     assert_eq!(code, Some(64));
     assert!(said.contains("No such file"), "{said}");
@@ -35,7 +36,7 @@ async fn an_empty_capture_config_counts_as_absent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_start_tells_bad_values_relations_and_missing_keys() {
+async fn one_start_reports_bad_values_relations_and_missing_keys() {
     let settings = [
         ("CAPTURE__LEASE__TTL", "soon"),
         ("CAPTURE__DRAIN__TIMEOUT", "1s"),

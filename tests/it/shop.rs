@@ -1,6 +1,7 @@
-//! A shop for one test: names of its own at the shared broker, a Redis and a sandbox of its own, and workers as
-//! processes. Nothing is deleted at the broker: 3.10 fails when queues with at-least-once dead-lettering are deleted.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! The environment of one test: its own names at the shared broker, its own Redis and sandbox, and
+//! worker processes. Nothing is deleted at the broker, because 3.10 fails when queues with
+//! at-least-once dead-lettering are deleted.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{
     collections::BTreeMap,
@@ -31,12 +32,12 @@ use crate::support::{
     servers::{Persistence, PrivateRedis, shared_rabbit},
 };
 
-/// Whatever takes longer has failed. Generous: the machine may be busy with other things.
+/// The time limit of every wait. It is generous, because the machine may be busy.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
 
-/// What a test needs besides workers.
+/// Everything that a test needs except workers.
 pub(crate) struct Shop {
     pub(crate) prefix: String,
     pub(crate) broker: TestBroker,
@@ -48,19 +49,19 @@ pub(crate) struct Shop {
     _redis: Option<PrivateRedis>,
 }
 
-/// A running worker.
+/// A running worker process.
 pub(crate) struct Worker {
     pub(crate) process: Process,
     pub(crate) url: String,
 }
 
 impl Shop {
-    /// At the shared broker, with a Redis of its own.
+    /// Uses the shared broker and starts its own Redis.
     pub(crate) async fn open() -> Self {
         Self::open_slow(Duration::ZERO).await
     }
 
-    /// The same, with a gateway that takes its time.
+    /// [`Self::open`] with a gateway of this latency.
     pub(crate) async fn open_slow(latency: Duration) -> Self {
         let redis = PrivateRedis::start(Persistence::None);
         let (rabbit, redis) = tokio::try_join!(shared_rabbit(), redis).unwrap();
@@ -68,14 +69,15 @@ impl Shop {
         Self { _redis: Some(redis), ..shop }
     }
 
-    /// At servers that the test may stop. No worker waits for calls under way: there are none.
+    /// Uses servers that the test may stop. The Redis is recorded as known, so that no worker waits
+    /// for calls in progress.
     pub(crate) async fn open_at(rabbit_url: &str, redis_url: &str, latency: Duration) -> Self {
         let shop = Self::open_at_unnamed(rabbit_url, redis_url, latency).await;
         name_server(redis_url, &shop.owner()).await;
         shop
     }
 
-    /// The same, at a Redis that no worker has named as the one whose leases are good.
+    /// [`Self::open_at`] with a Redis that no worker has recorded as the server of valid leases.
     pub(crate) async fn open_at_unnamed(
         rabbit_url: &str,
         redis_url: &str,
@@ -85,7 +87,7 @@ impl Shop {
         Self::open_with(rabbit_url, redis_url, options).await
     }
 
-    /// The same, with a gateway that behaves so.
+    /// [`Self::open_at_unnamed`] with these options of the gateway.
     pub(crate) async fn open_with(
         rabbit_url: &str,
         redis_url: &str,
@@ -121,7 +123,7 @@ impl Shop {
         Self { prefix, broker, results, sandbox, sandbox_url, settings, _serving, _redis }
     }
 
-    /// After the broker was away: test connections don't come back by themselves.
+    /// Connects to the broker again after an outage. Test connections don't reconnect.
     pub(crate) async fn reconnect(self, rabbit_url: &str) -> Self {
         let broker = TestBroker::connect(rabbit_url).await.unwrap();
         let results = broker.subscribe_results(&self.prefix).await.unwrap();
@@ -132,7 +134,7 @@ impl Shop {
         owner(&self.prefix, &self.settings["GATEWAY__CLIENT_ID"])
     }
 
-    /// A key in Redis: `key("{p}:lease")`, `key("server")`.
+    /// The full name of a key in Redis, such as `key("{p}:lease")` or `key("server")`.
     pub(crate) fn key(&self, name: &str) -> String {
         format!("{}:{name}", self.owner())
     }
@@ -141,13 +143,13 @@ impl Shop {
         self.sandbox_url.rsplit(':').next().unwrap().parse().unwrap()
     }
 
-    /// Another value of a setting: `set("RETRY__SCHEDULE", "1s")`.
+    /// Changes a setting, such as `set("RETRY__SCHEDULE", "1s")`.
     pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// The program with this shop's settings.
+    /// A command of the program with the settings of this environment.
     pub(crate) fn program(&self, arguments: &[&str]) -> std::process::Command {
         let mut program = command(Path::new(PROGRAM), arguments);
         for (key, value) in &self.settings {
@@ -156,7 +158,7 @@ impl Shop {
         program
     }
 
-    /// Declares the names at the broker, as a first worker does, so that jobs can wait for the next one.
+    /// Declares the topology at the broker, so that jobs can wait for the first worker.
     pub(crate) async fn declare(self) -> Self {
         assert_eq!(self.worker().await.drain().await, Some(0));
         self
@@ -169,19 +171,19 @@ impl Shop {
         worker
     }
 
-    /// Starts a worker, ready or not.
+    /// Starts a worker without waiting until it is ready.
     pub(crate) async fn start_worker(&self) -> Worker {
         Self::start(self.program(&["run"])).await
     }
 
-    /// Starts a worker with other settings than this shop's.
+    /// Starts a worker with these additional settings.
     pub(crate) async fn worker_with(&self, settings: &[(&str, &str)]) -> Worker {
         let mut program = self.program(&["run"]);
         program.envs(settings.iter().map(|(key, value)| (format!("CAPTURE__{key}"), value)));
         Self::worker_from(program).await
     }
 
-    /// Starts a worker by this command.
+    /// Starts a worker with this command.
     pub(crate) async fn worker_from(program: std::process::Command) -> Worker {
         let worker = Self::start(program).await;
         worker.becomes_ready().await;
@@ -199,22 +201,22 @@ impl Shop {
         Worker { process, url: format!("http://{address}") }
     }
 
-    /// Publishes bytes, whatever they are.
+    /// Publishes these bytes as a job.
     pub(crate) async fn publish(&self, body: &[u8]) {
         self.broker.publish_job(&self.prefix, body).await.unwrap();
     }
 
-    /// Publishes bytes with headers.
+    /// Publishes these bytes with headers as a job.
     pub(crate) async fn publish_with(&self, body: &[u8], headers: FieldTable) {
         let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
         let exchange = format!("{}.jobs", self.prefix);
         self.broker.publish(&exchange, "shipped", body, properties).await.unwrap();
     }
 
-    /// The dead letters of a class, taken out, once there are so many.
+    /// Waits until a class has this many dead letters, and removes them from the queue.
     pub(crate) async fn dead(&self, class: Class, count: u32) -> Vec<Letter> {
         let queue = format!("{}.dead.{class}", self.prefix);
-        let what = format!("{count} letters in {queue}");
+        let what = format!("{count} dead letters in {queue}");
         eventually(&what, LIMIT, async || {
             self.broker.queue_depth(&queue).await.unwrap() == Some(count)
         })
@@ -222,7 +224,8 @@ impl Shop {
         self.broker.drain_queue(&queue).await.unwrap()
     }
 
-    /// What is ready in the queue of jobs and in those of every class and delay.
+    /// The ready messages of the queue of jobs and of each class and delay, by queue. Empty queues
+    /// are left out.
     pub(crate) async fn queued(&self) -> BTreeMap<String, u32> {
         let classes = Class::ALL.map(|class| format!("dead.{class}"));
         let queues = ["jobs".to_owned()].into_iter().chain(classes);
@@ -238,7 +241,7 @@ impl Shop {
         queued
     }
 
-    /// The results of an id, once there is one.
+    /// Waits for a result of an id, and returns all its results.
     pub(crate) async fn results_of(&self, id: &str) -> Vec<Value> {
         eventually(&format!("a result of {id}"), LIMIT, async || {
             let found = self.results_now(id);
@@ -253,7 +256,7 @@ impl Shop {
         results.filter(|result| result["captureRequestId"] == id).collect()
     }
 
-    /// The one result of an id, which must be this.
+    /// Waits for the only result of an id, which must have this status and class.
     #[track_caller]
     pub(crate) fn ends_as(
         &self,
@@ -278,7 +281,7 @@ impl Shop {
         captures.iter().filter(|capture| capture["captureRequestId"] == id).count()
     }
 
-    /// What the sandbox knows of one id of a payment.
+    /// The state of one id of a payment in the sandbox.
     pub(crate) fn request(&self, payment: &str, id: &str) -> Value {
         let payment = self.sandbox.payment(payment).unwrap_or_default();
         let requests = payment["requests"].as_array().cloned().unwrap_or_default();
@@ -295,7 +298,8 @@ impl Shop {
         self.calls(payment).iter().filter(|(id, ..)| id.is_none()).count()
     }
 
-    /// The calls of a payment, in the order of their answers: which id (none: an inquiry), what it was answered, when.
+    /// The calls of a payment in the order of their replies: the id (`None` for an inquiry), the
+    /// reply, and the time in epoch milliseconds.
     pub(crate) fn calls(&self, payment: &str) -> Vec<(Option<String>, String, i64)> {
         let calls = self.sandbox.calls(Some(payment));
         let call = |call: &Value| {
@@ -305,18 +309,18 @@ impl Shop {
         calls.as_array().unwrap().iter().map(call).collect()
     }
 
-    /// Tells the sandbox what to do with a payment's calls.
+    /// Adds steps to the sandbox's script for a payment.
     pub(crate) fn script(&self, payment: &str, steps: Value) {
         let steps: Vec<Step> = serde_json::from_value(steps).unwrap();
         self.sandbox.add_steps(Some(payment), steps);
     }
 
-    /// Tells the sandbox what to do with every call.
+    /// Adds steps to the sandbox's script for all calls.
     pub(crate) fn script_all(&self, steps: Value) {
         self.sandbox.add_steps(None, serde_json::from_value(steps).unwrap());
     }
 
-    /// Nothing was captured twice, and nothing overlapped.
+    /// Asserts that nothing was captured twice and that no capture calls of a payment overlapped.
     #[track_caller]
     pub(crate) fn assert_clean_books(&self) {
         let ledger = self.sandbox.ledger();
@@ -339,14 +343,14 @@ impl Worker {
         .await;
     }
 
-    /// SIGTERM, and its exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub(crate) async fn drain(&mut self) -> Option<i32> {
         self.process.signal(Signal::SIGTERM).unwrap();
         self.process.wait(LIMIT).await.unwrap().code()
     }
 }
 
-/// A job of HKD.
+/// The body of a job in HKD.
 pub(crate) fn job(id: &str, payment: &str, value: u64) -> Vec<u8> {
     json!({
         "captureRequestId": id,
@@ -357,19 +361,21 @@ pub(crate) fn job(id: &str, payment: &str, value: u64) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A job with the time after which it must not be begun.
+/// The body of a job with `expiresAt`.
 pub(crate) fn job_until(id: &str, payment: &str, until: SystemTime) -> Vec<u8> {
     json!({
         "captureRequestId": id,
         "paymentId": payment,
         "captureAmount": {"currency": "HKD", "value": "100"},
-        "expiresAt": time::OffsetDateTime::from(until).format(&time::format_description::well_known::Rfc3339).unwrap(),
+        "expiresAt": time::OffsetDateTime::from(until)
+            .format(&time::format_description::well_known::Rfc3339)
+            .unwrap(),
     })
     .to_string()
     .into_bytes()
 }
 
-/// A header table of these.
+/// A header table of these entries.
 pub(crate) fn headers<const N: usize>(headers: [(&str, AMQPValue); N]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in headers {

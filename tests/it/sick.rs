@@ -1,7 +1,7 @@
-//! Payments that get no normal answer while others do, and answers that nobody signed: no such payment stops the others,
-//! and no such answer uses jobs up.
+//! Single payments without normal replies must not stop the others, and unsigned replies must not
+//! use the jobs' attempts.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use capture_worker::domain::class::Class;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ async fn metric(worker: &Worker, name: &str) -> u64 {
     value.map_or(0, |value| value.parse().unwrap())
 }
 
-/// Every call about these payments is answered so.
+/// Makes the gateway reply to every call in this way, about one payment or all.
 fn script_calls(shop: &Shop, payment: Option<&str>, answer: &Value) {
     let step = |call| json!({"call": call, "answer": answer, "times": "forever"});
     let steps = json!([step("capture"), step("inquiry")]);
@@ -41,9 +41,9 @@ async fn are_captured(shop: &Shop, name: &str, count: usize) {
     }
 }
 
-/// Its jobs spend their attempts, and end in doubt, although nothing else is called in between.
+/// Its jobs use their attempts and end in doubt, although there are no other calls in between.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_payment_without_normal_answers_never_opens_the_breaker() {
+async fn one_payment_without_normal_replies_never_opens_the_breaker() {
     let shop = Shop::open().await.set("RETRY__SCHEDULE", "50ms,50ms,50ms,50ms,50ms,50ms,50ms");
     for answer in [json!({"http": 403}), json!({"http": 503}), json!("no_answer")] {
         let worker = shop.worker().await;
@@ -51,7 +51,7 @@ async fn one_payment_without_normal_answers_never_opens_the_breaker() {
         let (sick, good) = (format!("sick{name}"), format!("good{name}"));
         script_calls(&shop, Some(&sick), &answer);
         shop.publish(&job(&sick, &sick, 100)).await;
-        eventually("it has failed often", LIMIT, async || shop.posts(&sick, &sick) >= 6).await;
+        eventually("the job has failed often", LIMIT, async || shop.posts(&sick, &sick) >= 6).await;
         publish(&shop, &good, 20).await;
         are_captured(&shop, &good, 20).await;
         shop.ends_as(&sick, "IN_DOUBT", Some("in_doubt")).await;
@@ -59,21 +59,22 @@ async fn one_payment_without_normal_answers_never_opens_the_breaker() {
     }
 }
 
-/// Enough of them to open the breaker: what is known of other payments closes it.
+/// Their failures open the breaker, and a probe of another payment closes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn eleven_sick_payments_of_forty_stop_no_worker() {
+async fn eleven_failing_payments_of_forty_stop_no_worker() {
     forty_with_eleven_sick(&json!({"http": 403}), true).await;
 }
 
-/// An inquiry proves little then: one more failure opens the breaker again, until a capture is answered.
-/// So while there are no other jobs, these spend their attempts slowly, as in an outage.
+/// A successful inquiry proves little in this case: one more failure opens the breaker again, until
+/// a capture has a reply. So while there are no other jobs, these use their attempts slowly, as in
+/// an outage.
 #[tokio::test(flavor = "multi_thread")]
-async fn eleven_payments_whose_captures_alone_fail_stop_no_worker() {
+async fn eleven_payments_whose_captures_only_fail_stop_no_worker() {
     forty_with_eleven_sick(&json!({"http": 503}), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eleven_payments_without_any_answer_stop_no_worker() {
+async fn eleven_payments_without_any_reply_stop_no_worker() {
     forty_with_eleven_sick(&json!("hang"), true).await;
 }
 
@@ -93,7 +94,7 @@ async fn forty_with_eleven_sick(answer: &Value, inquiries_too: bool) {
     let _workers = [shop.worker().await, shop.worker().await];
     are_captured(&shop, "good", 29).await;
     let often = |n| shop.posts(&format!("p-sick-{n}"), &format!("sick-{n}")) > 2;
-    eventually("the sick ones have failed often", LIMIT, async || (0..11).all(often)).await;
+    eventually("the failing ones have failed often", LIMIT, async || (0..11).all(often)).await;
     publish(&shop, "later", 20).await;
     are_captured(&shop, "later", 20).await;
     if inquiries_too {
@@ -102,9 +103,10 @@ async fn forty_with_eleven_sick(answer: &Value, inquiries_too: bool) {
     shop.assert_clean_books();
 }
 
-/// As behind a proxy that strips headers. Inquiries are not signed either, so nothing but the breaker can help.
+/// Behind a proxy that strips headers, inquiries are unsigned too, so only the breaker can protect
+/// the jobs.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_without_a_signature_use_no_jobs_up() {
+async fn replies_without_a_signature_use_no_attempts() {
     const JOBS: usize = 30;
     let shop = Shop::open().await.set("BREAKER__PAUSE", "200ms").set("BREAKER__MAX_PAUSE", "400ms");
     let shop = shop.declare().await;
@@ -118,7 +120,7 @@ async fn answers_without_a_signature_use_no_jobs_up() {
         let calls = calls.as_array().unwrap();
         calls.iter().filter(|call| call["call"] == "inquiryPayment").count()
     };
-    // So long that every job would be at the end of its schedule.
+    // This takes so long that every job would otherwise have used its schedule.
     eventually("probes have failed often", LIMIT, async || inquiries().await >= 12).await;
     shop.sandbox.clear_steps(None);
     are_captured(&shop, "c", JOBS).await;
@@ -136,5 +138,5 @@ async fn an_unsigned_traffic_limit_is_a_throttle_and_no_outage() {
     assert_eq!(metric(&worker, OPENINGS).await, 0);
     let results = shop.results.all();
     let attempts = results.iter().map(|result| result.json().unwrap()["attempts"].as_u64());
-    assert!(attempts.flatten().all(|attempts| attempts == 1), "none is spent on it");
+    assert!(attempts.flatten().all(|attempts| attempts == 1), "a traffic limit used an attempt");
 }

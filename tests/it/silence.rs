@@ -1,5 +1,5 @@
-//! An address of the broker that accepts connections and stays silent.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! A broker address that accepts connections and never replies.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{fs, net::TcpListener};
 
@@ -8,7 +8,7 @@ use crate::{
     support::poll::eventually,
 };
 
-/// The threads by which a process reads from the broker, and its descriptors.
+/// The number of threads with which a process reads from the broker, and of its file descriptors.
 fn held_by(pid: u32) -> (usize, usize) {
     let names = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
     let entries = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().flatten();
@@ -17,7 +17,7 @@ fn held_by(pid: u32) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_stays_silent_costs_neither_threads_nor_descriptors() {
+async fn a_silent_broker_address_leaks_no_threads_or_descriptors() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     for scheme in ["amqp", "amqps"] {
@@ -25,11 +25,11 @@ async fn an_address_that_stays_silent_costs_neither_threads_nor_descriptors() {
         let shop = Shop::open().await.set("BROKER__URL", &url);
         let worker = shop.start_worker().await;
         let log = || worker.process.stderr();
-        let tries = || log().matches("no session with the broker").count();
-        eventually("Redis answers", LIMIT, async || log().contains("Redis answers")).await;
-        // Between two tries nothing is held.
+        let tries = || log().matches("broker session failed to open").count();
+        eventually("Redis answers", LIMIT, async || log().contains("Redis connected")).await;
+        // Between two attempts, nothing stays open.
         let between = async |after: usize| {
-            let what = format!("{scheme}: nothing is held after {after} tries");
+            let what = format!("{scheme}: nothing is open after {after} attempts");
             eventually(&what, LIMIT, async || {
                 let (threads, descriptors) = held_by(worker.process.pid());
                 (tries() >= after && threads == 0).then_some(descriptors)

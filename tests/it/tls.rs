@@ -1,4 +1,5 @@
-//! Broker and Redis behind TLS, each with an authority of its own that nobody else trusts, and each asking for our certificate.
+//! Broker and Redis behind TLS. Each has its own private certificate authority and requires a
+//! client certificate.
 
 use std::{
     fs,
@@ -30,7 +31,7 @@ use crate::{
     },
 };
 
-/// An authority with a certificate for the server and one for us, in files.
+/// A certificate authority with the files of a server certificate and of a client certificate.
 struct Authority {
     folder: Folder,
 }
@@ -63,18 +64,18 @@ impl Authority {
         Self { folder }
     }
 
-    /// For us.
+    /// The path of a file for this process.
     fn ours(&self, name: &str) -> String {
         self.folder.outside(name).display().to_string()
     }
 
-    /// The same for the server, which may live in another root.
+    /// The path of a file for the server, which may run under `chroot`.
     fn theirs(&self, name: &str) -> String {
         self.folder.inside(name).display().to_string()
     }
 }
 
-/// The settings of one section.
+/// Sets the certificate files of one section.
 fn trusting(mut shop: Shop, section: &str, authority: &Authority) -> Shop {
     for (key, file) in [
         ("CA_FILE", "ca.pem"),
@@ -86,14 +87,14 @@ fn trusting(mut shop: Shop, section: &str, authority: &Authority) -> Shop {
     shop
 }
 
-/// A handshake with a gateway that would speak HTTP/2, and the request after it.
+/// A handshake with a gateway that offers HTTP/2, and the request after it.
 struct Handshake {
     offered: Vec<String>,
     agreed: Option<String>,
     request_line: String,
 }
 
-/// A gateway that prefers HTTP/2, for one connection. It answers HTTP 503.
+/// A gateway that prefers HTTP/2, for one connection. It replies with HTTP 503.
 fn gateway_with_http2(authority: &Authority) -> (u16, JoinHandle<Handshake>) {
     let key = PrivateKeyDer::from_pem_file(authority.ours("server.key")).expect("a key");
     let certificate = CertificateDer::from_pem_file(authority.ours("server.pem")).expect("a chain");
@@ -124,14 +125,14 @@ fn gateway_with_http2(authority: &Authority) -> (u16, JoinHandle<Handshake>) {
         let mut request_line = String::new();
         BufReader::new(&mut tls).read_line(&mut request_line).expect("a request");
         tls.write_all(b"HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            .expect("an answer");
+            .expect("a reply");
         Handshake { offered, agreed: tls.conn.alpn_protocol().map(text), request_line }
     });
     (port, served)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_offers_http2_is_spoken_to_by_http_1_1() {
+async fn the_worker_uses_http_1_1_even_if_the_gateway_offers_http_2() {
     let authority = Authority::new(PrivateRedis::files().expect("a folder"), "the gateway");
     let (port, served) = gateway_with_http2(&authority);
     let shop = Shop::open().await.set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"));
@@ -139,7 +140,7 @@ async fn a_gateway_that_offers_http2_is_spoken_to_by_http_1_1() {
     program.env("SSL_CERT_FILE", authority.ours("ca.pem"));
     let output = tokio::task::spawn_blocking(move || program.output()).await.expect("a task");
     let document: Value =
-        serde_json::from_slice(&output.expect("it ran").stdout).expect("a document");
+        serde_json::from_slice(&output.expect("output").stdout).expect("a document");
     let says = document["checks"]["gateway"]["says"].as_str().unwrap_or_default();
     assert!(says.contains("503"), "{document}");
     let handshake = served.join().expect("served");
@@ -149,7 +150,7 @@ async fn a_gateway_that_offers_http2_is_spoken_to_by_http_1_1() {
     assert_eq!(request_line, "POST /ams/api/v1/payments/inquiryPayment HTTP/1.1");
 }
 
-/// What `check` says of one of its looks.
+/// The result of one part of `check`: success, and its text.
 async fn check(shop: &Shop, what: &str) -> (bool, String) {
     let (_, document) = shop.told_json(&["check"]).await;
     let found: &Value = &document["checks"][what];
@@ -157,7 +158,7 @@ async fn check(shop: &Shop, what: &str) -> (bool, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate() {
+async fn private_authorities_and_client_certificates_are_supported() {
     let of_broker = Authority::new(PrivateRabbit::files().expect("a folder"), "broker");
     let of_redis = Authority::new(PrivateRedis::files().expect("a folder"), "redis");
     let of_nobody = Authority::new(PrivateRedis::files().expect("a folder"), "nobody");
@@ -188,12 +189,12 @@ async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate(
 
     for what in ["broker", "redis"] {
         let (is_ok, says) = check(&shop, what).await;
-        assert!(!is_ok, "{what}: an authority that nobody knows");
+        assert!(!is_ok, "{what}: unknown authority accepted");
         assert!(says.contains("certificate"), "{what}: {says}");
     }
     let shop = trusting(trusting(shop, "BROKER", &of_nobody), "REDIS", &of_nobody);
     for what in ["broker", "redis"] {
-        assert!(!check(&shop, what).await.0, "{what}: another's authority and certificate");
+        assert!(!check(&shop, what).await.0, "{what}: authority of another server accepted");
     }
     let shop = trusting(trusting(shop, "BROKER", &of_broker), "REDIS", &of_redis);
     for what in ["broker", "redis"] {
@@ -205,7 +206,7 @@ async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate(
     shop.ends_as("c", "CAPTURED", None).await;
     assert_eq!(worker.drain().await, Some(0));
 
-    // Without a certificate of ours.
+    // Without a client certificate.
     let mut shop = shop;
     for section in ["BROKER", "REDIS"] {
         for key in ["CLIENT_CERT_FILE", "CLIENT_KEY_FILE"] {
@@ -213,13 +214,14 @@ async fn broker_and_redis_with_authorities_of_their_own_ask_for_our_certificate(
         }
     }
     for what in ["broker", "redis"] {
-        assert!(!check(&shop, what).await.0, "{what}: nobody knows who calls");
+        assert!(!check(&shop, what).await.0, "{what}: accepted without a client certificate");
     }
 }
 
-/// Client keys that can never work, which no time-out or retry would tell.
+/// Client keys that can never work must be reported at start, because a timeout or retry would not
+/// name the cause.
 #[tokio::test(flavor = "multi_thread")]
-async fn client_keys_are_tried_at_start_by_their_own_names() {
+async fn unusable_client_keys_are_reported_by_name_at_start() {
     let authority = Authority::new(PrivateRedis::files().expect("a folder"), "broker");
     let other = Authority::new(PrivateRedis::files().expect("a folder"), "other");
     let vectors: Value =
@@ -237,7 +239,7 @@ async fn client_keys_are_tried_at_start_by_their_own_names() {
             cert.clone(),
             other.ours("client.key"),
             "client_key_file",
-            "not the key of the certificate",
+            "does not belong to the certificate",
         ),
         (key.clone(), key.clone(), "client_cert_file", "holds no certificate"),
         (cert.clone(), "/nowhere/k".to_owned(), "client_key_file", "No such file"),
@@ -248,7 +250,7 @@ async fn client_keys_are_tried_at_start_by_their_own_names() {
             cert.clone(),
             file,
             "client_key_file",
-            "it is encrypted: decrypt it with `openssl pkey",
+            "the key is encrypted: decrypt it with `openssl pkey",
         ));
     }
     for section in ["BROKER", "REDIS"] {
@@ -261,7 +263,7 @@ async fn client_keys_are_tried_at_start_by_their_own_names() {
         }
         let (_, said) = run_with(section, &key, &cert, &key).await;
         assert!(said.contains("ca_file") && said.contains("holds no certificate"), "{said}");
-        // A mark before the first line, as editors leave it.
+        // A byte order mark before the first line, as some editors write it.
         let marked = |name: &str, file: &str| {
             write(name, &format!("\u{feff}{}", fs::read_to_string(file).expect("PEM")))
         };
@@ -272,7 +274,7 @@ async fn client_keys_are_tried_at_start_by_their_own_names() {
     }
 }
 
-/// `run` with these files and no gateway: exit code, and what it says.
+/// Runs `run` with these files and without a gateway, and returns exit code and output.
 async fn run_with(section: &str, ca: &str, cert: &str, key: &str) -> (Option<i32>, String) {
     let mut program = command(Path::new(PROGRAM), &["run"]);
     for (name, file) in [("CA_FILE", ca), ("CLIENT_CERT_FILE", cert), ("CLIENT_KEY_FILE", key)] {

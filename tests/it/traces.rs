@@ -1,5 +1,6 @@
-//! One trace for a job, whatever becomes of it: taken from its headers, put into those of all that is published of it.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! A job is one trace. Its context comes from the job's headers and goes into the headers of all
+//! messages that are published about it.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,7 @@ use crate::{
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PUBLISHER: &str = "00f067aa0ba902b7";
 
-/// Takes OTLP over HTTP, as a collector does.
+/// A collector that accepts OTLP over HTTP.
 #[derive(Clone, Default)]
 struct Collector {
     requests: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
@@ -76,11 +77,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The lines of log that say what was decided of an id.
+/// The log lines about the settlement of an id.
 fn settling(process: &Process, id: &str) -> Vec<Value> {
     let log = process.stderr();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["message"] == "settling" && line["captureRequestId"] == id).collect()
+    lines
+        .filter(|line| line["message"] == "settlement decided" && line["captureRequestId"] == id)
+        .collect()
 }
 
 async fn publish_traced(shop: &Shop, body: &[u8], traceparent: &str) {
@@ -120,11 +123,11 @@ async fn a_job_is_one_trace_through_retries_death_and_replay() {
     let told = results[1].header("traceparent").unwrap();
     assert!(told.starts_with(&format!("00-{TRACE}-")), "{told}");
     let child = results[1].json().unwrap()["captureRequestId"].as_str().unwrap().to_owned();
-    assert_eq!(worker.drain().await, Some(0), "what is left is sent at the end");
+    assert_eq!(worker.drain().await, Some(0), "the remaining spans are sent at the end");
 
     let spans = collector.spans();
-    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE), "another trace");
-    assert!(spans.iter().all(|span| span.trace_state == "shop=42"), "the state got lost");
+    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE), "a span of another trace");
+    assert!(spans.iter().all(|span| span.trace_state == "shop=42"), "the tracestate is lost");
     assert_eq!(collector.services()[0], "capture-worker");
     let jobs = chain(&spans, &shop.prefix);
     let came_to: Vec<_> =
@@ -150,8 +153,8 @@ fn children<'s>(spans: &'s [Span], of: &'s Span) -> impl Iterator<Item = &'s Spa
     spans.iter().filter(|span| span.parent_span_id == of.span_id)
 }
 
-/// The deliveries in their order: the first was published by the publisher's span, each other by the settlement of the one
-/// before.
+/// The spans of the deliveries in order. The parent of the first is the publisher's span; the
+/// parent of each other is the settlement of the one before.
 fn chain(spans: &[Span], prefix: &str) -> Vec<Span> {
     let name = format!("process {prefix}.jobs");
     let deliveries = spans.iter().filter(|span| span.name == name).count();
@@ -162,16 +165,16 @@ fn chain(spans: &[Span], prefix: &str) -> Vec<Span> {
     {
         chain.push(job.clone());
         let settlement = children(spans, job).find(|span| span.name.starts_with("settle "));
-        let settlement = settlement.expect("each delivery is settled");
+        let settlement = settlement.expect("a settlement of each delivery");
         assert_eq!(settlement.kind(), SpanKind::Producer);
         parent = hex(&settlement.span_id);
     }
-    assert_eq!(chain.len(), deliveries, "a delivery that follows from none");
+    assert_eq!(chain.len(), deliveries, "a delivery outside the chain");
     chain
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_context_that_can_t_be_read_is_replaced_and_one_that_is_not_sampled_is_kept() {
+async fn an_invalid_trace_context_is_replaced_and_an_unsampled_one_kept() {
     let (collector, url) = Collector::start().await;
     let shop = Shop::open().await.set("TRACES__ENDPOINT", &url);
     let mut worker = shop.worker().await;
@@ -195,7 +198,7 @@ async fn a_trace_context_that_can_t_be_read_is_replaced_and_one_that_is_not_samp
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_endpoint_the_context_travels_untouched_and_lines_of_log_have_its_id() {
+async fn without_an_endpoint_the_context_is_kept_and_logs_have_its_id() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     publish_traced(&shop, &job("c", "p", 100), &publishers()).await;
@@ -209,8 +212,8 @@ async fn without_an_endpoint_the_context_travels_untouched_and_lines_of_log_have
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_away_or_hangs_costs_no_capture() {
-    // Accepts connections by the kernel, and never answers.
+async fn an_unavailable_or_hanging_collector_delays_no_capture() {
+    // The kernel accepts connections, and nothing replies.
     let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refuses = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
@@ -225,13 +228,13 @@ async fn a_collector_that_is_away_or_hangs_costs_no_capture() {
         shop.results.wait_for(50, LIMIT).await.unwrap();
         let asked = Instant::now();
         assert_eq!(worker.drain().await, Some(0));
-        assert!(asked.elapsed() < Duration::from_secs(20), "the end waits for the collector");
+        assert!(asked.elapsed() < Duration::from_secs(20), "the drain waited for the collector");
         shop.assert_clean_books();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_is_none_is_refused() {
+async fn an_invalid_endpoint_is_refused() {
     let shop = Shop::open().await.set("TRACES__ENDPOINT", "collector:4318");
     let mut process = Process::spawn(shop.program(&["run"])).unwrap();
     assert_eq!(process.wait(LIMIT).await.unwrap().code(), Some(64));

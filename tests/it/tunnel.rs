@@ -1,5 +1,5 @@
-//! A gateway behind TLS that is reached by a proxy only.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+//! A gateway behind TLS that only a proxy can reach.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::{
     fs,
@@ -27,10 +27,10 @@ use crate::{
     support::{guardian::folder, servers::free_port},
 };
 
-/// Of `user` and `p@ss/w0rd`.
+/// The credentials of `user` with the password `p@ss/w0rd`.
 const LOGIN: &str = "Basic dXNlcjpwQHNzL3cwcmQ=";
 
-/// What the proxy does.
+/// The behavior of the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proxying {
     Tunnels,
@@ -38,7 +38,7 @@ enum Proxying {
     AsksForPassword,
     Closes,
     StaysSilent,
-    /// To what speaks no TLS.
+    /// It opens the tunnel to a server that does not speak TLS.
     LeadsAstray,
 }
 
@@ -50,7 +50,7 @@ const FAILURES: [Proxying; 5] = [
     Proxying::LeadsAstray,
 ];
 
-/// A proxy that takes CONNECT only.
+/// A proxy that accepts CONNECT only.
 #[derive(Clone)]
 struct Proxy {
     port: u16,
@@ -108,7 +108,7 @@ impl Proxy {
                 return client.write_all(b"HTTP/1.1 407 Another one\r\n\r\n").await;
             }
             Proxying::Closes => return Ok(()),
-            // Until the other side gives up.
+            // Stays silent until the client closes the connection.
             Proxying::StaysSilent => return client.read_u8().await.map(drop),
             Proxying::LeadsAstray => TcpStream::connect(("127.0.0.1", self.port)).await?,
         };
@@ -118,7 +118,7 @@ impl Proxy {
     }
 }
 
-/// TLS before what listens on a port, for `localhost`; the certificate, and the port.
+/// A TLS server for `localhost` in front of a port. Returns its certificate and its port.
 async fn behind_tls(port: u16) -> (String, u16) {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap();
@@ -144,7 +144,7 @@ async fn behind_tls(port: u16) -> (String, u16) {
                 else {
                     return;
                 };
-                // An end without close_notify is no concern of ours.
+                // A connection that ends without close_notify is no error here.
                 copy_bidirectional(&mut client, &mut server).await.map(drop).unwrap_or_default();
             });
         }
@@ -153,7 +153,7 @@ async fn behind_tls(port: u16) -> (String, u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
+async fn a_proxy_tunnels_and_a_failed_tunnel_counts_as_not_sent() {
     let proxy = Proxy::start().await;
     let shop = Shop::open().await;
     let (certificate, port) = behind_tls(shop.sandbox_port()).await;
@@ -182,7 +182,7 @@ async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
     let before = proxy.tunnels.load(Ordering::SeqCst);
     shop.publish(&job("c", "p", 100)).await;
     shop.ends_as("c", "CAPTURED", None).await;
-    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "it went past the proxy");
+    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "the call did not use the proxy");
     assert_eq!(worker.drain().await, Some(0));
 
     // A proxy behind TLS.
@@ -194,10 +194,10 @@ async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
     let before = proxy.tunnels.load(Ordering::SeqCst);
     shop.publish(&job("d", "p", 100)).await;
     shop.ends_as("d", "CAPTURED", None).await;
-    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "it went past the proxy");
+    assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "the call did not use the proxy");
     assert_eq!(second.drain().await, Some(0));
 
-    assert_eq!(proxy.strangers.load(Ordering::SeqCst), 0, "without its credentials");
+    assert_eq!(proxy.strangers.load(Ordering::SeqCst), 0, "calls without credentials");
     let said = worker.process.stderr() + &second.process.stderr();
     for secret in ["p%40ss", "p@ss", "dXNlcjpwQHNz"] {
         assert!(!said.contains(secret), "{secret} in {said}");
@@ -206,7 +206,7 @@ async fn a_proxy_tunnels_and_where_it_does_not_nothing_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_proxy_is_a_setting_and_no_variable_is_obeyed() {
+async fn only_the_setting_selects_a_proxy_and_variables_are_ignored() {
     let shop = Shop::open().await;
     let nowhere = format!("http://127.0.0.1:{}", free_port().unwrap());
     let check = async |settings: &[(&str, &str)]| {
@@ -215,7 +215,7 @@ async fn the_proxy_is_a_setting_and_no_variable_is_obeyed() {
         let (code, output, errors) = crate::commands::run(check).await;
         (code, output + &errors)
     };
-    // A gateway on this machine needs none; others are warned about.
+    // A gateway on this machine needs no proxy. For others, a warning names the variables.
     let (code, said) = check(&[("HTTPS_PROXY", &nowhere), ("all_proxy", &nowhere)]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(!said.contains("is set and not used"), "{said}");
@@ -231,7 +231,7 @@ async fn the_proxy_is_a_setting_and_no_variable_is_obeyed() {
     let proxy = ("CAPTURE__GATEWAY__PROXY", "http://user:hush@proxy:3128");
     let (code, said) = check(&[proxy]).await;
     assert_eq!(code, Some(64), "{said}");
-    assert!(said.contains("gateway.proxy needs an https:// gateway.base_url"), "{said}");
+    assert!(said.contains("gateway.proxy requires an https:// gateway.base_url"), "{said}");
     for url in [
         "socks5://user:hush@proxy",
         "proxy:3128",

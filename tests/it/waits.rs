@@ -1,7 +1,7 @@
-//! What happens to a job between the moment it may begin and the moment its call leaves: its time may pass, and the
-//! worker may be told to stop.
+//! The waits between the acquisition of the lease and the call: meanwhile the job may expire, and
+//! the worker may receive a signal.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,8 @@ use crate::{
     },
 };
 
-/// A call is recorded when it was answered, which on a busy machine is later than when it left.
+/// The sandbox records a call when it has replied. On a busy machine this is later than the
+/// departure of the call by up to this time.
 const ANSWERED_WITHIN_MS: u128 = 1500;
 
 fn epoch_ms(time: SystemTime) -> u128 {
@@ -28,7 +29,7 @@ fn epoch_ms(time: SystemTime) -> u128 {
 
 async fn in_flight(worker: &Worker, jobs: u64) {
     let name = "capture_worker_jobs_in_flight ";
-    eventually(&format!("{jobs} jobs are in hand"), LIMIT, async || {
+    eventually(&format!("{jobs} jobs are in flight"), LIMIT, async || {
         let metrics = http::get(&worker.url, "/metrics").await.unwrap();
         let value = metrics.lines().find_map(|line| line.strip_prefix(name));
         value == Some(&jobs.to_string())
@@ -36,9 +37,9 @@ async fn in_flight(worker: &Worker, jobs: u64) {
     .await;
 }
 
-/// Two calls a second, so that most jobs wait for longer than they may.
+/// With two calls per second, most jobs expire while they wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_capture_begins_after_a_job_expired_in_the_rate_limit() {
+async fn no_capture_begins_after_a_job_expired_in_the_rate_limiter() {
     const JOBS: usize = 16;
     let shop = Shop::open().await.set("GATEWAY__RATE_LIMIT", "2/s");
     let _worker = shop.worker().await;
@@ -53,20 +54,21 @@ async fn no_capture_begins_after_a_job_expired_in_the_rate_limit() {
     let latest = calls.iter().map(|call| u128::from(call["atMs"].as_u64().unwrap())).max();
     assert!(latest < Some(epoch_ms(until) + ANSWERED_WITHIN_MS), "{latest:?} {until:?}");
     let expired = shop.dead(Class::Expired, u32::try_from(JOBS - calls.len()).unwrap()).await;
-    assert!(!expired.is_empty(), "none expired: nothing was shown");
+    assert!(!expired.is_empty(), "no job expired, so the test shows nothing");
     assert!(expired.iter().all(|letter| letter.header("x-capture-sent").is_none()));
 }
 
-/// What the lease wrote for a capture that never left is taken back: its payment is free at once.
+/// What the lease wrote for a capture that was never sent is rolled back: its payment is free at
+/// once.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_expires_in_a_retry_after_leaves_no_mark() {
+async fn a_job_that_expires_in_a_retry_after_leaves_no_sent_marker() {
     let shop = Shop::open().await;
     let worker = shop.worker().await;
     shop.script("stop", json!([{"answer": {"http": 429}, "retry_after": 4}]));
     shop.publish(&job("first", "stop", 100)).await;
-    eventually("it is throttled", LIMIT, async || shop.posts("stop", "first") == 1).await;
+    eventually("the first is throttled", LIMIT, async || shop.posts("stop", "first") == 1).await;
     let slowed =
-        async || worker.process.stderr().contains("too many calls for the gateway: slower");
+        async || worker.process.stderr().contains("throttled by the gateway: call rate reduced");
     eventually("calls are stopped", LIMIT, slowed).await;
     let until = SystemTime::now() + Duration::from_secs(1);
     shop.publish(&job_until("late", "p", until)).await;
@@ -78,9 +80,10 @@ async fn a_job_that_expires_in_a_retry_after_leaves_no_mark() {
     shop.assert_clean_books();
 }
 
-/// The next call may leave after half a minute, so one job waits for its first call and one for its second.
+/// The next call may leave after half a minute, so one job waits for its first call and one for its
+/// second.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_never_left_leaves_only_older_marks() {
+async fn a_call_that_was_never_sent_keeps_only_older_sent_markers() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
@@ -88,17 +91,17 @@ async fn a_call_that_never_left_leaves_only_older_marks() {
     let mut worker = shop.worker().await;
     shop.script("older", json!([{"answer": "no_answer"}]));
     shop.publish(&job("older", "older", 100)).await;
-    eventually("it was sent", LIMIT, async || shop.posts("older", "older") == 1).await;
+    eventually("the older job was sent", LIMIT, async || shop.posts("older", "older") == 1).await;
     shop.publish(&job("fresh", "fresh", 100)).await;
     let keys = |pattern: &str| {
         let Reply::List(keys) = redis.cmd(&["KEYS", pattern]).unwrap() else { panic!("no list") };
         keys.len()
     };
     let wait = async || keys("*:lease") == 2 && keys("*:sent:*") == 2;
-    eventually("both have their leases and marks", LIMIT, wait).await;
+    eventually("both have leases and sent markers", LIMIT, wait).await;
     assert_eq!(worker.drain().await, Some(0));
     assert_eq!((shop.posts("older", "older"), shop.posts("fresh", "fresh")), (1, 0));
-    assert_eq!((keys("*:sent:fresh"), keys("*{fresh}:hold")), (0, 0), "taken back");
+    assert_eq!((keys("*:sent:fresh"), keys("*{fresh}:hold")), (0, 0), "rolled back");
     assert_eq!((keys("*:sent:older"), keys("*{older}:hold")), (1, 1), "still in doubt");
     assert_eq!(keys("*:lease"), 0);
     let _worker = shop.worker_with(&[("GATEWAY__RATE_LIMIT", "100/s")]).await;
@@ -108,9 +111,9 @@ async fn a_call_that_never_left_leaves_only_older_marks() {
     shop.assert_clean_books();
 }
 
-/// The worker hands back what waits, and does not capture for as long as the drain may take.
+/// The worker hands back the waiting jobs, and does not continue to capture until `drain.timeout`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_ends_the_wait_for_the_rate_limit() {
+async fn a_drain_ends_the_wait_for_the_rate_limiter() {
     const JOBS: usize = 12;
     let shop = Shop::open().await.set("DRAIN__TIMEOUT", "4s");
     let shop = shop.declare().await;
@@ -136,9 +139,9 @@ async fn a_drain_ends_the_wait_for_a_retry_after() {
     let mut worker = shop.worker().await;
     shop.script("stop", json!([{"answer": {"http": 429}, "retry_after": 15}]));
     shop.publish(&job("first", "stop", 100)).await;
-    eventually("it is throttled", LIMIT, async || shop.posts("stop", "first") == 1).await;
+    eventually("the first is throttled", LIMIT, async || shop.posts("stop", "first") == 1).await;
     let slowed =
-        async || worker.process.stderr().contains("too many calls for the gateway: slower");
+        async || worker.process.stderr().contains("throttled by the gateway: call rate reduced");
     eventually("calls are stopped", LIMIT, slowed).await;
     for n in 0..5 {
         shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
@@ -154,7 +157,7 @@ async fn a_drain_ends_the_wait_for_a_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_ends_the_wait_for_a_redis_that_is_silent() {
+async fn a_drain_ends_the_wait_for_an_unresponsive_redis() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     let port = redis.url().rsplit(':').next().unwrap().parse().unwrap();
@@ -167,7 +170,7 @@ async fn a_drain_ends_the_wait_for_a_redis_that_is_silent() {
     for n in 0..5 {
         shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
     }
-    eventually("some are in hand", LIMIT, async || {
+    eventually("some jobs are in hand", LIMIT, async || {
         let metrics = http::get(&worker.url, "/metrics").await.unwrap();
         !metrics.contains("capture_worker_jobs_in_flight 0\n")
     })
@@ -181,15 +184,15 @@ async fn a_drain_ends_the_wait_for_a_redis_that_is_silent() {
     shop.assert_clean_books();
 }
 
-/// As `timeout` and some init processes send it: to the process, and to its group.
+/// `timeout` and some init processes send the signal to the process and to its group.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_at_once_does_not_cut_the_drain_short() {
+async fn a_second_signal_at_once_does_not_abort_the_drain() {
     let shop = Shop::open_slow(Duration::from_secs(3)).await.set("GATEWAY__TIMEOUT", "8s");
     let mut worker = shop.worker().await;
     shop.publish(&job("c", "p", 100)).await;
-    eventually("it is posted", LIMIT, async || shop.posts("p", "c") == 1).await;
+    eventually("the capture is posted", LIMIT, async || shop.posts("p", "c") == 1).await;
     worker.process.signal(Signal::SIGTERM).unwrap();
-    let draining = |line: &str| line.contains("draining").then_some(());
+    let draining = |line: &str| line.contains("drain started").then_some(());
     worker.process.line(LIMIT, draining).await.unwrap();
     assert_eq!(worker.drain().await, Some(0));
     shop.ends_as("c", "CAPTURED", None).await;

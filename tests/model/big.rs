@@ -1,4 +1,4 @@
-//! The configurations that take minutes and gigabytes.
+//! The configurations whose search takes minutes and gigabytes.
 
 use crate::{
     domain::{DENIED, ILLEGAL, RISK, Said},
@@ -6,7 +6,8 @@ use crate::{
     state::{Budget, Setup},
 };
 
-/// Searched if `CAPTURE_MODEL` is a part of the name: minutes each, and gigabytes of memory.
+/// A configuration is searched if its name contains the value of `CAPTURE_MODEL`. Each search takes
+/// minutes and gigabytes of memory.
 pub(crate) const BIG: &[Setup] = &[
     Setup {
         name: "big: one job, all replies, two crashes",
@@ -32,7 +33,7 @@ pub(crate) const BIG: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "big: two ids, Redis away twice",
+        name: "big: two ids, Redis unavailable twice",
         jobs: TWO_IDS,
         budget: Budget { aways: 2, ..CALM },
         reaches: &["all captured"],

@@ -1,5 +1,5 @@
-//! The bridge to the pure functions of the program, which the model calls instead of mirroring: histories, replies and
-//! outcomes in the few shapes that the model needs, and what the program makes of them, remembered.
+//! The bridge to the program's pure functions, which the model calls instead of a copy. Histories,
+//! replies and outcomes have the few forms that the model needs. The results of calls are cached.
 
 use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey};
 
@@ -22,7 +22,7 @@ pub(crate) const NOW_MS: i64 = 1_800_000_000_000;
 pub(crate) const MAX_AGE_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 86_400_000;
 
-/// A word of the gateway: an index into [`WORDS`].
+/// A result code of the gateway, as an index into [`WORDS`].
 pub(crate) type Word = u8;
 pub(crate) const NO_WORD: Word = 0;
 pub(crate) const UNKNOWN: Word = 1;
@@ -56,11 +56,12 @@ pub(crate) fn spell(word: Word) -> Option<LastWord> {
 fn word(code: Option<&str>) -> Word {
     let place = WORDS.iter().position(|(known, _)| Some(*known) == code);
     let place = place.and_then(|place| u8::try_from(place).ok()).unwrap_or(NO_WORD);
-    // The two words for "in process" mean the same to `first_call`.
+    // The two codes for "in process" mean the same to `first_call`.
     if place == PAYMENT_IN_PROCESS { IN_PROCESS } else { place }
 }
 
-/// What a message carries: the parts of `src/domain/history.rs::History` that decide.
+/// The headers of a message: the parts of `src/domain/history.rs::History` that influence a
+/// decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Carried {
     pub(crate) attempts: u8,
@@ -71,7 +72,8 @@ pub(crate) struct Carried {
     pub(crate) returns: u8,
 }
 
-/// What is known when an attempt begins: `src/domain/judge.rs::Before`, and whether the job is past `retry.max_age`.
+/// What is known when an attempt begins: `src/domain/judge.rs::Before`, and whether the job is
+/// older than `retry.max_age`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Known {
     pub(crate) carried: Carried,
@@ -80,14 +82,14 @@ pub(crate) struct Known {
     pub(crate) past_expiry: bool,
 }
 
-/// What an attempt came to: `src/domain/outcome.rs::Outcome` without its texts.
+/// The outcome of an attempt: `src/domain/outcome.rs::Outcome` without its texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Came {
     Captured,
     Failed(Class, Word),
     Closed(Class, Word),
     InDoubt(Word),
-    /// In doubt by a signed `F` that need not be about the capture.
+    /// In doubt after a signed `F` that may not be about the capture.
     Unproven(Word),
     Throttled(Word),
     NotSent,
@@ -99,24 +101,24 @@ pub(crate) enum Came {
     Poison,
 }
 
-/// What the gateway says to a capture.
+/// The gateway's reply to a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Said {
-    /// Signed `S`.
+    /// A signed reply with `S`.
     Captured,
-    /// Signed `F` with this word.
+    /// A signed reply with `F` and this code.
     Failed(Word),
-    /// Signed `U` with this word.
+    /// A signed reply with `U` and this code.
     Unsure(Word),
-    /// Unsigned `ACCESS_DENIED`.
+    /// An unsigned reply with `ACCESS_DENIED`.
     Unsigned,
-    /// Nothing: a time-out, or the connection was lost.
+    /// No reply: a timeout, or a lost connection.
     Nothing,
     /// The connection could not be made.
     NotSent,
 }
 
-/// What the gateway shows of an id when it is inquired.
+/// What an inquiry shows about an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Shown {
     Success,
@@ -124,11 +126,12 @@ pub(crate) enum Shown {
     Fail(Word),
     Processing,
     NoSuchCapture,
-    /// The inquiry itself was not answered.
+    /// The inquiry had no reply.
     Nothing,
 }
 
-/// What an inquiry shows: of the id, and whether its child, its child's child and a forebear of its own live.
+/// What an inquiry shows: the state of the id, and whether its child, its grandchild and an
+/// ancestor have captured or may still capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Inquiry {
     pub(crate) shown: Shown,
@@ -147,7 +150,7 @@ impl Inquiry {
     };
 }
 
-/// What is published before the ack: `src/domain/settle.rs::Settlement`.
+/// The message that is published before the ack: `src/domain/settle.rs::Settlement`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Todo {
     Captured,
@@ -155,7 +158,7 @@ pub(crate) enum Todo {
     Dead { class: Class, signed: bool, carried: Carried, in_doubt: bool },
 }
 
-/// `src/domain/outcome.rs::Sent`, with `Hash`.
+/// The type `src/domain/outcome.rs::Sent`, with `Hash`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Left {
     No,
@@ -179,7 +182,7 @@ pub(crate) fn remembered<K: Copy + Eq + Hash, V: Copy>(
 pub(crate) const JOB: &str =
     r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
 
-/// The forebear that headers name, if it lives.
+/// The id of the ancestor that headers name.
 pub(crate) const PARENT: &str = "parent";
 
 pub(crate) fn job() -> Job {
@@ -196,13 +199,13 @@ pub(crate) fn history(carried: Carried, is_old: bool) -> History {
         redelivered: carried.redelivered,
         replays: u32::from(carried.replays),
         returns: u32::from(carried.returns),
-        // Of an id that has no forebear, none is shown.
+        // An inquiry shows no ancestor for an id that has none, so a name is harmless.
         parent: Some(PARENT.into()),
         origin: None,
     }
 }
 
-/// Deferrals are not kept: they decide only how long a job waits.
+/// The inverse of [`history`]. Deferrals are left out: they only determine how long a job waits.
 pub(crate) fn carried(history: &History) -> Carried {
     Carried {
         attempts: u8::try_from(history.attempts).unwrap_or(u8::MAX),
@@ -263,7 +266,7 @@ pub(crate) fn outcome(came: Came) -> Outcome {
     }
 }
 
-/// `src/domain/outcome.rs::Fate`, without its texts.
+/// Converts `src/domain/outcome.rs::Fate`, without its texts.
 fn fate(fate: Fate) -> redis::Fate {
     let of = |verdict: &Verdict| word(verdict.code.as_deref());
     match fate {
@@ -288,12 +291,12 @@ fn on_record(fate: redis::Fate) -> Fate {
 }
 
 impl Came {
-    /// `src/domain/outcome.rs::Outcome::is_final`, itself.
+    /// Calls the program's `src/domain/outcome.rs::Outcome::is_final`.
     pub(crate) fn is_final(self) -> bool {
         outcome(self).is_final()
     }
 
-    /// `src/domain/outcome.rs::Outcome::release`, itself.
+    /// Calls the program's `src/domain/outcome.rs::Outcome::release`.
     pub(crate) fn release(self) -> Mode {
         match outcome(self).release() {
             Release::Final(of) => Mode::Final(fate(of)),
@@ -308,12 +311,14 @@ impl Came {
         }
     }
 
-    /// What a known outcome is: `src/domain/outcome.rs::Outcome::from`.
+    /// The outcome of an attempt that finds a recorded outcome:
+    /// `src/domain/outcome.rs::Outcome::from`.
     pub(crate) fn of_known(fate: redis::Fate) -> Self {
         came(&on_record(fate).into())
     }
 
-    /// `src/domain/outcome.rs::Outcome::settled_by`, itself, with what `Leases::released` makes of a record.
+    /// Calls `src/domain/outcome.rs::Outcome::settled_by`, with the record as `Leases::released`
+    /// converts it.
     pub(crate) fn settled_by(self, found: Option<Record>, amount: u8, kept: bool) -> Option<Self> {
         let recorded = found.map(|(of, fate)| match fate {
             fate if of == amount => Recorded::Same(on_record(fate)),
@@ -327,7 +332,7 @@ impl Came {
 impl Known {
     fn with<T>(self, work: impl FnOnce(&Before<'_>) -> T) -> T {
         let history = history(self.carried, false);
-        // `src/lease/mod.rs::read_marker`.
+        // As `src/lease/mod.rs::read_marker` does.
         let marker = self.marker.map(|tells| SentMarker {
             denied_at_replay: tells.denied_at.map(u32::from),
             refused: tells
@@ -341,18 +346,18 @@ impl Known {
         work(&Before { history: &history, marker, past_expiry, forward_error: None })
     }
 
-    /// `src/domain/judge.rs::Before::sent`, itself.
+    /// Calls the program's `src/domain/judge.rs::Before::sent`.
     pub(crate) fn sent(self) -> bool {
         self.with(|before| before.sent())
     }
 
-    /// `src/domain/judge.rs::first_call`, itself.
+    /// Calls the program's `src/domain/judge.rs::first_call`.
     pub(crate) fn first_call(self) -> Call {
         thread_local!(static CALLS: RefCell<HashMap<Known, Call>> = RefCell::default());
         remembered(&CALLS, self, |known| known.with(|before| first_call(before, &Codes::default())))
     }
 
-    /// `src/domain/judge.rs::judge_capture`, itself.
+    /// Calls the program's `src/domain/judge.rs::judge_capture`.
     pub(crate) fn judge_capture(self, said: Said) -> Came {
         thread_local!(static JUDGED: RefCell<HashMap<(Known, Said), Came>> = RefCell::default());
         remembered(&JUDGED, (self, said), |(known, said)| {
@@ -361,7 +366,7 @@ impl Known {
         })
     }
 
-    /// `src/domain/judge.rs::judge_inquiry`, itself. `None`: post, in the same attempt.
+    /// Calls `src/domain/judge.rs::judge_inquiry`. `None` means that the same attempt posts.
     pub(crate) fn judge_inquiry(self, inquiry: Inquiry) -> Option<Came> {
         type Memory = HashMap<(Known, Inquiry), Option<Came>>;
         thread_local!(static JUDGED: RefCell<Memory> = RefCell::default());

@@ -1,4 +1,4 @@
-//! What is settled: the bridge to `src/domain/settle.rs`.
+//! The bridge to `src/domain/settle.rs`: the settlement of an ended attempt.
 
 use std::{cell::RefCell, collections::HashMap, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::domain::{
     Came, Carried, Left, MAX_AGE_MS, NOW_MS, Todo, carried, history, job, outcome, remembered,
 };
 
-/// What is settled: everything that `src/domain/settle.rs::settle` looks at.
+/// An ended attempt: everything that `src/domain/settle.rs::settle` reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ended {
     pub(crate) came: Came,
@@ -24,7 +24,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// `src/domain/settle.rs::settle`, itself.
+    /// Calls the program's `src/domain/settle.rs::settle`.
     pub(crate) fn settle(self) -> Todo {
         thread_local!(static SETTLED: RefCell<HashMap<Ended, Todo>> = RefCell::default());
         remembered(&SETTLED, self, |ended| {

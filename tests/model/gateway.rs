@@ -1,5 +1,5 @@
-//! The gateway: idempotent by id, and as unreliable as a configuration allows. It mirrors `src/sandbox/ledger.rs` and
-//! `src/sandbox/answer.rs`, which do the same over HTTP.
+//! The gateway: idempotent by id, and as unreliable as a configuration allows. It mirrors
+//! `src/sandbox/ledger.rs` and `src/sandbox/answer.rs`, which do the same over HTTP.
 
 use crate::{
     domain::{CONFLICT, IN_PROCESS, Inquiry, PROCESS_FAIL, RISK, Said, Shown, UNKNOWN, Word},
@@ -7,14 +7,14 @@ use crate::{
     state::{Message, Setup, State, child_of},
 };
 
-/// What the gateway does by itself.
+/// An action of the gateway without a caller that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Late {
-    /// A request that nobody waits for is executed.
+    /// It executes a request that no worker waits for any more.
     Executes { id: u8, amount: u8, said: Said },
-    /// It is lost.
+    /// The request is lost.
     Vanishes { id: u8 },
-    /// What was in process is decided.
+    /// A capture in process ends.
     Decides { id: u8, said: Said },
 }
 
@@ -22,7 +22,7 @@ const fn bit(amount: u8) -> u8 {
     1 << amount
 }
 
-/// Whether the gateway has looked at the id before it says this, and keeps it for ever.
+/// Whether the gateway looks up the id before it replies with this code, and repeats it forever.
 const fn is_kept(word: Word) -> bool {
     matches!(word, RISK | PROCESS_FAIL)
 }
@@ -36,7 +36,8 @@ fn fate(said: Said) -> Option<Fate> {
 }
 
 impl Setup {
-    /// Whether the gateway may say this to a capture: what it has once said of an id it says again.
+    /// Whether the gateway may give this reply to a capture: the final verdict about an id never
+    /// changes.
     pub(crate) fn may_say(&self, state: &State, message: &Message, said: Said) -> bool {
         let account = &state.gateway[usize::from(message.id)];
         let amount_kept = account.verdict.map(|(_, amount)| amount).or(account.processing);
@@ -52,7 +53,7 @@ impl Setup {
         }
     }
 
-    /// What a request leaves behind at the gateway that is answered so.
+    /// Changes the gateway's state by a request that gets this reply.
     pub(crate) fn receive(&self, state: &mut State, message: &Message, said: Said) {
         let account = &mut state.gateway[usize::from(message.id)];
         account.said_failed |= matches!(said, Said::Failed(_));
@@ -78,8 +79,8 @@ impl Setup {
         }
     }
 
-    /// What an inquiry shows of an id and its family; `None` if it is answered only after the requests of all of
-    /// them that are under way.
+    /// What an inquiry shows about an id and its family. `None` if the gateway replies only after
+    /// their requests in progress have ended.
     pub(crate) fn inquiry(&self, state: &State, message: &Message) -> Option<Inquiry> {
         let lives = |id: Option<u8>| {
             let Some(id) = id else { return Some(false) };
@@ -112,7 +113,7 @@ impl Setup {
         })
     }
 
-    /// What the gateway may do next by itself.
+    /// The actions that the gateway may take next without a caller.
     pub(crate) fn lates(&self, state: &State) -> Vec<Late> {
         let mut lates = Vec::new();
         for (id, account) in (0_u8..).zip(&state.gateway) {

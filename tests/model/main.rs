@@ -1,17 +1,21 @@
-//! A model of how jobs are leased, captured, settled and replayed, searched exhaustively: broker, Redis, gateway, two
-//! workers and two operators, every order of their steps, and a crash between any two of them.
+//! A model of how jobs are leased, captured, settled and replayed, searched exhaustively. It has
+//! the broker, Redis, the gateway, two workers and two operators, with every order of their steps
+//! and a crash between any two steps.
 //!
-//! `cargo test --test model` searches the small configurations of [`setups`]; with `CAPTURE_MODEL=big` the big ones too,
-//! or those whose name has that part (`--release` is faster). `-- --nocapture` shows how many states each has.
+//! `cargo test --test model` searches the small configurations of [`setups`]. `CAPTURE_MODEL=big`
+//! adds the big ones; any other value adds those whose name contains it (`--release` is faster).
+//! `-- --nocapture` prints the number of states of each.
 //!
-//! What decides is the program itself: [`domain`] calls `judge::{first_call, judge_capture, judge_inquiry}`,
-//! `settle::settle` and `Outcome::release`. What the model mirrors names the function that it mirrors: [`redis`] the lease
-//! scripts (`tests/it/scripts.rs` compares them), [`worker`] and [`settle`] the pipeline, [`gateway`] the sandbox,
-//! [`operator`] an operator's replay. [`model`] says what must always hold.
+//! The program itself makes the decisions: [`domain`] calls
+//! `judge::{first_call, judge_capture, judge_inquiry}`, `settle::settle` and `Outcome::release`.
+//! The rest is mirrored, and each function names what it mirrors: [`redis`] the lease scripts
+//! (`tests/it/scripts.rs` compares them), [`worker`] and [`settle`] the pipeline, [`gateway`] the
+//! sandbox, [`operator`] an operator's replay. [`model`] has the rules that must always hold.
 //!
-//! What it takes for granted: a lease does not run out between the look at its time and the request that leaves; unless a
-//! configuration says otherwise, an inquiry is answered after the requests of its id that are under way; and marks and
-//! known outcomes live long enough (`lease.remember`).
+//! Assumptions: a lease does not expire between the check of its remaining time and the departure
+//! of the request. Unless a configuration says otherwise, the gateway replies to an inquiry after
+//! it has processed the requests of its id in progress. Sent markers and recorded outcomes live
+//! long enough (`lease.remember`).
 
 mod big;
 mod domain;
@@ -42,7 +46,7 @@ use crate::{
     state::{Setup, State},
 };
 
-/// Searches a configuration; says what it found, for people.
+/// Searches a configuration and returns a summary for people.
 fn search(setup: &Setup) -> String {
     let began = Instant::now();
     let broken: BTreeSet<&str> = setup.breaks.iter().copied().collect();
@@ -58,10 +62,10 @@ fn search(setup: &Setup) -> String {
             path.into_actions().iter().map(|action| format!("\n  {action:?}")).collect::<String>()
         };
         let found = expected.contains(what) || !broken.is_empty();
-        assert!(found, "{}: this breaks \"{what}\":{}", setup.name, path());
+        assert!(found, "{}: these steps break \"{what}\":{}", setup.name, path());
     }
     for what in expected {
-        assert!(checker.discovery(what).is_some(), "{}: never \"{what}\"", setup.name);
+        assert!(checker.discovery(what).is_some(), "{}: \"{what}\" never occurs", setup.name);
     }
     let (states, steps) = (checker.unique_state_count(), checker.state_count());
     let depth = checker.max_depth();
@@ -72,7 +76,8 @@ fn search(setup: &Setup) -> String {
     )
 }
 
-/// How many states a configuration has, and how many of them can't come to an end any more, whatever happens.
+/// The number of states of a configuration, and the number of states from which no end can be
+/// reached.
 fn without_end(setup: &Setup) -> (usize, usize) {
     let mut states = setup.init_states();
     let mut places: HashMap<State, usize> = states.iter().cloned().zip(0..).collect();
@@ -102,7 +107,7 @@ fn without_end(setup: &Setup) -> (usize, usize) {
 }
 
 #[test]
-fn from_every_state_everything_can_still_end() {
+fn an_end_can_be_reached_from_every_state() {
     for setup in SMALL.iter().filter(|setup| setup.ends) {
         let (all, without_end) = without_end(setup);
         println!("{}: {all} states", setup.name);
@@ -126,14 +131,14 @@ fn every_property_holds_within_bigger_bounds() {
 }
 
 #[test]
-fn a_broken_protocol_is_noticed() {
+fn every_mutation_of_the_protocol_is_detected() {
     for setup in MUTATIONS {
         println!("{}", search(setup));
     }
 }
 
 #[test]
-fn what_is_not_promised_is_found() {
+fn every_known_limit_of_the_protocol_is_found() {
     for setup in LIMITS {
         println!("{}", search(setup));
     }

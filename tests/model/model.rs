@@ -1,4 +1,4 @@
-//! The protocol as a state machine: who may do what next, and what must always hold.
+//! The protocol as a state machine: the possible next steps, and the rules that must always hold.
 
 use capture_worker::domain::class::Class;
 use stateright::{Model, Property};
@@ -20,10 +20,10 @@ use crate::{
     worker::{Move, come_through},
 };
 
-/// One thing that happens.
+/// One step of any participant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Happens {
-    /// The broker hands this message of the queue to this slot.
+    /// The broker delivers this message of the queue to this slot.
     Delivers {
         message: usize,
         slot: usize,
@@ -33,7 +33,7 @@ pub(crate) enum Happens {
         step: Move,
     },
     Gateway(Late),
-    /// A background call to Redis comes through.
+    /// Redis executes a background call.
     ComesThrough {
         later: usize,
     },
@@ -41,12 +41,12 @@ pub(crate) enum Happens {
         operator: usize,
         letter: usize,
     },
-    /// An operator's next step; `deaf`: the inquiry is not answered.
+    /// An operator's next step. With `deaf`, the inquiry gets no reply.
     Acts {
         operator: usize,
         deaf: bool,
     },
-    /// A worker's process dies, or (`dies` is false) its session with the broker does.
+    /// A worker's process dies, or only its session with the broker is lost (`dies` is false).
     Falls {
         worker: usize,
         dies: bool,
@@ -69,12 +69,13 @@ pub(crate) enum Happens {
 }
 
 impl Setup {
-    /// Whose acquisition a token is, if it lives: the slot.
+    /// The slot whose acquisition has this token, if it still exists.
     pub(crate) fn slot_of(token: Token) -> Option<usize> {
         (0..4).find(|slot| token_of_slot(*slot) == token)
     }
 
-    /// A lease ends by its time if nobody renews it: its holder is gone, has not claimed it yet, or stands still.
+    /// Whether a lease may expire. It does if nobody renews it: its holder has ended, has not
+    /// claimed it yet, or is paused.
     fn lease_may_expire(state: &State, payment: usize) -> bool {
         let Some(token) = state.redis.payments[payment].lease else { return false };
         if token == NOBODY || (0..2).any(|n| token == token_of_later(n)) {
@@ -145,7 +146,7 @@ impl Setup {
             if payment.hold.is_some() {
                 actions.push(Happens::HoldExpires { payment: n });
             }
-            // Whoever stands in it and lives asks often enough.
+            // A live waiter asks often enough to keep the waiting list, so it expires without one.
             if !payment.line.is_empty() && payment.line.iter().all(|token| *token == NOBODY) {
                 actions.push(Happens::LineExpires { payment: n });
             }

@@ -1,4 +1,5 @@
-//! An operator who replays dead letters: `src/dead_letters/replay.rs::{act, close_parent, under_lease, carry_out}`.
+//! An operator who replays dead letters. Mirrors
+//! `src/dead_letters/replay.rs::{act, close_parent, under_lease, carry_out}`.
 
 use capture_worker::domain::class::Class;
 
@@ -13,13 +14,14 @@ use crate::{
     worker::resolve,
 };
 
-/// What a replay of a class sends; `None`: nothing.
+/// What a replay of a class sends. `None` means that it sends nothing.
 fn policy(class: Class, signed: bool) -> Option<Verdict> {
     let is_fresh = replays_fresh(class, signed)?;
     Some(if is_fresh { Verdict::Fresh } else { Verdict::Same })
 }
 
-/// `src/domain/replay.rs::{replayed, fresh}`: attempts and returns are cleared, the same id keeps that it was sent.
+/// Mirrors `src/domain/replay.rs::{replayed, fresh}`. Attempts and returns are reset; the same id
+/// keeps the fact that it was sent.
 fn replayed(carried: Carried, verdict: Verdict) -> Carried {
     let is_same = verdict == Verdict::Same;
     Carried {
@@ -47,7 +49,7 @@ impl Setup {
         (verdict != Verdict::Fresh || child_of(letter.id).is_some()).then_some(verdict)
     }
 
-    /// The letters that an operator may take up.
+    /// The dead letters that an operator may take.
     pub(crate) fn letters(&self, state: &State) -> Vec<usize> {
         if state.budget.acts == 0 {
             return Vec::new();
@@ -69,7 +71,7 @@ impl Setup {
         state.operators[operator] = Some((letter, act));
     }
 
-    /// Whether the operator can go on: an inquiry may have to wait for the gateway.
+    /// Whether the operator can take a step. An inquiry may have to wait for the gateway.
     pub(crate) fn can_act(&self, state: &State, operator: usize) -> bool {
         match &state.operators[operator] {
             Some((letter, Act::Asks { .. })) => self.inquiry(state, letter).is_some(),
@@ -77,7 +79,8 @@ impl Setup {
         }
     }
 
-    /// `src/dead_letters/act.rs::{same_id, close_parent, under_lease}`, with what the inquiry shows.
+    /// Mirrors `src/dead_letters/act.rs::{same_id, close_parent, under_lease}`, with the inquiry's
+    /// reply.
     fn decide(&self, letter: &Message, mut seen: Inquiry) -> Verdict {
         let Some((class, signed)) = letter.letter else { return Verdict::Refuse };
         let policy = self.policy_of(letter).unwrap_or(Verdict::Refuse);
@@ -97,7 +100,7 @@ impl Setup {
         }
     }
 
-    /// The next step of an operator.
+    /// Takes the next step of an operator.
     pub(crate) fn act(&self, state: &mut State, operator: usize, deaf: bool) {
         let Some((letter, act)) = state.operators[operator] else { return };
         let (id, amount) = (letter.id, letter.amount);
@@ -147,7 +150,7 @@ impl Setup {
         state.operators[operator] = next.map(|next| (letter, next));
     }
 
-    /// An operator's process dies: the letter is in its queue again.
+    /// An operator's process dies. Its dead letter returns to the queue.
     pub(crate) fn operator_falls(state: &mut State, operator: usize) {
         if let Some((letter, _)) = state.operators[operator].take() {
             state.bury(letter);
@@ -156,7 +159,8 @@ impl Setup {
     }
 }
 
-/// `src/dead_letters/act.rs::instead_of_fresh`: what was on record when the id was closed.
+/// Mirrors `src/dead_letters/act.rs::instead_of_fresh`: the outcome that was already recorded when
+/// the id was to be recorded as failed.
 fn closed(verdict: Verdict, mine: bool, found: Option<(u8, Fate)>) -> Verdict {
     match (verdict, found) {
         (Verdict::Fresh, Some((_, Fate::Captured))) => Verdict::Settle,
@@ -165,7 +169,7 @@ fn closed(verdict: Verdict, mine: bool, found: Option<(u8, Fate)>) -> Verdict {
     }
 }
 
-/// Publishes what was decided.
+/// Publishes the message that was decided.
 fn replay(state: &mut State, letter: Message, verdict: Verdict) -> Option<Act> {
     let carried = replayed(letter.carried, verdict);
     let expires = letter.expires && !matches!(letter.letter, Some((Class::Expired, _)));

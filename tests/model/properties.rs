@@ -1,4 +1,4 @@
-//! What must always hold, and what some run must come to.
+//! The rules that must always hold, and the states that some run must reach.
 
 use capture_worker::domain::class::Class;
 use stateright::{Model as _, Property};
@@ -8,34 +8,38 @@ use crate::{
     state::{Account, Job, Setup, State, Step},
 };
 
-/// Every copy of a job is somewhere, or was told about.
+/// Every copy of a job is in a queue or in work, or has a result.
 pub(crate) const NO_LOSS: &str = "nothing is lost";
-/// What is a dead letter, and nothing else any more, was told about.
-pub(crate) const TOLD: &str = "what has ended was told";
+/// A copy that exists only as a dead letter has a result.
+pub(crate) const TOLD: &str = "every ended copy has a result";
 /// At most one capture for each job that a publisher wrote, fresh ids included.
 pub(crate) const ONE_CAPTURE: &str = "nothing is captured twice";
-/// An id that was told to have failed by the gateway's verdict has not captured and can't by what is under way, until an
-/// operator sends the same id again, as long as Redis keeps what it was told: where it has forgotten a failure for want of
-/// a capture, a copy may capture, and CAPTURED overrides FAILED.
-pub(crate) const FAILED_STANDS: &str = "failed stands";
-/// When an id is given up for want of time as `expired`, `unreachable` or unsigned `access`, nothing that may have
-/// captured it was sent. Another copy may be sent afterwards: such a FAILED is true of a copy.
+/// An id that was reported as failed by the gateway's verdict has not captured, and no request in
+/// progress can capture it, until an operator sends the same id again. This holds as long as Redis
+/// keeps its data. If Redis has lost a failure that rests on the absence of a capture, a copy may
+/// capture, and CAPTURED overrides FAILED.
+pub(crate) const FAILED_STANDS: &str = "failed is final";
+/// When a job runs out of time as `expired`, `unreachable` or unsigned `access`, no request that
+/// may have captured its id was sent. Another copy may be sent afterwards: such a FAILED is true of
+/// a copy.
 pub(crate) const UNSENT_IS_TRUE: &str = "unsent is true";
-/// An id that was told to have captured has.
+/// An id that was reported as captured has captured.
 pub(crate) const CAPTURED_IS_TRUE: &str = "captured is true";
-/// No two capture calls of a payment are under way at once, as long as Redis keeps what it was told. A call is under
-/// way from the moment in which its worker has made sure of the lease until it returns or times out, and counts unless
-/// its worker stood still meanwhile until the lease was over.
-pub(crate) const NO_OVERLAP: &str = "no two captures of a payment side by side";
-/// While one id of a payment is in doubt, no capture of another begins, until the doubt or its hold ends.
-pub(crate) const HOLD: &str = "a doubt keeps others out";
-/// An id that was told to have failed by the gateway's signed verdict was given an `F` by the gateway.
+/// No two capture calls of a payment are in progress at once, as long as Redis keeps its data. A
+/// call is in progress from the moment in which its worker has verified the lease until it returns
+/// or times out. It does not count if its worker was paused meanwhile until the lease had expired.
+pub(crate) const NO_OVERLAP: &str = "captures of a payment never overlap";
+/// While one id of a payment is in doubt, no capture of another begins, until the doubt or its
+/// in-doubt block ends.
+pub(crate) const HOLD: &str = "a doubt blocks other captures";
+/// The gateway gave an `F` to every id that was reported as failed by its signed verdict.
 pub(crate) const SIGNED_IS_TRUE: &str = "signed is true";
-/// When nothing is under way any more, no hold is left of an id whose outcome is on record.
-pub(crate) const HOLD_ENDS: &str = "a hold ends with its outcome";
-/// A fresh id is posted only if none of its forebears has captured or can by what is under way.
+/// When nothing is in progress any more, no id with a recorded outcome has an in-doubt block.
+pub(crate) const HOLD_ENDS: &str = "an in-doubt block ends with its outcome";
+/// A fresh id is posted only if none of its ancestors has captured or can capture by a request in
+/// progress.
 pub(crate) const FRESH: &str = "fresh only after the end";
-/// Where nothing can happen any more, nothing is left to do.
+/// If no step is possible, no work remains.
 pub(crate) const NO_DEAD_END: &str = "no dead end";
 
 fn is_active(state: &State, copy: u8) -> bool {
@@ -116,7 +120,7 @@ pub(crate) fn no_dead_end(model: &Setup, state: &State) -> bool {
     }
 }
 
-/// What some run must come to, where a configuration says so.
+/// The states that some run must reach, if a configuration requires it.
 pub(crate) fn examples() -> Vec<Property<Setup>> {
     vec![
         Property::sometimes("all captured", |_, state: &State| {

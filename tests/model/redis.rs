@@ -1,20 +1,22 @@
-//! The lease scripts as functions: each method of [`Redis`] is one atomic step and mirrors the script of its name in
-//! `src/lease`. Times are left out: that a key expires is somebody else's act. `tests/it/scripts.rs` compares every
-//! answer and every key with the scripts on a real server.
+//! The lease scripts as functions. Each method of [`Redis`] is one atomic step and mirrors the
+//! script of its name in `src/lease`. There are no times: the expiry of a key is a separate step.
+//! `tests/it/scripts.rs` compares every reply and every key with the scripts on a real server.
 
-/// How many payments and ids there are keys for.
+/// The number of payments. [`IDS`] is the number of ids.
 pub(crate) const PAYMENTS: usize = 2;
-/// Ids 0 to 2 are the publisher's; 3 to 5 are the fresh ids of those, 6 to 8 the fresh ids of these.
+/// Ids 0 to 2 are the publisher's; 3 to 5 are the fresh ids of those, 6 to 8 the fresh ids of
+/// these.
 pub(crate) const IDS: usize = 9;
 
-/// The token of an acquisition; one that is over is [`NOBODY`]'s, as in `announce`.
+/// The token of an acquisition. One that has ended has the token [`NOBODY`], as in `announce`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Token(pub(crate) u8);
 
-/// Nobody's token.
+/// The token of an acquisition that has ended.
 pub(crate) const NOBODY: Token = Token(0);
 
-/// An outcome on record: captured; or failed, or closed for want of a capture, with a word of the gateway (an index).
+/// A recorded outcome: captured, failed with a code of the gateway (an index), or recorded as
+/// failed because there is no capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Fate {
     Captured,
@@ -22,10 +24,10 @@ pub(crate) enum Fate {
     Closed(u8),
 }
 
-/// A record: the amount that it is about, and the outcome.
+/// A record: the amount and the outcome.
 pub(crate) type Record = (u8, Fate);
 
-/// The keys of a payment.
+/// The keys of one payment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Payment {
     pub(crate) lease: Option<Token>,
@@ -33,22 +35,22 @@ pub(crate) struct Payment {
     pub(crate) line: Vec<Token>,
 }
 
-/// A sent marker: who wrote it first, and what the gateway signed meanwhile.
+/// A sent marker: the acquisition that wrote it first, and what the gateway has signed since then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Mark {
     pub(crate) by: Token,
     pub(crate) tells: Tells,
 }
 
-/// What a sent marker tells besides that it is there: `src/domain/judge.rs::SentMarker`.
+/// The content of a sent marker: `src/domain/judge.rs::SentMarker`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Tells {
     pub(crate) denied_at: Option<u8>,
-    /// Amount and word of a signed `F` that need not be about the capture.
+    /// The amount and the code of a signed `F` that may not be about the capture.
     pub(crate) refused: Option<(u8, u8)>,
 }
 
-/// The keys of an id.
+/// The keys of one id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Keys {
     pub(crate) mark: Option<Mark>,
@@ -56,14 +58,14 @@ pub(crate) struct Keys {
     pub(crate) replaced: Option<Record>,
 }
 
-/// All keys.
+/// All keys of the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Redis {
     pub(crate) payments: [Payment; PAYMENTS],
     pub(crate) keys: [Keys; IDS],
 }
 
-/// What an acquisition asks for: `src/lease/claim.rs::Claim`.
+/// The arguments of an acquisition: `src/lease/claim.rs::Claim`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
     pub(crate) payment: u8,
@@ -73,7 +75,7 @@ pub(crate) struct Claim {
     pub(crate) posts: bool,
 }
 
-/// What `take` in `common.lua` says: `src/lease/mod.rs::Acquired`.
+/// The reply of `take` in `common.lua`: `src/lease/mod.rs::Acquired`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Asked {
     Known(Fate),
@@ -83,7 +85,7 @@ pub(crate) enum Asked {
     Taken { marker: Option<Tells>, hold_was_there: bool },
 }
 
-/// What `renew.lua` says: `src/lease/mod.rs::Renewed`.
+/// The reply of `renew.lua`: `src/lease/mod.rs::Renewed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Renewed {
     Kept,
@@ -91,7 +93,8 @@ pub(crate) enum Renewed {
     Recorded,
 }
 
-/// What becomes of lease, hold and mark: `src/domain/outcome.rs::Release`, and `src/lease/mod.rs::Leases::replace`.
+/// What a release does with lease, in-doubt block and sent marker:
+/// `src/domain/outcome.rs::Release`, and `src/lease/mod.rs::Leases::replace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     Final(Fate),
@@ -125,14 +128,14 @@ impl Redis {
         self.at(claim).lease == Some(claim.token)
     }
 
-    /// `common.lua::on_record`.
+    /// Mirrors the function `common.lua::on_record`.
     fn on_record(&mut self, claim: Claim) -> Option<Fate> {
         let Keys { known, replaced, .. } = *self.of(claim);
         let same = |record: &Record| record.0 == claim.amount;
         known.filter(same).or_else(|| replaced.filter(same)).map(|(_, fate)| fate)
     }
 
-    /// `common.lua::pass_on`.
+    /// Mirrors the function `common.lua::pass_on`.
     fn pass_on(&mut self, claim: Claim) {
         let payment = self.at(claim);
         payment.lease = if payment.line.is_empty() { None } else { Some(payment.line.remove(0)) };
@@ -145,7 +148,7 @@ impl Redis {
         }
     }
 
-    /// `common.lua::leave`.
+    /// Mirrors the function `common.lua::leave`.
     fn leave(&mut self, claim: Claim) {
         self.no_longer_waits(claim);
         if self.has_lease(claim) {
@@ -153,13 +156,13 @@ impl Redis {
         }
     }
 
-    /// `common.lua::end_hold_of`.
+    /// Mirrors the function `common.lua::end_hold_of`.
     fn end_hold(&mut self, claim: Claim) {
         let hold = &mut self.at(claim).hold;
         *hold = hold.filter(|(_, id)| *id != claim.id);
     }
 
-    /// `common.lua::announce`.
+    /// Mirrors the function `common.lua::announce`.
     fn announce(&mut self, claim: Claim, denied_at: Option<u8>) {
         let mine = (claim.token, claim.id);
         let hold = &mut self.at(claim).hold;
@@ -173,7 +176,7 @@ impl Redis {
         *mark = Some(Mark { by, tells });
     }
 
-    /// `common.lua::take`.
+    /// Mirrors the function `common.lua::take`.
     fn take(&mut self, claim: Claim, waits: bool) -> Asked {
         let Keys { mark, known, replaced } = *self.of(claim);
         let record = self.on_record(claim);
@@ -208,7 +211,7 @@ impl Redis {
         Asked::Taken { marker, hold_was_there }
     }
 
-    /// Takes back what an acquisition wrote.
+    /// Rolls back what an acquisition wrote.
     fn take_back(&mut self, claim: Claim) {
         if self.at(claim).hold == Some((claim.token, claim.id)) {
             self.at(claim).hold = None;
@@ -217,7 +220,7 @@ impl Redis {
         *mark = mark.filter(|mark| mark.by != claim.token);
     }
 
-    /// `common.lua::record`.
+    /// Mirrors the function `common.lua::record`.
     fn record(&mut self, claim: Claim, mode: Mode) -> (bool, Option<Record>) {
         let mine = self.has_lease(claim);
         let Keys { known, replaced, mark } = *self.of(claim);
@@ -247,7 +250,7 @@ impl Redis {
             Mode::Back if mine => self.take_back(claim),
             Mode::Forget => self.take_back(claim),
             Mode::Close(_) | Mode::Replace(_) | Mode::Replaced(_) | Mode::End | Mode::Back => {}
-            Mode::Final(_) => unreachable!("recorded whoever has the lease"),
+            Mode::Final(_) => unreachable!("a final outcome is recorded without the lease too"),
         }
         let is_recorded = self.on_record(claim).is_some();
         let replaces = match mode {
@@ -268,12 +271,12 @@ impl Redis {
         (mine, found)
     }
 
-    /// `acquire.lua`.
+    /// Mirrors the script `acquire.lua`.
     pub(crate) fn acquire(&mut self, claim: Claim, waits: bool) -> Asked {
         self.take(claim, waits)
     }
 
-    /// `renew.lua`.
+    /// Mirrors the script `renew.lua`.
     pub(crate) fn renew(&mut self, claim: Claim, posts: bool, denied_at: Option<u8>) -> Renewed {
         if !self.has_lease(claim) {
             return Renewed::Lost;
@@ -287,14 +290,14 @@ impl Redis {
         Renewed::Kept
     }
 
-    /// `release.lua`.
+    /// Mirrors the script `release.lua`.
     pub(crate) fn release(&mut self, claim: Claim, mode: Mode) -> (bool, Option<Record>) {
         let released = self.record(claim, mode);
         self.leave(claim);
         released
     }
 
-    /// `hand_over.lua`.
+    /// Mirrors the script `hand_over.lua`.
     pub(crate) fn hand_over(
         &mut self,
         claim: Claim,

@@ -1,4 +1,5 @@
-//! What becomes of a dead letter: the bridge to `src/domain/replay.rs` and `src/domain/evidence.rs`.
+//! The bridge to `src/domain/replay.rs` and `src/domain/evidence.rs`: the decision about a dead
+//! letter.
 
 use capture_worker::domain::{
     class::{Class, Codes},
@@ -13,7 +14,7 @@ use crate::{
     replies::inquiry_reply,
 };
 
-/// What becomes of a dead letter, by the program's own decision.
+/// The program's decision about a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decided {
     Send,
@@ -21,8 +22,8 @@ pub(crate) enum Decided {
     Refuse,
 }
 
-/// `src/domain/replay.rs::prepare` and `src/domain/evidence.rs::decide`, themselves: what becomes of a dead letter when
-/// an inquiry shows this.
+/// Calls `src/domain/replay.rs::prepare` and `src/domain/evidence.rs::decide`: the decision about a
+/// dead letter after this reply to an inquiry.
 pub(crate) fn decide_replay(
     class: Class,
     signed: bool,
@@ -53,7 +54,8 @@ pub(crate) fn decide_replay(
     }
 }
 
-/// `src/domain/replay.rs::Policy::of`, itself: whether a replay sends a fresh id, the same, or nothing.
+/// Calls `src/domain/replay.rs::Policy::of`: whether a replay sends a fresh id, the same id, or
+/// nothing.
 pub(crate) fn replays_fresh(class: Class, signed: bool) -> Option<bool> {
     match replay::Policy::of(class, signed) {
         replay::Policy::Never => None,

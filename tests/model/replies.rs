@@ -1,4 +1,4 @@
-//! The replies of the gateway, as the program reads them.
+//! Builds the gateway's replies in the form in which the program reads them.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The end of a delivery: what is published before it is acked, and what the broker does if the worker falls.
+//! The end of a delivery: what is published before it is acked, and what the broker does if the
+//! worker dies.
 
 use crate::{
     domain::{Came, Left, Said, Todo},
@@ -8,7 +9,8 @@ use crate::{
 };
 
 impl Setup {
-    /// `src/worker/process.rs::process`: the acquisition is over, and what is to be published is decided.
+    /// Mirrors `src/worker/process.rs::process`: the acquisition has ended, and the message to
+    /// publish is decided.
     pub(crate) fn settle(
         &self,
         state: &mut State,
@@ -18,7 +20,7 @@ impl Setup {
         state.is_over(token_of_slot(slot));
         let Some(job) = state.slots[slot] else { return };
         if job.cut {
-            // `src/broker/delivery.rs::SessionLost`: nothing is published, nothing acked.
+            // As with `src/broker/delivery.rs::SessionLost`, nothing is published or acked.
             state.slots[slot] = None;
             return;
         }
@@ -45,7 +47,7 @@ impl Setup {
         set(state, slot, step);
     }
 
-    /// `src/broker/delivery.rs::Delivery::settle`.
+    /// Mirrors the function `src/broker/delivery.rs::Delivery::settle`.
     pub(crate) fn publish_or_ack(&self, state: &mut State, slot: usize, job: Job, step: Move) {
         let message = job.message;
         match (step, job.step) {
@@ -68,7 +70,7 @@ impl Setup {
         }
     }
 
-    /// A worker dies, or loses its session: its deliveries go back to the queue.
+    /// A worker dies or loses its session. Its deliveries return to the queue.
     pub(crate) fn fall(&self, state: &mut State, worker: usize, dies: bool) {
         for slot in (0..state.slots.len()).filter(|slot| worker_of(*slot) == worker) {
             let Some(job) = state.slots[slot] else { continue };

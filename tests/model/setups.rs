@@ -1,6 +1,8 @@
-//! The configurations: what is published, what may go wrong and how often, and what must be found.
+//! The configurations: the published jobs, the possible faults and their number, and the states
+//! that the search must find.
 //!
-//! All of them are searched to the end, save those in which something must be found broken: they end when it is.
+//! Each search covers all states, except where a rule must be found broken: it then ends at the
+//! first violation.
 
 use capture_worker::domain::class::Class;
 
@@ -21,8 +23,8 @@ pub(crate) const TWO_IDS: &[(u8, u8)] = &[(0, 0), (1, 0)];
 const ANSWERED_OR_NOT: &[Said] = &[Said::Captured, Said::Nothing];
 pub(crate) const REFUSED: &[Said] = &[Said::Captured, Said::Nothing, Said::Failed(DENIED)];
 
-/// One job, one retry, nothing that goes wrong but calls without an answer; with the mendings that the tests of
-/// `as_it_is` do without.
+/// One job, one retry, and no faults except calls without a reply. The other configurations change
+/// this one.
 pub(crate) const BASE: Setup = Setup {
     name: "",
     jobs: &[(0, 0)],
@@ -47,7 +49,7 @@ pub(crate) const BASE: Setup = Setup {
     breaks: &[],
 };
 
-/// Searched by every run of the tests.
+/// The configurations that every test run searches.
 pub(crate) const SMALL: &[Setup] = &[
     Setup {
         name: "one job, all replies, a crash, poison",
@@ -118,7 +120,7 @@ pub(crate) const SMALL: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "two ids, Redis away once",
+        name: "two ids, Redis unavailable once",
         ends: true,
         jobs: TWO_IDS,
         delays: 0,
@@ -127,7 +129,7 @@ pub(crate) const SMALL: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "two ids, Redis forgets",
+        name: "two ids, Redis loses its data",
         jobs: TWO_IDS,
         budget: Budget { losses: 1, ..CALM },
         reaches: &["all captured"],
@@ -156,7 +158,7 @@ pub(crate) const SMALL: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "two ids handed over, Redis away once",
+        name: "two ids handed over, Redis unavailable once",
         jobs: TWO_IDS,
         prefetch: [2, 1],
         delays: 0,
@@ -197,7 +199,7 @@ pub(crate) const SMALL: &[Setup] = &[
     GRANDCHILD,
     DOUBT_BESIDE_CHILD,
     Setup {
-        name: "a replaced id redelivered, Redis forgets",
+        name: "a replaced id redelivered, Redis loses its data",
         budget: Budget { crashes: 1, acts: 1, losses: 1, ..CALM },
         operators: 1,
         says: &[Said::Captured, Said::Failed(DENIED)],
@@ -207,9 +209,9 @@ pub(crate) const SMALL: &[Setup] = &[
     FORGED,
 ];
 
-/// Two dead copies of one id, which is replaced twice, and a Redis that forgets in between.
+/// Two dead copies of one id, which is replaced twice, and a Redis that loses its data in between.
 const GRANDCHILD: Setup = Setup {
-    name: "two dead copies of an id, a grandchild, Redis forgets",
+    name: "two dead copies of an id, a grandchild, Redis loses its data",
     jobs: COPIES,
     dead: &[Class::Access, Class::Access],
     delays: 0,
@@ -221,9 +223,10 @@ const GRANDCHILD: Setup = Setup {
     ..BASE
 };
 
-/// A dead copy of an id is replaced and another, in doubt, is replayed under the id itself; inquiries may stay unanswered.
+/// One dead copy of an id is replaced. Another one, in doubt, is replayed under the id itself.
+/// Inquiries may have no reply.
 const DOUBT_BESIDE_CHILD: Setup = Setup {
-    name: "a copy in doubt beside a replaced one, Redis forgets, no inquiry is answered",
+    name: "a copy in doubt beside a replaced one, data loss, inquiries without reply",
     jobs: COPIES,
     dead: &[Class::Access, Class::InDoubt],
     delays: 1,
@@ -236,7 +239,7 @@ const DOUBT_BESIDE_CHILD: Setup = Setup {
     ..BASE
 };
 
-/// Headers of a publisher that say what the gateway never said.
+/// Headers of a publisher that claim a verdict that the gateway never gave.
 const FORGED: Setup = Setup {
     name: "forged headers: sent, and refused",
     forged: true,
@@ -245,17 +248,17 @@ const FORGED: Setup = Setup {
     ..BASE
 };
 
-/// The protocol broken on purpose: the model must notice.
+/// Mutations: the protocol is broken on purpose, and the model must detect it.
 pub(crate) const MUTATIONS: &[Setup] = &[
     Setup {
-        name: "mutation: the ack comes first",
+        name: "mutation: the ack comes before the publish",
         budget: CRASH,
         mutation: Some(Mutation::AckFirst),
         breaks: &[NO_LOSS],
         ..BASE
     },
     Setup {
-        name: "mutation: a fresh id for one in doubt, without an inquiry",
+        name: "mutation: an id in doubt is replaced without an inquiry",
         delays: 0,
         budget: Budget { acts: 1, ..CALM },
         operators: 1,
@@ -264,7 +267,7 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "mutation: a release that does not look at the token",
+        name: "mutation: a release does not compare the token",
         jobs: TWO_IDS,
         budget: Budget { pauses: 1, ..CALM },
         prefetch: [2, 2],
@@ -273,28 +276,28 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "mutation: every F is believed",
+        name: "mutation: every F is evidence",
         says: REFUSED,
         mutation: Some(Mutation::BelieveEveryF),
         breaks: &[FAILED_STANDS],
         ..BASE
     },
     Setup {
-        name: "mutation: that an id was sent is forgotten",
+        name: "mutation: the sent marker is not kept",
         says: REFUSED,
         mutation: Some(Mutation::ForgetSent),
         breaks: &[FAILED_STANDS],
         ..BASE
     },
     Setup {
-        name: "mutation: the hold is not looked at",
+        name: "mutation: the in-doubt block is not checked",
         jobs: TWO_IDS,
         mutation: Some(Mutation::NoHold),
         breaks: &[HOLD],
         ..BASE
     },
     Setup {
-        name: "mutation: a signed refusal of class access is not recorded, and a redelivery posts again",
+        name: "mutation: an unrecorded refusal of class access, and a redelivery posts again",
         budget: CRASH,
         says: &[Said::Captured, Said::Failed(DENIED)],
         mutation: Some(Mutation::ForgetAccess),
@@ -302,7 +305,7 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "mutation: the same, and a fresh id while the parent is still in the queue",
+        name: "mutation: such a refusal, and a fresh id while the parent is still in the queue",
         budget: Budget { crashes: 1, acts: 1, ..CALM },
         operators: 1,
         says: &[Said::Captured, Said::Failed(DENIED)],
@@ -312,7 +315,7 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "mutation: a job gives up waiting with an old word of its mark",
+        name: "mutation: a job stops waiting with an outdated sent marker",
         jobs: COPIES,
         budget: CRASH,
         expires: true,
@@ -322,28 +325,28 @@ pub(crate) const MUTATIONS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "mutation: only the child of an id is looked for",
+        name: "mutation: only the child of an id is searched",
         mutation: Some(Mutation::OnlyTheChild),
         reaches: &[],
         breaks: &[ONE_CAPTURE, FRESH],
         ..GRANDCHILD
     },
     Setup {
-        name: "mutation: one inquiry, answered or not, opens the way for an id that was sent",
+        name: "mutation: a sent id is posted after one inquiry, even without a reply",
         mutation: Some(Mutation::OneInquiry),
         reaches: &[],
         breaks: &[ONE_CAPTURE],
         ..DOUBT_BESIDE_CHILD
     },
     Setup {
-        name: "mutation: a refusal that only headers tell of closes an id",
+        name: "mutation: a refusal that only headers report ends an id",
         mutation: Some(Mutation::TrustHeaders),
         reaches: &[],
         breaks: &[SIGNED_IS_TRUE],
         ..FORGED
     },
     Setup {
-        name: "mutation: a fresh id is posted without a look at its forebears",
+        name: "mutation: a fresh id is posted without a check of its ancestors",
         mutation: Some(Mutation::NoForebears),
         reaches: &[],
         breaks: &[ONE_CAPTURE],
@@ -351,10 +354,11 @@ pub(crate) const MUTATIONS: &[Setup] = &[
     },
 ];
 
-/// What the protocol can't promise: each is found, so that nobody takes it for granted.
+/// What the protocol can't guarantee. The search must find each violation, so that no reader
+/// assumes the guarantee.
 pub(crate) const LIMITS: &[Setup] = &[
     Setup {
-        name: "limit: a copy without headers of a replaced id, and Redis forgets",
+        name: "limit: a copy without headers of a replaced id, and Redis loses its data",
         jobs: COPIES,
         budget: Budget { acts: 1, losses: 1, ..CALM },
         operators: 1,
@@ -363,14 +367,14 @@ pub(crate) const LIMITS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "limit: Redis is away when a refusal is to be recorded",
+        name: "limit: Redis is unavailable when a refusal is to be recorded",
         budget: Budget { crashes: 1, aways: 1, ..CALM },
         says: &[Said::Captured, Said::Failed(DENIED)],
         breaks: &[FAILED_STANDS],
         ..BASE
     },
     Setup {
-        name: "limit: the same, and a fresh id after no more than an inquiry",
+        name: "limit: an unrecorded refusal, and a fresh id after an inquiry only",
         budget: Budget { crashes: 1, aways: 1, acts: 1, ..CALM },
         operators: 1,
         says: &[Said::Captured, Said::Failed(DENIED)],
@@ -379,7 +383,7 @@ pub(crate) const LIMITS: &[Setup] = &[
         ..BASE
     },
     Setup {
-        name: "limit: a request is executed after an inquiry that did not see it",
+        name: "limit: a request is executed after an inquiry that did not show it",
         delays: 2,
         late: true,
         says: REFUSED,

@@ -1,4 +1,4 @@
-//! What the model knows at one moment, and what a configuration bounds.
+//! The state of the model, and the bounds of a configuration.
 
 use capture_worker::domain::class::Class;
 
@@ -7,13 +7,13 @@ use crate::{
     redis::{Claim, Fate, IDS, Mode, NOBODY, Redis, Tells, Token},
 };
 
-/// Two workers, each with two jobs in hand at most.
+/// The number of deliveries in hand: two workers with at most two each.
 pub(crate) const SLOTS: usize = 4;
 pub(crate) const OPERATORS: usize = 2;
 pub(crate) const LATER: usize = 2;
 
-/// A message: a job, or a dead letter if it has a class. `copy` tells the copies of a job apart: it stays with a message
-/// wherever that goes, so that the loss of any one of them is seen.
+/// A message: a job, or a dead letter if it has a class. `copy` distinguishes the copies of a job.
+/// It stays with a message everywhere, so that the loss of any copy is detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Message {
     pub(crate) id: u8,
@@ -24,46 +24,46 @@ pub(crate) struct Message {
     pub(crate) letter: Option<(Class, bool)>,
 }
 
-/// A lease in hand: `src/lease/mod.rs::Lease`.
+/// An acquired lease: `src/lease/mod.rs::Lease`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Lease {
     pub(crate) marker: Option<Tells>,
-    /// Hold and mark are written.
+    /// In-doubt block and sent marker are written.
     pub(crate) announced: bool,
-    /// An inquiry has shown that there is no such capture: post.
+    /// An inquiry has shown that there is no such capture, so the job posts.
     pub(crate) denied: bool,
-    /// Its time ran out while its worker stood still.
+    /// It expired while its worker was paused.
     pub(crate) overdue: bool,
-    /// The doubt about its id began with it.
+    /// The doubt about its id began under this lease.
     pub(crate) opened: bool,
-    /// It came by a hand-over.
+    /// It was handed over by another job.
     pub(crate) handed: bool,
 }
 
-/// Where a delivery stands in the pipeline: the awaits of `src/worker/process.rs` and `call.rs`.
+/// The position of a delivery in the pipeline: the awaits of `src/worker/process.rs` and `call.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Step {
-    /// Delivered, perhaps behind another job of the payment in the local line.
+    /// Delivered, and possibly behind another job in the local payment queue.
     Fresh,
-    /// In the line in Redis.
+    /// In the waiting list in Redis.
     Stands { marked: bool },
-    /// The lease is taken.
+    /// The lease is acquired.
     Holds(Lease),
-    /// An inquiry is under way.
+    /// An inquiry is in progress.
     Inquires(Lease),
-    /// A capture is under way.
+    /// A capture is in progress.
     Posts(Lease),
-    /// The reply is judged; the lease is still in hand.
+    /// The reply is judged. The job still has the lease.
     Judged { lease: Lease, came: Came, sent: Left, called: bool },
-    /// To be published, then acked.
+    /// The settlement is to be published, then the delivery acked.
     Settles { todo: Todo, letter: bool, result: bool, remembered: bool },
-    /// To be acked.
+    /// The delivery is to be acked.
     Acks,
-    /// A mutation: acked, and not yet published.
+    /// In a mutation only: acked and not yet published.
     AckedFirst { todo: Todo },
 }
 
-/// A delivery in hand. `cut`: the session that delivered it is lost, and the broker has given it to somebody else.
+/// A delivery in hand. With `cut`, its session is lost, and the broker has requeued the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Job {
     pub(crate) message: Message,
@@ -71,43 +71,43 @@ pub(crate) struct Job {
     pub(crate) cut: bool,
 }
 
-/// What an operator is about to do with a letter.
+/// An operator's decision about a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Verdict {
-    /// The same id again.
+    /// Send the same id again.
     Same,
-    /// A fresh id.
+    /// Send a fresh id.
     Fresh,
-    /// It captured: tell so.
+    /// It captured: publish this result.
     Settle,
-    /// Nothing: the letter goes back.
+    /// Refuse: the dead letter returns to its queue.
     Refuse,
 }
 
-/// `src/dead_letters/act.rs::Closing`.
+/// Mirrors the type `src/dead_letters/act.rs::Closing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Closing {
     None,
-    /// The lease is in hand.
+    /// The lease is acquired for the operator.
     Lease,
-    /// A failure is on record.
+    /// A failure is already recorded.
     Replace,
 }
 
-/// Where an operator stands.
+/// The position of an operator in a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Act {
-    /// The letter is looked at.
+    /// The dead letter is read.
     Looks,
-    /// The id is to be inquired about.
+    /// An inquiry about the id is next.
     Asks { closing: Closing },
-    /// Decided; what is left to do in Redis.
+    /// Decided, with the remaining work in Redis.
     Decided { verdict: Verdict, closing: Closing },
-    /// Published, to be acked.
+    /// Published; the ack is next.
     Acks,
 }
 
-/// A call to Redis that goes on in the background: `src/worker/process.rs::give_up`,
+/// A call to Redis that continues in the background: `src/worker/process.rs::give_up`,
 /// `src/worker/call.rs::release_later`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Later {
@@ -117,45 +117,45 @@ pub(crate) struct Later {
     pub(crate) opened: bool,
 }
 
-/// An id at the gateway. The first final verdict stands for ever.
+/// An id at the gateway. Its first final verdict never changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Account {
-    /// The verdict and the amount that it is about.
+    /// The final verdict and its amount.
     pub(crate) verdict: Option<(Fate, u8)>,
-    /// Accepted and not yet decided, for this amount.
+    /// In process, for this amount.
     pub(crate) processing: Option<u8>,
-    /// Requests (a bit for each amount) that nobody waits for any more and that may still be executed.
+    /// Requests (one bit per amount) that no worker waits for and that may still be executed.
     pub(crate) in_flight: u8,
-    /// It has given a signed `F` to this id.
+    /// The gateway has given a signed `F` to this id.
     pub(crate) said_failed: bool,
 }
 
-/// What was published about an id.
+/// The results that were published about an id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Told {
     pub(crate) captured: bool,
-    /// By the gateway's signed verdict, since the last replay of the same id.
+    /// Failed by the gateway's signed verdict, since the last replay of the same id.
     pub(crate) failed: bool,
 }
 
-/// What may still go wrong, and how often operators act.
+/// The faults that may still happen, and the number of replays that operators may still make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Budget {
-    /// A process dies.
+    /// Deaths of a process.
     pub(crate) crashes: u8,
-    /// A session with the broker is lost; its worker lives on.
+    /// Lost sessions with the broker, without the death of the worker.
     pub(crate) cuts: u8,
-    /// A worker stands still until its lease is over.
+    /// Pauses of a worker until its lease has expired.
     pub(crate) pauses: u8,
-    /// Redis does not answer once.
+    /// Calls to Redis without a reply.
     pub(crate) aways: u8,
-    /// Redis forgets everything.
+    /// Losses of all data in Redis.
     pub(crate) losses: u8,
-    /// A letter is taken up.
+    /// Replays that an operator begins.
     pub(crate) acts: u8,
 }
 
-/// One moment.
+/// The state of the whole system.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) queue: Vec<Message>,
@@ -166,96 +166,97 @@ pub(crate) struct State {
     pub(crate) redis: Redis,
     pub(crate) gateway: [Account; IDS],
     pub(crate) told: [Told; IDS],
-    /// The copies (a bit for each) about which a result was published.
+    /// The copies (one bit each) about which a result was published.
     pub(crate) ended: u8,
-    /// By payment: the id whose capture was sent and that is neither resolved nor past its hold.
+    /// By payment: the id that was sent, is not resolved, and whose in-doubt block has not ended.
     pub(crate) doubt: [Option<u8>; 2],
     pub(crate) budget: Budget,
-    /// `expiresAt` has passed.
+    /// Whether `expiresAt` has passed.
     pub(crate) past_expiry: bool,
-    /// `retry.max_age` has passed.
+    /// Whether the jobs are older than `retry.max_age`.
     pub(crate) is_old: bool,
-    /// Redis has forgotten everything at least once.
+    /// Redis has lost its data at least once.
     pub(crate) forgot: bool,
-    /// For want of time an id was given up as never sent, and it may have captured.
+    /// A job ran out of time and was reported as never sent, although its id may have captured.
     pub(crate) lied: bool,
 }
 
-/// What the model must notice when it is broken on purpose.
+/// Mutations of the protocol that the model must detect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
     /// The ack comes before the publish.
     AckFirst,
-    /// A release deletes the lease without looking at the token.
+    /// A release deletes the lease without comparing the token.
     ReleaseAnyLease,
-    /// An `F` that may precede the id is believed on a sent id.
+    /// An `F` given before the gateway looked up the id is final for a sent id.
     BelieveEveryF,
-    /// A retry does not carry that the id was sent, and the lease leaves no mark.
+    /// A retry has no header that the id was sent, and the lease writes no sent marker.
     ForgetSent,
-    /// A fresh id replaces one in doubt, and nobody inquires.
+    /// A fresh id replaces an id in doubt without an inquiry.
     FreshWithoutInquiry,
-    /// An acquisition does not look at the hold.
+    /// An acquisition does not check the in-doubt block.
     NoHold,
-    /// A signed refusal of class `access` ends its job and is not recorded.
+    /// A signed refusal of class `access` ends its job without a record.
     ForgetAccess,
-    /// A job that waited for the lease says when it gives up what it last heard of its mark.
+    /// A job that stops waiting for the lease uses the sent marker that it read before.
     StaleMark,
-    /// Only the child of an id is looked for, and only by the operator's command.
+    /// Only the operator's command searches for descendants of an id, and only for its child.
     OnlyTheChild,
-    /// A replayed id that was sent is inquired about only in its first attempt, and goes though nobody answers.
+    /// A replayed id that was sent is inquired about only in its first attempt, and is posted even
+    /// without a reply.
     OneInquiry,
-    /// An `F` that only headers tell of closes an id.
+    /// An `F` that only headers report ends an id.
     TrustHeaders,
-    /// A fresh id is posted without an inquiry, and its forebears are looked for nowhere.
+    /// A fresh id is posted without an inquiry and without a check of its ancestors.
     NoForebears,
 }
 
-/// What happens when a fresh id replaces its parent.
+/// What a replay does before a fresh id replaces its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replay {
-    /// The parent is inquired about, and no more.
+    /// It inquires about the parent.
     Inquires,
-    /// And that under the parent's lease, which is given back with the parent recorded as failed.
+    /// It inquires under the parent's lease, and records the parent as failed when it releases it.
     Closes,
 }
 
-/// A configuration: what is published at the beginning, and the bounds.
+/// A configuration: the messages at the beginning, and the bounds of the search.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
-    /// The jobs by id and amount; each is a copy of its own.
+    /// The jobs by id and amount. Each is a separate copy.
     pub(crate) jobs: &'static [(u8, u8)],
     /// The payment of each id.
     pub(crate) payments: [u8; 3],
-    /// How many jobs each worker has in hand at most.
+    /// The maximum number of deliveries in hand of each worker.
     pub(crate) prefetch: [usize; 2],
     pub(crate) delays: u8,
     pub(crate) budget: Budget,
     pub(crate) operators: usize,
-    /// What the gateway may say besides nothing at all.
+    /// The replies that the gateway may give. It may always give none.
     pub(crate) says: &'static [Said],
-    /// A request whose caller gave up may be executed later.
+    /// Whether a request may be executed after its caller has stopped waiting.
     pub(crate) in_flight: bool,
-    /// So late, even, that an inquiry in between does not see it.
+    /// Whether this may happen after an inquiry that does not show the request.
     pub(crate) late: bool,
-    /// An inquiry may stay unanswered.
+    /// Whether an inquiry may have no reply.
     pub(crate) deaf: bool,
-    /// The broker's delivery limit.
+    /// The delivery limit of the broker, if any.
     pub(crate) returns_max: Option<u8>,
     pub(crate) expires: bool,
     pub(crate) ages: bool,
-    /// The publisher's headers say that the id was sent, and that the gateway refused it.
+    /// Whether the publisher's headers claim that the id was sent and that the gateway refused it.
     pub(crate) forged: bool,
-    /// The classes in which the jobs lie as dead letters at the beginning, each sent and refused before the gateway looked
-    /// at its id; empty: they are in the queue.
+    /// The classes of the jobs that are dead letters at the beginning. Each was sent, and was
+    /// refused before the gateway looked up its id. If empty, the jobs are in the queue.
     pub(crate) dead: &'static [Class],
     pub(crate) replay: Replay,
     pub(crate) mutation: Option<Mutation>,
-    /// It is small enough to look whether an end can be reached from every state.
+    /// Whether it is small enough to check that an end can be reached from every state.
     pub(crate) ends: bool,
-    /// Which of the examples must be found.
+    /// The examples that the search must find.
     pub(crate) reaches: &'static [&'static str],
-    /// Which of the properties must be found broken.
+    /// The properties that the search must find broken.
     pub(crate) breaks: &'static [&'static str],
 }
 
@@ -284,10 +285,10 @@ impl Setup {
         Known { carried, marker, amount, past_expiry }
     }
 
-    /// `src/lease/claim.rs::Claim::of`, with the token of a slot.
+    /// Mirrors `src/lease/claim.rs::Claim::of`, with the token of a slot.
     pub(crate) fn claim(&self, state: &State, message: &Message, token: Token) -> Claim {
         use capture_worker::domain::judge::Call;
-        // `src/worker/call.rs::posts_at_once`.
+        // As `src/worker/call.rs::posts_at_once` does.
         let posts = self.known(state, message, None).first_call() == Call::Post;
         let Message { id, amount, .. } = *message;
         Claim { payment: self.payment(id), token, id, amount, posts }
@@ -313,7 +314,7 @@ pub(crate) fn token_of_operator(operator: usize) -> Token {
     nth(5, operator)
 }
 
-/// The token of an acquisition that a background call gives up.
+/// The token of an acquisition that a background call releases.
 pub(crate) fn token_of_later(later: usize) -> Token {
     nth(7, later)
 }
@@ -329,7 +330,8 @@ impl State {
         self.dead.insert(place, message);
     }
 
-    /// An acquisition is over, or goes on under another name: only whether a token is one's own matters.
+    /// Replaces a token, when an acquisition ends or continues in the background. The scripts only
+    /// compare tokens, so their values don't matter.
     pub(crate) fn rename(&mut self, from: Token, to: Token) {
         let change = |token: &mut Token| {
             if *token == from {
@@ -350,7 +352,7 @@ impl State {
         self.rename(token, NOBODY);
     }
 
-    /// The capture calls under way, with their ids and leases.
+    /// The ids and leases of the capture calls in progress.
     pub(crate) fn posting(&self) -> impl Iterator<Item = (u8, Lease)> {
         self.slots.iter().flatten().filter_map(|job| match job.step {
             Step::Posts(lease) => Some((job.message.id, lease)),
@@ -358,7 +360,7 @@ impl State {
         })
     }
 
-    /// Whether this id has captured, or may by a request that is under way or in process.
+    /// Whether this id has captured, or may capture by a request in progress or in process.
     pub(crate) fn may_have_captured(&self, id: u8) -> bool {
         let account = &self.gateway[usize::from(id)];
         match account.verdict {
@@ -375,7 +377,7 @@ impl State {
         matches!(self.gateway[usize::from(id)].verdict, Some((Fate::Captured, _)))
     }
 
-    /// Nothing is under way any more.
+    /// Whether no work remains in progress.
     pub(crate) fn is_ended(&self) -> bool {
         self.queue.is_empty()
             && self.slots.iter().all(Option::is_none)
@@ -383,7 +385,7 @@ impl State {
     }
 }
 
-/// The fresh id of an id, for the ids that the model has: `x-capture-parent`; one parent has one child.
+/// The fresh id of an id, if the model has it. One parent has one child (`x-capture-parent`).
 pub(crate) const fn child_of(id: u8) -> Option<u8> {
     if id < 6 { Some(id + 3) } else { None }
 }

@@ -1,4 +1,5 @@
-//! Workers, operators and equal copies have no names: of moments that differ in nothing else, one stands for all.
+//! Symmetry reduction: states that differ only in the names of workers, operators or equal copies
+//! are represented by one of them.
 
 use crate::{
     redis::Token,
@@ -6,7 +7,7 @@ use crate::{
 };
 
 impl Setup {
-    /// The moment that stands for this one.
+    /// The state that represents this one.
     pub(crate) fn canonical(&self, mut state: State) -> State {
         if self.prefetch[0] == self.prefetch[1] && state.slots[2..] < state.slots[..2] {
             state = swap_workers(state);

@@ -1,5 +1,5 @@
-//! The steps of a worker: `src/worker/process.rs`, `src/worker/call.rs` and `src/broker/delivery.rs`, one await after the
-//! other. What each method mirrors stands above it.
+//! The steps of a worker: the awaits of `src/worker/process.rs`, `src/worker/call.rs` and
+//! `src/broker/delivery.rs`. The comment of each method names what it mirrors.
 
 use capture_worker::domain::{class::Class, judge::Call};
 
@@ -14,31 +14,32 @@ use crate::{
 /// A step of one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Move {
-    /// Ask for the lease, for the first time or again.
+    /// Try to acquire the lease, for the first time or again.
     Acquire,
-    /// Ask for it; Redis does it, and the answer is lost.
+    /// Try to acquire it; Redis executes the call, and the reply is lost.
     AcquireUnheard,
-    /// Stand in line no longer.
+    /// Leave the waiting list.
     GiveUp,
-    /// Make sure of the lease and begin the next call.
+    /// Verify the lease and begin the next call.
     Begin,
-    /// The inquiry returns with this.
+    /// The inquiry returns this reply.
     Inquired(Inquiry),
-    /// The capture returns with this.
+    /// The capture returns this reply.
     Posted(Said),
-    /// Give the lease back.
+    /// Release the lease at the end.
     Release,
-    /// Redis does not answer; it goes on in the background. `done`: Redis has done it all the same.
+    /// Release it without a reply of Redis; the call continues in the background. With `done`,
+    /// Redis has executed it.
     ReleaseUnheard { done: bool },
-    /// Give the lease to the job in this slot.
+    /// Hand the lease over to the job in this slot.
     HandOver { to: usize, stays: bool },
-    /// The same, and the answer is lost: the job in that slot asks for itself.
+    /// Hand it over, and the reply is lost: the job in that slot tries to acquire the lease.
     HandOverUnheard { to: usize },
-    /// Publish the letter, the result, the job or the captured result.
+    /// Publish the dead letter, the result, the job or the captured result.
     Publish,
-    /// Publish the result of a letter.
+    /// Publish the result of a dead letter.
     PublishResult,
-    /// Ack.
+    /// Ack the delivery, which ends it.
     Ack,
 }
 
@@ -47,7 +48,7 @@ const fn left(sent: bool) -> Left {
 }
 
 impl Setup {
-    /// Which steps the job in a slot may take next.
+    /// Adds the steps that the job in a slot may take next.
     pub(crate) fn moves(&self, state: &State, slot: usize, moves: &mut Vec<Move>) {
         let Some(job) = &state.slots[slot] else { return };
         let has_away = state.budget.aways > 0 && state.later.iter().any(Option::is_none);
@@ -107,7 +108,8 @@ impl Setup {
         }
     }
 
-    /// The local line, `src/worker/line.rs::Line`: the other job of the same worker and payment, if it stands at such a step and has a session.
+    /// Mirrors the payment queue, `src/worker/line.rs::Line`: finds the other job of the same
+    /// worker and payment, if it is at such a step and has a session.
     fn neighbour(&self, state: &State, slot: usize, is: fn(&Step) -> bool) -> Option<usize> {
         let other = slot ^ 1;
         let payment = |job: &Job| self.payment(job.message.id);
@@ -120,7 +122,7 @@ impl Setup {
         found.then_some(other)
     }
 
-    /// Takes a step.
+    /// Takes this step of the job in a slot.
     pub(crate) fn step(&self, state: &mut State, slot: usize, step: Move) {
         let Some(job) = state.slots[slot] else { return };
         let claim = self.claim(state, &job.message, token_of_slot(slot));
@@ -183,7 +185,7 @@ impl Setup {
         }
     }
 
-    /// `src/lease/mod.rs::Leases::acquire`.
+    /// Mirrors the function `src/lease/mod.rs::Leases::acquire`.
     fn ask(&self, state: &mut State, claim: Claim, waits: bool) -> Asked {
         let payment = usize::from(claim.payment);
         if self.mutation == Some(Mutation::NoHold) {
@@ -196,11 +198,11 @@ impl Setup {
         taken
     }
 
-    /// `src/worker/process.rs::{attempt, pursue, acquire}`.
+    /// Mirrors the functions `src/worker/process.rs::{attempt, pursue, acquire}`.
     fn acquire(&self, state: &mut State, slot: usize, job: Job, claim: Claim) {
         let is_poison = self.returns_max.is_some_and(|max| job.message.carried.returns >= max);
         if job.cut {
-            // `src/broker/delivery.rs::Delivery::is_alive`.
+            // As `src/broker/delivery.rs::Delivery::is_alive` decides.
             state.redis.release(claim, Mode::Forget);
             state.is_over(claim.token);
             state.slots[slot] = None;
@@ -212,13 +214,13 @@ impl Setup {
         }
     }
 
-    /// `src/worker/process.rs::pursue`, with what was acquired or handed over.
+    /// Mirrors `src/worker/process.rs::pursue`, with the acquired or handed-over lease.
     fn taken(&self, state: &mut State, slot: usize, taken: Asked, announced: bool, handed: bool) {
         match taken {
             Asked::Known(fate) => {
                 self.settle(state, slot, (Came::of_known(fate), Left::Yes, true));
             }
-            // `src/worker/process.rs::Ended::replaced`.
+            // As `src/worker/process.rs::Ended::replaced` does.
             Asked::Replaced => {
                 let conflict = Came::Failed(Class::Conflict, crate::domain::NO_WORD);
                 self.settle(state, slot, (conflict, Left::Yes, true));
@@ -241,7 +243,7 @@ impl Setup {
         }
     }
 
-    /// `src/worker/call.rs::UnderLease::{begin, inquire, post, secure}`.
+    /// Mirrors the functions `src/worker/call.rs::UnderLease::{begin, inquire, post, secure}`.
     fn begin(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), claim: Claim) {
         let known = self.known(state, &job.message, lease.marker);
         let call = if lease.denied { Call::Post } else { known.first_call() };
@@ -270,7 +272,7 @@ impl Setup {
         }
     }
 
-    /// `src/worker/call.rs::UnderLease::inquire`, after the reply.
+    /// Mirrors `src/worker/call.rs::UnderLease::inquire`, after the reply.
     fn inquired(
         &self,
         state: &mut State,
@@ -292,7 +294,7 @@ impl Setup {
         set(state, slot, step);
     }
 
-    /// `src/worker/call.rs::UnderLease::post`, after the reply.
+    /// Mirrors `src/worker/call.rs::UnderLease::post`, after the reply.
     fn posted(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), said: Said) {
         self.receive(state, &job.message, said);
         let known = self.known(state, &job.message, lease.marker);
@@ -306,7 +308,7 @@ impl Setup {
         set(state, slot, Step::Judged { lease, came, sent: left(known.sent()), called: true });
     }
 
-    /// `src/domain/outcome.rs::Outcome::release`.
+    /// Mirrors the function `src/domain/outcome.rs::Outcome::release`.
     fn mode(&self, came: Came) -> Mode {
         match came {
             Came::Failed(Class::Access, _) | Came::Closed(Class::Access, _)
@@ -318,7 +320,7 @@ impl Setup {
         }
     }
 
-    /// `src/lease/mod.rs::Leases::release`.
+    /// Mirrors the function `src/lease/mod.rs::Leases::release`.
     fn release(
         &self,
         state: &mut State,
@@ -333,7 +335,8 @@ impl Setup {
         state.redis.release(claim, mode)
     }
 
-    /// `src/worker/call.rs::{give_on, pass}` and `src/lease/mod.rs::Leases::hand_over`: both jobs go on with what it says.
+    /// Mirrors `src/worker/call.rs::{give_on, pass}` and `src/lease/mod.rs::Leases::hand_over`.
+    /// Both jobs continue with the reply.
     fn hand_over(
         &self,
         state: &mut State,
@@ -350,8 +353,8 @@ impl Setup {
         self.taken(state, to, taken, next_claim.posts, true);
     }
 
-    /// `src/worker/call.rs::release`: what is on record may settle the job; else a lease that was lost makes every
-    /// outcome doubtful but the signed word.
+    /// Mirrors `src/worker/call.rs::release`. A recorded outcome may settle the job. Otherwise,
+    /// after a lost lease, every outcome except a signed verdict is in doubt.
     fn settle_called(&self, state: &mut State, slot: usize, (mine, found): (bool, Option<Record>)) {
         let Some(Job { step: Step::Judged { came, sent, called, .. }, message, .. }) =
             state.slots[slot]
@@ -372,7 +375,7 @@ pub(crate) fn set(state: &mut State, slot: usize, step: Step) {
     }
 }
 
-/// The doubt about an id ends with its lease, as far as the mode says so.
+/// Ends the doubt about an id with its lease, if the mode says so.
 pub(crate) fn resolve(state: &mut State, claim: Claim, mode: Mode, opened: bool) {
     let doubt = &mut state.doubt[usize::from(claim.payment)];
     let has_lease = state.redis.payments[usize::from(claim.payment)].lease == Some(claim.token);
@@ -387,7 +390,7 @@ pub(crate) fn resolve(state: &mut State, claim: Claim, mode: Mode, opened: bool)
     }
 }
 
-/// Goes on in the background, under a name of its own: `src/worker/process.rs::give_up`,
+/// Continues in the background with its own token. Mirrors `src/worker/process.rs::give_up` and
 /// `src/worker/call.rs::release_later`.
 fn give_up(state: &mut State, slot: usize, claim: Claim, mode: Mode, opened: bool) {
     if let Some(n) = state.later.iter().position(Option::is_none) {
@@ -398,7 +401,7 @@ fn give_up(state: &mut State, slot: usize, claim: Claim, mode: Mode, opened: boo
     }
 }
 
-/// A background call comes through.
+/// Redis executes a background call.
 pub(crate) fn come_through(state: &mut State, n: usize) {
     if let Some(later) = state.later[n].take() {
         resolve(state, later.claim, later.mode, later.opened);

@@ -1,4 +1,4 @@
-//! The blows.
+//! Faults during a run: to servers, to the network and to workers.
 
 use std::time::Duration;
 
@@ -11,15 +11,17 @@ use crate::{
     shop::{LEASE_TTL, LIMIT, Shop},
 };
 
-/// How long the network is bad.
+/// How long a network fault lasts.
 const BAD: Duration = Duration::from_secs(2);
-/// Bytes a second of a throttled connection.
+/// The rate of a throttled connection, in bytes per second.
 const THROTTLED: u32 = 20_000;
-/// After Redis has lost its data, a call that is under way has no lease any more; and its answer may be late.
+/// How long overlaps are excused after Redis has lost its data. A call in progress has no lease any
+/// more, and its reply may be late.
 const FORGOTTEN: Duration = LEASE_TTL.saturating_add(Duration::from_secs(2));
 
 impl Shop {
-    /// Deals one blow and mends it. Returns how many overlaps it excuses: those while Redis had lost its data.
+    /// Causes one fault and repairs it. Returns the number of overlaps that it excuses: those while
+    /// Redis had lost its data.
     pub(crate) async fn deal(&mut self, blow: Blow, rng: &mut StdRng) -> anyhow::Result<u64> {
         let which = rng.random_range(0..self.workers.len());
         match blow {

@@ -1,4 +1,4 @@
-//! The books: what was asked for, what the results say, what the gateway's ledger says, and what is left in the queues.
+//! Compares the published jobs with the results, the gateway's ledger and the remaining messages.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,34 +15,35 @@ use crate::{
     support::broker::TestBroker,
 };
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
     pub(crate) captured: usize,
     pub(crate) failed: usize,
     pub(crate) in_doubt: usize,
-    /// In doubt by the results, captured by the ledger: honest, and worth an operator's inquiry.
+    /// Jobs that are in doubt by their results and captured by the ledger. This is correct: an
+    /// operator's inquiry resolves them.
     pub(crate) in_doubt_and_captured: usize,
     pub(crate) letters: BTreeMap<String, usize>,
     pub(crate) money: BTreeMap<String, u64>,
-    /// What must never be, each with its ids.
+    /// The violated rules, each with its ids.
     pub(crate) wrong: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
-/// What must be empty at the end.
+/// The rules that no id may violate.
 const NEVER: [&str; 8] = [
-    "lost: neither a result nor a letter",
+    "lost: neither a result nor a dead letter",
     "captured twice",
     "captured without a job",
     "captured another amount",
-    "CAPTURED, and not in the ledger",
-    "FAILED, and in the ledger",
-    "captured although it was to be refused",
+    "CAPTURED, but not in the ledger",
+    "FAILED, but in the ledger",
+    "captured, but the gateway should have refused it",
     "left in a queue",
 ];
 
 impl Books {
-    /// Closes the books. The workers have left by now.
+    /// Compares all sides after the workers have ended.
     pub(crate) async fn close(shop: &Shop, jobs: &[Job]) -> anyhow::Result<Self> {
         let mut books =
             Self { wrong: NEVER.map(|what| (what, BTreeSet::new())).into(), ..Self::default() };
@@ -89,7 +90,7 @@ impl Books {
                 Some(job) => {
                     *self.money.entry(job.currency.to_owned()).or_default() += job.value;
                     if job.refusal.is_some() {
-                        self.wrong("captured although it was to be refused", id);
+                        self.wrong("captured, but the gateway should have refused it", id);
                     }
                 }
             }
@@ -103,15 +104,15 @@ impl Books {
             let says = |wanted: &str| seen.iter().any(|(status, _)| status == wanted);
             let is_moved = moved.contains(&job.id);
             if seen.is_empty() && !dead.contains(&job.id) {
-                self.wrong("lost: neither a result nor a letter", &job.id);
+                self.wrong("lost: neither a result nor a dead letter", &job.id);
             }
             if says("FAILED") && is_moved {
-                self.wrong("FAILED, and in the ledger", &format!("{} {seen:?}", job.id));
+                self.wrong("FAILED, but in the ledger", &format!("{} {seen:?}", job.id));
             }
             if says("CAPTURED") {
                 self.captured += 1;
                 if !is_moved {
-                    self.wrong("CAPTURED, and not in the ledger", &job.id);
+                    self.wrong("CAPTURED, but not in the ledger", &job.id);
                 }
             } else if says("FAILED") {
                 self.failed += 1;
@@ -126,12 +127,12 @@ impl Books {
         self.wrong.entry(what).or_default().insert(id.to_owned());
     }
 
-    /// One line for each thing that must not be, with the first of its ids.
+    /// One line for each violated rule, with the first of its ids.
     pub(crate) fn verdict(&self) -> (bool, String) {
         let mut text = String::new();
         for (what, ids) in &self.wrong {
             let some: Vec<&str> = ids.iter().take(5).map(String::as_str).collect();
-            // Writing to a string does not fail.
+            // A write to a string cannot fail.
             writeln!(text, "  {:>6}  {what} {}", ids.len(), some.join(" ")).unwrap_or_default();
         }
         (self.wrong.values().all(BTreeSet::is_empty), text)

@@ -1,15 +1,17 @@
-//! The storm: workers under load while servers, network, gateway and the workers themselves fail, one blow after the other;
-//! and at the end the books of all sides, which must agree. `cargo test --test storm` makes a short run,
-//! `cargo test --release --test storm -- --jobs 100000 --seed 7` a long one.
+//! Workers under load while servers, network, gateway and the workers themselves fail, one fault
+//! after the other. At the end, jobs, results, ledger and queues must agree.
+//! `cargo test --test storm` makes a short run;
+//! `cargo test --release --test storm -- --jobs 100000 --seed 7` makes a long one.
 //!
-//! Jobs, faults and blows follow from the seed. When exactly a blow meets a job does not: that is the machine's doing.
+//! The seed determines the jobs, the faults of the gateway and the other faults, but not the moment
+//! at which a fault meets a job.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
 mod blows;
 mod books;
 mod plan;
 mod shop;
-#[expect(dead_code, unused_imports, reason = "other tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -30,19 +32,19 @@ use self::{
     support::poll::within,
 };
 
-/// Fails everything that can fail, and checks that no job is lost and no money captured twice.
+/// Causes faults everywhere, and checks that no job is lost and no money is captured twice.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Jobs to publish.
+    /// The number of jobs to publish.
     #[arg(long, default_value_t = 1000)]
     jobs: usize,
-    /// What jobs, faults and blows follow from.
+    /// The seed that determines jobs and faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Worker processes.
+    /// The number of worker processes.
     #[arg(long, default_value_t = 3)]
     workers: usize,
-    /// A test runner's filter: nothing runs unless it is part of "storm".
+    /// The filter of a test runner: nothing runs unless "storm" contains it.
     #[arg(hide = true)]
     filter: Option<String>,
     #[arg(long, hide = true)]
@@ -67,7 +69,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("the storm, seed {}: {error:#}", arguments.seed);
+            eprintln!("storm, seed {}: {error:#}", arguments.seed);
             ExitCode::FAILURE
         }
     }
@@ -92,7 +94,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     Ok(report(&shop, &plan, &books, (overlaps, excused), began.elapsed()))
 }
 
-/// Publishes a part of the jobs with each blow. Returns the overlaps that are excused.
+/// Publishes a part of the jobs with each fault. Returns the number of excused overlaps.
 async fn blow(shop: &mut Shop, plan: &Plan, seed: u64) -> anyhow::Result<u64> {
     let mut rng = StdRng::seed_from_u64(seed.wrapping_add(1));
     let parts: Vec<&[Job]> = plan.jobs.chunks(plan.jobs.len().div_ceil(plan.blows.len())).collect();
@@ -108,14 +110,15 @@ async fn blow(shop: &mut Shop, plan: &Plan, seed: u64) -> anyhow::Result<u64> {
         excused += shop.deal(*blow, &mut rng).await.with_context(|| format!("{blow:?}"))?;
         publishing.await?;
         shop.check_workers()?;
-        // Some quiet, in which most of it is worked off; if not, the next blow meets a longer backlog.
+        // A pause in which workers process most of the backlog. Otherwise the next fault meets a
+        // longer one.
         let backlog = async || published - shop.ended().min(published) <= part.len() / 2;
         within(Duration::from_secs(15), backlog).await.unwrap_or_default();
     }
     Ok(excused)
 }
 
-/// Waits until every job has ended: by its result, or as a letter of the broker's own.
+/// Waits until every job has ended: by its result, or as a dead letter that the broker made.
 async fn settle(shop: &mut Shop, jobs: &[Job], limit: Duration) -> anyhow::Result<()> {
     let broker = support::broker::TestBroker::connect(&shop.rabbit.url()).await?;
     let poison = format!("{}.dead.poison", shop::PREFIX);
@@ -130,11 +133,11 @@ async fn settle(shop: &mut Shop, jobs: &[Job], limit: Duration) -> anyhow::Resul
         let logs: Vec<String> = logs.collect();
         bail!("{} of {} jobs have ended\n{}", shop.ended(), jobs.len(), logs.join("\n"));
     }
-    // Copies that are still waiting come to the same end.
+    // Copies that still wait get the same outcome.
     let delay = Duration::from_secs(9);
     tokio::time::sleep(delay).await;
     let quiet = async || broker.queue_depth(&waiting).await.ok().flatten() == Some(0);
-    within(limit, quiet).await.context("copies are left in the queue")?;
+    within(limit, quiet).await.context("copies remain in the queue")?;
     shop.check_workers()
 }
 
@@ -164,13 +167,13 @@ fn report(
     );
     println!("dead letters: {:?}; captured: {:?}", books.letters, books.money);
     println!(
-        "at once at most {}; same id side by side: {}",
+        "most calls at once: {}; overlaps of the same id: {}",
         ledger["atOnceMax"], ledger["sameIdOverlaps"]
     );
     let (good, verdict) = books.verdict();
     print!("{verdict}");
     println!(
-        "  {overlaps:>6}  overlaps while Redis kept its data (and {excused} while it had lost them)"
+        "  {overlaps:>6}  overlaps while Redis kept its data ({excused} while it had lost its data)"
     );
     good && overlaps == 0
 }

@@ -1,4 +1,5 @@
-//! What a run does, all of it from the seed: the jobs, what the gateway does wrong with each, and the blows.
+//! The plan of a run, computed from the seed: the jobs, the gateway's fault for each job, and the
+//! other faults.
 
 use capture_worker::sandbox::Step;
 use rand::{
@@ -15,15 +16,15 @@ pub(crate) struct Job {
     pub(crate) payment_id: String,
     pub(crate) currency: &'static str,
     pub(crate) value: u64,
-    /// How often it is published.
+    /// How often the job is published.
     pub(crate) copies: usize,
-    /// What the gateway does wrong, by its name in [`FAULTS`].
+    /// The gateway's fault, by its name in [`FAULTS`].
     pub(crate) fault: Option<&'static str>,
-    /// A final refusal: the only way not to be captured in the end.
+    /// The code of a final refusal. Every job without one is captured in the end.
     pub(crate) refusal: Option<&'static str>,
 }
 
-/// What is done to the servers, the workers and the network.
+/// A fault of the servers, the workers or the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Blow {
     KillWorker,
@@ -59,7 +60,7 @@ const BLOWS: [Blow; 14] = [
     Blow::HideAnswers,
 ];
 
-/// Name and steps. All of them pass, so that every job can end.
+/// Names and steps of the gateway's faults. Each fault ends, so that every job can end.
 const FAULTS: [(&str, &str); 14] = [
     ("request lost", r#"{"answer":"no_answer"}"#),
     ("answer lost", r#"{"answer":"no_answer","executes":true}"#),
@@ -80,7 +81,7 @@ const FAULTS: [(&str, &str); 14] = [
 const REFUSALS: [&str; 4] =
     ["RISK_REJECT", "USER_BALANCE_NOT_ENOUGH", "ORDER_STATUS_INVALID", "PROCESS_FAIL"];
 
-/// One run.
+/// The plan of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) jobs: Vec<Job>,
@@ -102,7 +103,8 @@ impl Plan {
 }
 
 fn job(n: usize, rng: &mut StdRng) -> Job {
-    // A third of the jobs are partial captures, about ten of each payment, and near each other.
+    // One third of the jobs are partial captures: about ten per payment, published closely
+    // together.
     let is_partial = rng.random_bool(0.33);
     let group = if is_partial { (n / 300) * 10 + rng.random_range(0..10) } else { n };
     let payment_id = format!("{}-{group}", if is_partial { "shared" } else { "own" });
@@ -124,7 +126,8 @@ fn job(n: usize, rng: &mut StdRng) -> Job {
 impl Job {
     pub(crate) fn body(&self) -> Vec<u8> {
         let amount = json!({"currency": self.currency, "value": self.value.to_string()});
-        // The gateway compares every field of a repeated request: one that a retry drops is seen.
+        // The gateway compares every field of a repeated request, so it detects a retry that drops
+        // one.
         json!({
             "captureRequestId": self.id,
             "paymentId": self.payment_id,
@@ -136,7 +139,7 @@ impl Job {
         .into_bytes()
     }
 
-    /// What the gateway is told to do with this id.
+    /// The steps of the gateway's script for this id.
     pub(crate) fn steps(&self) -> anyhow::Result<Vec<Step>> {
         let fault = FAULTS.iter().filter(|(name, _)| Some(*name) == self.fault);
         let mut steps: Vec<Value> =

@@ -1,4 +1,4 @@
-//! Servers, the sandbox, and workers behind proxies.
+//! The environment of a run: servers, the sandbox, and workers behind proxies.
 
 use std::{
     collections::BTreeMap,
@@ -28,12 +28,12 @@ use crate::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
 pub(crate) const PREFIX: &str = "storm";
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
-/// How long what a lost Redis knew may be missed: the lease of a call that was under way.
+/// The time-to-live of leases, and so the longest time that a worker's lost lease blocks a payment.
 pub(crate) const LEASE_TTL: Duration = Duration::from_millis(2500);
 pub(crate) const RETRY_SCHEDULE: &str = "200ms,500ms,1s,2s,4s,4s,8s,8s,8s,8s,8s,8s";
 pub(crate) const DEFER_SCHEDULE: &str = "100ms,250ms,1s,2s";
 
-/// Everything that runs. Fields end in this order: clients before servers.
+/// Everything that runs. Fields are dropped in order: clients before servers.
 pub(crate) struct Shop {
     pub(crate) workers: Vec<Process>,
     pub(crate) sandbox: Arc<Sandbox>,
@@ -103,7 +103,7 @@ impl Shop {
         Ok(shop)
     }
 
-    /// A worker that consumes.
+    /// Starts a worker and waits until it consumes.
     pub(crate) async fn start_worker(&self) -> anyhow::Result<Process> {
         let mut run = command(Path::new(PROGRAM), &["run"]);
         for (key, value) in &self.settings {
@@ -114,11 +114,11 @@ impl Shop {
         let worker = Process::spawn(run)?;
         let url = format!("http://{listen}");
         let ready = within(LIMIT, async || http::get(&url, "/readyz").await.is_ok()).await;
-        ready.with_context(|| format!("a worker does not get ready: {}", worker.describe()))?;
+        ready.with_context(|| format!("a worker is not ready: {}", worker.describe()))?;
         Ok(worker)
     }
 
-    /// An error if a worker ended by itself.
+    /// It is an error if a worker has ended by itself.
     pub(crate) fn check_workers(&mut self) -> anyhow::Result<()> {
         for worker in &mut self.workers {
             ensure!(worker.ended().is_none(), "a worker ended: {}", worker.describe());
@@ -135,7 +135,7 @@ impl Shop {
         Ok(())
     }
 
-    /// Ids that have a result.
+    /// The number of ids that have a result.
     pub(crate) fn ended(&self) -> usize {
         self.results.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

@@ -1,4 +1,4 @@
-//! A TCP load balancer: what stands in front of a cluster's nodes where clients know one address only.
+//! A TCP load balancer in front of the nodes of a cluster, for clients that know one address only.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -16,7 +16,8 @@ use tokio::{
 
 use super::servers::free_port;
 
-/// Forwards each connection from a port of its own to the living node that has the fewest, until it is dropped.
+/// Forwards each connection from its own port to the running node that has the fewest connections,
+/// until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     port: u16,
@@ -31,7 +32,7 @@ struct Node {
 }
 
 impl Balancer {
-    /// To these ports on loopback.
+    /// Forwards to these ports on loopback.
     pub(crate) async fn to(ports: &[u16]) -> anyhow::Result<Self> {
         let port = free_port()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
@@ -43,7 +44,7 @@ impl Balancer {
         let nodes: Arc<[Node]> = ports.iter().map(node).collect();
         let known = Arc::clone(&nodes);
         let acceptor = tokio::spawn(async move {
-            // They end with this task.
+            // The connections end with this task.
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 connections.spawn(forward(client, Arc::clone(&known)));
@@ -57,7 +58,7 @@ impl Balancer {
         self.port
     }
 
-    /// How many connections each node has.
+    /// The number of connections of each node.
     pub(crate) fn connections(&self) -> Vec<usize> {
         self.nodes.iter().map(|node| node.connections.load(Ordering::Relaxed)).collect()
     }
@@ -75,7 +76,7 @@ async fn forward(mut client: TcpStream, nodes: Arc<[Node]>) {
     for node in by_load {
         node.connections.fetch_add(1, Ordering::Relaxed);
         if let Ok(mut server) = TcpStream::connect(node.address).await {
-            // However it ends, both connections are closed: that is all there is to say about an error.
+            // After any end, also an error, both connections are closed. Nothing else is to do.
             drop(pass(&mut client, &mut server).await);
             node.connections.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -84,7 +85,7 @@ async fn forward(mut client: TcpStream, nodes: Arc<[Node]>) {
     }
 }
 
-/// Both ways, until one of the two has nothing more to say.
+/// Copies both ways until one side closes its connection.
 async fn pass(client: &mut TcpStream, server: &mut TcpStream) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;

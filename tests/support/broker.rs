@@ -1,4 +1,4 @@
-//! A client of the broker for tests: publishes anything, reads anything, cleans up.
+//! A client of the broker for tests: publishes any message and reads any queue.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ pub(crate) struct Letter {
 
 impl Letter {
     pub(crate) fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_slice(&self.body).context("a letter's body as JSON")
+        serde_json::from_slice(&self.body).context("parse a message body as JSON")
     }
 
     pub(crate) fn headers(&self) -> BTreeMap<String, AMQPValue> {
@@ -41,7 +41,7 @@ impl Letter {
         headers.inner().iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
     }
 
-    /// A header as text, whatever its type: `3`, `true`, `SUCCESS`.
+    /// A header of any type as text: `3`, `true`, `SUCCESS`.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         self.headers().remove(name).map(|value| match value {
             AMQPValue::LongString(text) => text.to_string(),
@@ -56,7 +56,8 @@ impl Letter {
     }
 }
 
-/// A connection for publishing and for looking into queues. One publish at a time: confirms can't be mixed up.
+/// A connection for publishing and for reading queues. It publishes one message at a time, so that
+/// confirms can't be confused.
 #[derive(Debug)]
 pub(crate) struct TestBroker {
     connection: Connection,
@@ -71,12 +72,12 @@ impl TestBroker {
         Ok(Self { connection, publisher: tokio::sync::Mutex::new(channel) })
     }
 
-    /// A channel of its own, for what the other methods don't cover.
+    /// Opens another channel, for what the other methods don't cover.
     pub(crate) async fn channel(&self) -> anyhow::Result<Channel> {
         Ok(self.connection.create_channel().await?)
     }
 
-    /// Returns once the broker has it in a queue; an error if no queue took it.
+    /// Publishes a message and waits for the confirm. It is an error if no queue accepts it.
     pub(crate) async fn publish(
         &self,
         exchange: &str,
@@ -92,17 +93,17 @@ impl TestBroker {
             .await?;
         match confirm {
             Confirmation::Ack(None) => Ok(()),
-            other => bail!("publishing to {exchange} with {routing_key}: {other:?}"),
+            other => bail!("publish to {exchange} with {routing_key}: {other:?}"),
         }
     }
 
-    /// A persistent job to the exchange `<prefix>.jobs`.
+    /// Publishes a persistent job to the exchange `<prefix>.jobs`.
     pub(crate) async fn publish_job(&self, prefix: &str, body: &[u8]) -> anyhow::Result<()> {
         let properties = BasicProperties::default().with_delivery_mode(2);
         self.publish(&format!("{prefix}.jobs"), "job", body, properties).await
     }
 
-    /// Takes every ready message out of a queue.
+    /// Removes every ready message from a queue.
     pub(crate) async fn drain_queue(&self, queue: &str) -> anyhow::Result<Vec<Letter>> {
         let channel = self.channel().await?;
         let mut letters = Vec::new();
@@ -114,7 +115,8 @@ impl TestBroker {
         Ok(letters)
     }
 
-    /// Reads every ready message and leaves all where they are (each look counts as a return to the broker).
+    /// Reads every ready message and returns all of them to the queue. Each read counts as a return
+    /// to the broker.
     pub(crate) async fn peek_queue(&self, queue: &str) -> anyhow::Result<Vec<Letter>> {
         let channel = self.channel().await?;
         let mut letters = Vec::new();
@@ -123,13 +125,13 @@ impl TestBroker {
         {
             letters.push(letter(message.delivery));
         }
-        // Closing the channel hands back what was not acked.
+        // Closing the channel returns the messages that were not acked.
         channel.close(200, "done".into()).await?;
         Ok(letters)
     }
 
-    /// Takes every ready message in hand by one consumer, which keeps their order: what is taken by
-    /// `basic.get` goes back in the order of the texts of consumer tags, "10" before "2".
+    /// Holds every ready message unacked by one consumer, which keeps their order. Messages from
+    /// `basic.get` return in the order of their consumer tags as text, "10" before "2".
     pub(crate) async fn hold_queue(&self, queue: &str) -> anyhow::Result<Held> {
         let ready = self.queue_depth(queue).await?.unwrap_or_default();
         let channel = self.channel().await?;
@@ -148,9 +150,9 @@ impl TestBroker {
         Ok(Held { channel, tags, letters })
     }
 
-    /// Messages that are ready in a queue; `None` if there is no such queue.
+    /// The number of ready messages in a queue, or `None` if the queue does not exist.
     pub(crate) async fn queue_depth(&self, queue: &str) -> anyhow::Result<Option<u32>> {
-        // A miss closes its channel, so each look has its own.
+        // The broker closes the channel if the queue does not exist, so each call opens a new one.
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
@@ -159,11 +161,12 @@ impl TestBroker {
                 Ok(Some(found.message_count()))
             }
             Err(err) if format!("{err:?}").contains("NOT_FOUND") => Ok(None),
-            Err(err) => Err(err).with_context(|| format!("look at queue {queue}")),
+            Err(err) => Err(err).with_context(|| format!("read the depth of queue {queue}")),
         }
     }
 
-    /// Collects all results of a prefix from now on. Declares the exchange as the worker does, so it may come first.
+    /// Collects all results of a prefix from now on. It declares the exchange as the worker does,
+    /// so it may run before any worker.
     pub(crate) async fn subscribe_results(&self, prefix: &str) -> anyhow::Result<Results> {
         let exchange = format!("{prefix}.results");
         let channel = self.channel().await?;
@@ -197,7 +200,7 @@ impl TestBroker {
     }
 }
 
-/// Messages in hand.
+/// Messages that a test holds unacked.
 pub(crate) struct Held {
     pub(crate) channel: Channel,
     pub(crate) tags: Vec<u64>,
@@ -205,7 +208,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Gives all back, in their order if they are not more than a few hundred.
+    /// Returns all messages to the queue. Up to a few hundred keep their order.
     pub(crate) async fn give_back(self) -> anyhow::Result<Vec<Letter>> {
         let up_to = BasicNackOptions { multiple: true, requeue: true };
         for last in self.tags.chunks(32).filter_map(<[u64]>::last) {
@@ -216,17 +219,17 @@ impl Held {
     }
 }
 
-/// The results that were published since it was made, in their order.
+/// The results that were published since the subscription, in order.
 #[derive(Debug)]
 pub(crate) struct Results {
     collected: Arc<Mutex<Vec<Letter>>>,
     task: JoinHandle<()>,
-    /// Its queue lives as long as the connection; its consumer, as long as this.
+    /// The consumer lives as long as this channel, and its queue as long as the connection.
     _channel: Channel,
 }
 
 impl Results {
-    /// All so far.
+    /// All results received so far.
     pub(crate) fn all(&self) -> Vec<Letter> {
         self.collected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! Who is there before and after every outage: a publisher that never gives up, and whoever writes down the results.
+//! Clients that survive every outage: a publisher that retries forever, and a recorder of results.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +17,12 @@ use serde_json::Value;
 
 use super::broker::TestBroker;
 
-/// A broker that has not answered for so long is asked on another connection.
+/// The time without a reply from the broker after which a new connection is opened.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-/// Between two tries to connect.
+/// The pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Results by id: (status, class), in the order of their coming.
+/// Results by id, as (status, class), in the order of their arrival.
 pub(crate) type Seen = Arc<Mutex<BTreeMap<String, Vec<(String, Option<String>)>>>>;
 
 /// Publishes jobs to the exchange `<prefix>.jobs`, one after the other.
@@ -34,12 +34,12 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Nothing is connected before there is something to publish.
+    /// Creates the publisher. It connects when it publishes its first job.
     pub(crate) fn to(url: String, prefix: &str) -> Self {
         Self { url, prefix: prefix.to_owned(), broker: None }
     }
 
-    /// Returns once the broker has confirmed it. Whatever it did not confirm is published again.
+    /// Publishes a job until the broker confirms it.
     pub(crate) async fn publish(&mut self, body: &[u8]) {
         while !self.try_to(body).await {
             self.broker = None;
@@ -60,8 +60,8 @@ impl Publisher {
     }
 }
 
-/// Binds the durable queue `<prefix>.seen` to the results, and writes down whatever comes into it from now on, for as long
-/// as the runtime lives.
+/// Binds the durable queue `<prefix>.seen` to the results, and records all its messages from now
+/// on, as long as the runtime lives.
 pub(crate) async fn write_down_results(broker_url: &str, prefix: &str) -> anyhow::Result<Seen> {
     let queue = format!("{prefix}.seen");
     declare(broker_url, &queue, &format!("{prefix}.results")).await?;
@@ -82,10 +82,10 @@ async fn declare(broker_url: &str, queue: &str, exchange: &str) -> anyhow::Resul
     Ok(())
 }
 
-/// Writes every result down, then acks it; connects again whenever the broker was away.
+/// Records every result and then acks it. Reconnects after each outage of the broker.
 async fn collect(broker_url: String, queue: String, seen: Seen) {
     loop {
-        // Whatever ended it: the next connection goes on.
+        // Any error ends this connection only. The next one continues.
         drop(collect_once(&broker_url, &queue, &seen).await);
         tokio::time::sleep(PAUSE).await;
     }
@@ -101,14 +101,14 @@ async fn collect_once(broker_url: &str, queue: &str, seen: &Seen) -> anyhow::Res
     loop {
         let next = tokio::time::timeout(Duration::from_secs(2), results.next()).await;
         let Ok(next) = next else {
-            ensure!(connection.status().connected(), "the broker is gone");
+            ensure!(connection.status().connected(), "connection to the broker lost");
             continue;
         };
-        let delivery = next.context("the consumer was cancelled")??;
+        let delivery = next.context("the broker cancelled the consumer")??;
         let result: Value = serde_json::from_slice(&delivery.data)?;
         let text = |name: &str| result[name].as_str().map(str::to_owned);
-        let id = text("captureRequestId").context("a result without an id")?;
-        let status = text("status").context("a result without a status")?;
+        let id = text("captureRequestId").context("the result has no captureRequestId")?;
+        let status = text("status").context("the result has no status")?;
         let result = (status, text("class"));
         seen.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(result);
         channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;

@@ -1,8 +1,8 @@
-//! Ends what this process started, even if this process is killed.
+//! Kills the processes that this process started, even if this process is killed itself.
 //!
-//! A small shell, the guardian, holds the read end of a pipe whose write end is ours alone. Each process group that we
-//! start is named to it. When the pipe closes, because we ended in whatever way, it kills the groups that are left and
-//! removes their folders.
+//! A small shell, the guardian, holds the read end of a pipe. Only this process holds the write
+//! end, and writes the id of each process group that it starts. When this process ends in any way,
+//! the pipe closes. Then the guardian kills the remaining groups and removes their folders.
 
 use std::{
     io::Write as _,
@@ -40,7 +40,7 @@ fn tell(verb: &str, what: &str) -> anyhow::Result<()> {
     let pipe = GUARDIAN.get_or_init(|| start().map_err(|err| format!("the guardian: {err}")));
     let pipe = pipe.as_ref().map_err(|err| anyhow!("{err}"))?;
     let mut pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
-    writeln!(pipe, "{verb} {what}").context("the guardian is gone")
+    writeln!(pipe, "{verb} {what}").context("the guardian has ended")
 }
 
 fn start() -> std::io::Result<Mutex<ChildStdin>> {
@@ -61,32 +61,32 @@ pub(crate) fn folder_in(parent: &Path) -> anyhow::Result<TempDir> {
     let folder = tempfile::Builder::new()
         .prefix("capture-")
         .tempdir_in(parent)
-        .with_context(|| format!("a folder in {}", parent.display()))?;
+        .with_context(|| format!("create a folder in {}", parent.display()))?;
     tell("folder", &folder.path().display().to_string())?;
     Ok(folder)
 }
 
-/// [`folder_in`] the system's folder for such.
+/// [`folder_in`] in the system's folder for temporary files.
 pub(crate) fn folder() -> anyhow::Result<TempDir> {
     folder_in(&std::env::temp_dir())
 }
 
-/// A process that leads a group of its own, and is killed with the group when this is dropped.
+/// A process that leads its own process group. The whole group is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Guarded {
     child: Child,
     pid: Pid,
-    /// Set once the leader was reaped: from then on its id may be someone else's.
+    /// Set after the leader was reaped. From then on another process may have its id.
     ended: Option<ExitStatus>,
 }
 
 impl Guarded {
     pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<Self> {
-        // The guardian first: what can't be guarded is not started.
+        // First check that the guardian runs: without it, no process is started.
         tell("", "")?;
         let program = command.get_program().display().to_string();
         let child = command.process_group(0).spawn().with_context(|| format!("start {program}"))?;
-        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id")?);
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("convert a process id")?);
         let started = Self { child, pid, ended: None };
         tell("group", &pid.to_string())?;
         Ok(started)
@@ -96,16 +96,16 @@ impl Guarded {
         self.child.id()
     }
 
-    /// To the process alone, not to its children: what an operator or Kubernetes would do.
+    /// Sends a signal to the process only, not to its children, as an operator or Kubernetes does.
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         anyhow::ensure!(self.ended.is_none(), "process {} has ended", self.pid);
         kill(self.pid, signal).with_context(|| format!("{signal} to process {}", self.pid))
     }
 
-    /// Its status, if it has ended.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            self.ended = self.child.try_wait().context("wait for a process")?;
+            self.ended = self.child.try_wait().context("read the status of a process")?;
             if self.ended.is_some() {
                 self.bury();
             }
@@ -113,7 +113,7 @@ impl Guarded {
         Ok(self.ended)
     }
 
-    /// Waits for its end; `None` if it is still alive after `limit`.
+    /// Waits until the process ends. Returns `None` if it still runs after `limit`.
     pub(crate) async fn wait(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -127,12 +127,12 @@ impl Guarded {
         }
     }
 
-    /// SIGKILL to the whole group, and reaps the leader.
+    /// Sends SIGKILL to the whole group, and reaps the leader.
     pub(crate) fn kill(&mut self) -> ExitStatus {
         if let Some(status) = self.ended {
             return status;
         }
-        // An error means that the group is gone already.
+        // An error means that the group has already ended.
         killpg(self.pid, Signal::SIGKILL).ok();
         let status = self.child.wait().unwrap_or_else(|_| ExitStatus::from_raw(9));
         self.ended = Some(status);
@@ -140,7 +140,7 @@ impl Guarded {
         status
     }
 
-    /// What the leader left in its group ends too.
+    /// Kills the processes that the leader left in its group.
     fn bury(&self) {
         killpg(self.pid, Signal::SIGKILL).ok();
         drop(tell("ended", &self.pid.to_string()));

@@ -1,4 +1,4 @@
-//! One HTTP/1.0 exchange at a time: short enough to need no client.
+//! One HTTP/1.0 exchange per connection. It is short enough to need no client library.
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -7,14 +7,14 @@ use tokio::{
     net::TcpStream,
 };
 
-/// An answer's status and body.
+/// The status and the body of a response.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: String,
 }
 
-/// Calls `base_url`, an `http://` address, with a body of JSON or none.
+/// Calls `base_url`, an `http://` address, with a JSON body or none.
 pub(crate) async fn call(
     method: &str,
     base_url: &str,
@@ -25,19 +25,20 @@ pub(crate) async fn call(
     let mut stream = TcpStream::connect(host).await.with_context(|| format!("reach {host}"))?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
-        "{method} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP response")?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok(Answer { status: status.context("no HTTP status")?, body: body.to_owned() })
 }
 
-/// The body of a 200.
+/// Calls `GET` and returns the body. It is an error if the status is not 200.
 pub(crate) async fn get(base_url: &str, path: &str) -> anyhow::Result<String> {
     let answer = call("GET", base_url, path, None).await?;
     ensure!(answer.status == 200, "GET {base_url}{path}: {} {}", answer.status, answer.body);

@@ -1,19 +1,22 @@
-//! What a worker keeps in Redis: the names of its keys, and the name of the server whose leases are good.
+//! What a worker keeps in Redis: the names of its keys, and the identity of the server whose leases
+//! are valid.
 
 use std::time::Duration;
 
 use redis::{AsyncConnectionConfig, RedisResult};
 
-/// A Redis that a test has stopped is not waited for.
+/// The time limit of a call, for a Redis that a test has stopped.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The beginning of all keys of a deployment and a merchant. Tests use ids that are the same when encoded.
+/// The prefix of all keys of a deployment and a merchant. Tests use ids that percent-encoding does
+/// not change.
 pub(crate) fn owner(prefix: &str, client_id: &str) -> String {
     format!("{prefix}:{client_id}")
 }
 
-/// Names the server that answers there as the one whose leases are good, as a worker does after it has waited for the
-/// calls under way: a server that a test has just started has given no lease. Where nobody answers, workers wait.
+/// Records the server at this URL as the one whose leases are valid. A worker does so after it has
+/// waited for the calls in progress. A test need not wait, because a server that it has just
+/// started has granted no lease. If the server does not reply, workers wait.
 pub(crate) async fn name_server(redis_url: &str, owner: &str) {
     drop(tokio::time::timeout(LIMIT, name(redis_url, owner)).await);
 }

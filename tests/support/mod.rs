@@ -1,7 +1,7 @@
-//! What the tests and the demo stand on: private servers, processes, a proxy, a client of the broker.
+//! Shared by the tests and the demo: private servers, processes, a proxy, a client of the broker.
 //!
-//! Nothing outlives its owner: a value kills what it started when it is dropped, and [`guardian`] does so when the
-//! whole process ends without dropping, even by `kill -9`.
+//! No process outlives its owner. A value kills what it started when it is dropped, and
+//! [`guardian`] does so when the whole process ends without drops, even by `kill -9`.
 
 pub(crate) mod balancer;
 pub(crate) mod broker;

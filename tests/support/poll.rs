@@ -1,11 +1,11 @@
-//! Waiting for something to become true, with a deadline instead of a sleep.
+//! Polls until a condition holds or a deadline passes, instead of a fixed sleep.
 
 use std::{
     panic::Location,
     time::{Duration, Instant},
 };
 
-/// What a probe answers: `true` or `Some(value)` ends the wait.
+/// The result of a probe: `true` or `Some(value)` ends the wait.
 pub(crate) trait Answer {
     type Value;
     fn value(self) -> Option<Self::Value>;
@@ -25,7 +25,7 @@ impl<T> Answer for Option<T> {
     }
 }
 
-/// Probes until it answers; `None` once `limit` has passed. The probe runs at least once.
+/// Probes until the probe succeeds, or returns `None` after `limit`. The probe runs at least once.
 pub(crate) async fn within<A: Answer>(
     limit: Duration,
     mut probe: impl AsyncFnMut() -> A,
@@ -42,7 +42,7 @@ pub(crate) async fn within<A: Answer>(
     }
 }
 
-/// [`within`] that panics, saying what it waited for and where, when the limit has passed.
+/// [`within`] that panics after `limit`, with what it waited for and where.
 #[track_caller]
 pub(crate) fn eventually<A: Answer>(
     what: &str,
@@ -53,7 +53,7 @@ pub(crate) fn eventually<A: Answer>(
     async move {
         match within(limit, probe).await {
             Some(value) => value,
-            None => panic!("{caller}: after {limit:?} still not so: {what}"),
+            None => panic!("{caller}: not reached within {limit:?}: {what}"),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! `capture-worker` processes: started as an operator would, watched through their output, killed when dropped.
+//! `capture-worker` processes: started as an operator starts them, observed by their output, killed
+//! when dropped.
 
 use std::{
     fs,
@@ -17,7 +18,7 @@ use super::{
     servers::tail,
 };
 
-/// A command without the settings that this process may have inherited, and without input.
+/// A command without inherited settings and without input.
 pub(crate) fn command(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
@@ -29,10 +30,11 @@ pub(crate) fn command(program: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A running process whose output goes to files. When it is dropped in a panic, the end of its log is printed.
+/// A running process whose output goes to files. If it is dropped by a panic, the end of its log is
+/// printed.
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// Before the folder: dropped in this order.
+    /// Fields are dropped in order: the process must end before its folder is removed.
     guarded: Guarded,
     name: String,
     folder: TempDir,
@@ -57,33 +59,35 @@ impl Process {
         self.guarded.signal(signal)
     }
 
-    /// At once, as the kernel does when memory runs out.
+    /// Sends SIGKILL, as the kernel does when memory runs out.
     pub(crate) fn kill9(&mut self) -> ExitStatus {
         self.guarded.kill()
     }
 
-    /// Its status; an error with the end of its log if it is still alive after `limit`.
+    /// Waits for the exit status. If the process still runs after `limit`, the error has the end of
+    /// its log.
     pub(crate) async fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
         let status = self.guarded.wait(limit).await?;
         status.ok_or_else(|| anyhow!("still running after {limit:?}: {}", self.describe()))
     }
 
-    /// Its status, if it has ended.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.guarded.ended().ok().flatten()
     }
 
-    /// Everything that it has written so far.
+    /// Everything that the process has written to stdout so far.
     pub(crate) fn stdout(&self) -> String {
         read(&self.folder.path().join("stdout"))
     }
 
-    /// Everything that it has logged so far.
+    /// Everything that the process has logged to stderr so far.
     pub(crate) fn stderr(&self) -> String {
         read(&self.log())
     }
 
-    /// The first of its output lines that `pick` takes; an error if it ends before, or `limit` passes.
+    /// Waits for the first output line that `pick` accepts. It is an error if the process ends
+    /// before, or if `limit` passes.
     pub(crate) async fn line<T>(
         &mut self,
         limit: Duration,
@@ -96,10 +100,10 @@ impl Process {
             lines.find_map(&pick).map(Some).or_else(|| ended.then_some(None))
         });
         let found = found.await.flatten();
-        found.with_context(|| format!("it did not say what was waited for: {}", self.describe()))
+        found.with_context(|| format!("the expected output did not come: {}", self.describe()))
     }
 
-    /// Who it is and the end of its log, for messages.
+    /// The process id and the end of the log, for error messages.
     pub(crate) fn describe(&self) -> String {
         let stdout = tail(&self.folder.path().join("stdout"));
         format!("{} (process {})\n{stdout}\n{}", self.name, self.pid(), tail(&self.log()))
@@ -111,7 +115,7 @@ impl Process {
 }
 
 impl Drop for Process {
-    #[expect(clippy::print_stderr, reason = "what a failed test has to say")]
+    #[expect(clippy::print_stderr, reason = "a failed test prints the log of its processes")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.describe());
@@ -123,7 +127,7 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// Without a last line that is still being written.
+/// The complete lines, without a last one that is still being written.
 fn whole_lines(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'))
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy that cuts, refuses, freezes and throttles: the network's faults, on demand.
+//! A TCP proxy that simulates network faults: it cuts, refuses, freezes and throttles connections.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,21 +19,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::servers::free_port;
 
-/// Forwards from a port of its own to a target, until it is dropped.
+/// Forwards connections from its own port to a target, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
     target: SocketAddr,
     frozen: watch::Sender<Frozen>,
-    /// Bytes a second, each way of each connection.
+    /// The maximum rate in bytes per second, for each direction of each connection.
     pace: watch::Sender<Option<u32>>,
-    /// Cancelled and replaced at each cut.
+    /// Cancelled and replaced by [`Self::cut`].
     connections: watch::Sender<CancellationToken>,
     /// `None` while connections are refused.
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Which directions stand still.
+/// The directions in which no bytes pass.
 #[derive(Clone, Copy, Debug, Default)]
 struct Frozen {
     requests: bool,
@@ -41,7 +41,7 @@ struct Frozen {
 }
 
 impl Proxy {
-    /// To a port on loopback.
+    /// Forwards to a port on loopback.
     pub(crate) async fn to(target_port: u16) -> anyhow::Result<Self> {
         let proxy = Self {
             address: (Ipv4Addr::LOCALHOST, free_port()?).into(),
@@ -59,27 +59,28 @@ impl Proxy {
         self.address.port()
     }
 
-    /// The server's URL, with our port in place of its own.
+    /// The server's URL with the port of this proxy.
     pub(crate) fn url(&self, server_url: &str) -> String {
         let ours = self.address.to_string();
         server_url.replace(&self.target.to_string(), &ours)
     }
 
-    /// Closes every present connection; new ones are still accepted.
+    /// Closes every open connection. New ones are still accepted.
     pub(crate) fn cut(&self) {
         self.connections.send_replace(CancellationToken::new()).cancel();
     }
 
-    /// New connections meet "connection refused"; present ones stay.
+    /// Refuses new connections ("connection refused"). Open ones stay.
     pub(crate) async fn refuse(&self) {
         if let Some(acceptor) = self.acceptor.lock().await.take() {
             acceptor.abort();
-            // Once it has ended, the listener is closed. Its error says only that it was aborted.
+            // When the task has ended, the listener is closed. The error only says that it was
+            // aborted.
             drop(acceptor.await);
         }
     }
 
-    /// The end of [`Self::refuse`].
+    /// Accepts connections again, after [`Self::refuse`].
     pub(crate) async fn accept(&self) -> anyhow::Result<()> {
         let mut acceptor = self.acceptor.lock().await;
         if acceptor.is_none() {
@@ -98,22 +99,23 @@ impl Proxy {
         Ok(())
     }
 
-    /// So many bytes a second pass, each way of each connection; `None`: as they come.
+    /// Limits the rate in bytes per second, for each direction of each connection. `None` removes
+    /// the limit.
     pub(crate) fn throttle(&self, bytes_per_s: Option<u32>) {
         self.pace.send_replace(bytes_per_s);
     }
 
-    /// No byte passes either way, and no connection is closed.
+    /// Stops all bytes in both directions, and closes no connection.
     pub(crate) fn freeze(&self) {
         self.frozen.send_replace(Frozen { requests: true, answers: true });
     }
 
-    /// Requests pass, answers do not: what was done is not heard of.
+    /// Stops replies only: the server executes requests, and the client does not learn the result.
     pub(crate) fn freeze_answers(&self) {
         self.frozen.send_replace(Frozen { requests: false, answers: true });
     }
 
-    /// The end of freezing; what was held back passes now.
+    /// Ends a freeze. The bytes that were held back pass now.
     pub(crate) fn thaw(&self) {
         self.frozen.send_replace(Frozen::default());
     }
@@ -145,7 +147,7 @@ async fn forward(
             one_way(from_server, to_client, frozen, pace, |frozen| frozen.answers),
         )
     };
-    // However it ends, both connections are closed: that is all there is to say about an error.
+    // After any end, also an error, both connections are closed. Nothing else is to do.
     tokio::select! {
         _ = both_ways => {}
         () = cut.cancelled() => {}

@@ -1,4 +1,4 @@
-//! AMQP 0.9.1 by hand, for messages that no client library would send.
+//! Raw AMQP 0.9.1 frames, for messages that no client library sends.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,12 +12,14 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const FRAME_END: u8 = 0xce;
-/// Content has headers, and is persistent.
+/// The property flags of a message that has headers and a delivery mode.
 const HEADERS_AND_DELIVERY_MODE: u16 = 0x3000;
 
-/// Publishes a message whose header table is these bytes, and waits until the broker has read it.
+/// Publishes a message with these bytes as its header table, and waits until the broker has read
+/// it.
 pub(crate) fn publish(port: u16, exchange: &str, table: &[u8], body: &[u8]) -> anyhow::Result<()> {
-    let mut broker = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("reach the broker")?;
+    let mut broker =
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("connect to the broker")?;
     broker.set_read_timeout(Some(Duration::from_secs(20)))?;
     broker.write_all(b"AMQP\0\0\x09\x01")?;
     expect(&mut broker, (10, 10))?;
@@ -36,7 +38,7 @@ pub(crate) fn publish(port: u16, exchange: &str, table: &[u8], body: &[u8]) -> a
         [&[0, 60, 0, 0][..], &length, &HEADERS_AND_DELIVERY_MODE.to_be_bytes(), &long(table), &[2]];
     send(&mut broker, HEADER, 1, &header.concat())?;
     send(&mut broker, BODY, 1, body)?;
-    // An orderly end: whatever came before it was read.
+    // The reply to an orderly close proves that the broker has read everything before it.
     send(
         &mut broker,
         METHOD,
@@ -46,7 +48,7 @@ pub(crate) fn publish(port: u16, exchange: &str, table: &[u8], body: &[u8]) -> a
     expect(&mut broker, (20, 41)).map(drop)
 }
 
-/// A header table's entry with a text of any bytes under a name of any bytes.
+/// An entry of a header table: a string of any bytes under a name of any bytes.
 pub(crate) fn entry(name: &[u8], value: &[u8]) -> Vec<u8> {
     let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
     [&[length], name, b"S", &long(value)].concat()
@@ -71,7 +73,7 @@ fn send(broker: &mut TcpStream, kind: u8, channel: u16, payload: &[u8]) -> anyho
     broker.write_all(&frame).context("write to the broker")
 }
 
-/// The arguments of the next method, which must be this one.
+/// Reads the next method, which must be this one, and returns its arguments.
 fn expect(broker: &mut TcpStream, (class, id): (u16, u16)) -> anyhow::Result<Vec<u8>> {
     let mut head = [0; 7];
     broker.read_exact(&mut head).context("read from the broker")?;
@@ -79,6 +81,6 @@ fn expect(broker: &mut TcpStream, (class, id): (u16, u16)) -> anyhow::Result<Vec
     let mut payload = vec![0; usize::try_from(length)? + 1];
     broker.read_exact(&mut payload)?;
     let arguments = payload.split_off(4.min(payload.len()));
-    ensure!(payload == method((class, id), &[]), "{payload:?} instead of method {class}.{id}");
+    ensure!(payload == method((class, id), &[]), "expected method {class}.{id}: {payload:?}");
     Ok(arguments)
 }

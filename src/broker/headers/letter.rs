@@ -1,11 +1,13 @@
-//! Dead letters: what is written on them, what a replay carries on, and how both are shown.
+//! The headers of dead letters: how they are read, which of them a replay keeps, and how they are
+//! shown to operators.
 
 use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::domain::letter::{BrokerDeath, BrokerReason, DeadLetter};
 
-/// Reads a dead letter that lies in the queue of a class. `jobs_queue` is the queue of jobs.
+/// Reads a message in the dead-letter queue of a class. `jobs_queue` is the name of the queue of
+/// jobs, by which `x-death` is read.
 pub(in crate::broker) fn read_letter(
     class: Class,
     body: Vec<u8>,
@@ -16,7 +18,7 @@ pub(in crate::broker) fn read_letter(
 ) -> DeadLetter {
     let empty = FieldTable::default();
     let table = properties.headers().as_ref().unwrap_or(&empty);
-    // That the broker hands it out again says nothing about the job: it was looked at.
+    // A redelivery proves nothing about the job: an operator browsed the queue before.
     let history = read(properties, false, now_ms);
     DeadLetter {
         class,
@@ -28,19 +30,20 @@ pub(in crate::broker) fn read_letter(
         message: long_text(table, MESSAGE),
         dead_at_ms: dead_at_ms(table, jobs_queue, now_ms),
         signed: table.inner().get(SIGNED) == Some(&AMQPValue::Boolean(true)),
-        // The broker dead-letters to this class only; elsewhere the headers are somebody's text.
+        // The broker dead-letters to this class only. In others, a publisher wrote such headers.
         broker_death: (class == Class::Poison).then(|| broker_death(table, jobs_queue)).flatten(),
     }
 }
 
-/// When the broker gave it up, which writes seconds; else when the worker did.
+/// When the job was dead-lettered, in epoch milliseconds: by the broker, whose clock has seconds,
+/// or else by a worker.
 fn dead_at_ms(table: &FieldTable, jobs_queue: &str, now_ms: i64) -> Option<i64> {
     let is_plausible = |ms: &i64| *ms >= YEAR_2020_MS && *ms <= now_ms.saturating_add(DAY_MS);
     let by_broker = death_of(table, jobs_queue).and_then(died_at_ms);
     by_broker.or_else(|| integer(table, DEAD_AT)).filter(is_plausible)
 }
 
-/// The time of an `x-death` entry, in epoch milliseconds.
+/// The time in an `x-death` entry, in epoch milliseconds.
 pub(super) fn died_at_ms(death: &FieldTable) -> Option<i64> {
     match death.inner().get("time")? {
         AMQPValue::Timestamp(seconds) => Some(i64::try_from(*seconds).ok()?.saturating_mul(1000)),
@@ -48,12 +51,12 @@ pub(super) fn died_at_ms(death: &FieldTable) -> Option<i64> {
     }
 }
 
-/// Why the broker took it out of the queue of jobs.
+/// Why the broker dead-lettered a job from the queue of jobs.
 ///
-/// Only the `x-death` entry of that queue says so. `x-first-death-*` says `expired` for ever once
-/// a job has been in a wait queue, and other entries are about other queues. Our own headers keep
-/// the reason of a dead letter that was republished, and count where `x-death` is absent: some
-/// versions of the broker drop an `x-death` that a client publishes.
+/// Only the `x-death` entry of that queue proves it. Once a job has been in a wait queue,
+/// `x-first-death-*` stays `expired` for good, and other entries are about other queues. When this
+/// program republishes a dead letter, it keeps the reason in headers of its own. They count only
+/// if `x-death` is absent: some versions of the broker drop an `x-death` that a client publishes.
 pub(super) fn broker_death(table: &FieldTable, jobs_queue: &str) -> Option<BrokerDeath> {
     let word =
         death_of(table, jobs_queue).and_then(|death| text(death, "reason")).or_else(|| {
@@ -62,7 +65,7 @@ pub(super) fn broker_death(table: &FieldTable, jobs_queue: &str) -> Option<Broke
     Some(BrokerDeath { reason: BrokerReason::of(&word), queue: jobs_queue.to_owned() })
 }
 
-/// The newest `x-death` entry about this queue: the broker puts the newest first.
+/// The newest `x-death` entry about this queue: the broker lists the newest first.
 pub(super) fn death_of<'t>(table: &'t FieldTable, queue: &str) -> Option<&'t FieldTable> {
     let Some(AMQPValue::FieldArray(deaths)) = table.inner().get("x-death") else { return None };
     deaths.as_slice().iter().find_map(|death| match death {
@@ -71,7 +74,7 @@ pub(super) fn death_of<'t>(table: &'t FieldTable, queue: &str) -> Option<&'t Fie
     })
 }
 
-/// Whether a header is this text, however long.
+/// Whether a header equals this text, which may be longer than [`TEXT_CHARS_MAX`].
 fn is_text(table: &FieldTable, name: &str, expected: &str) -> bool {
     match table.inner().get(name) {
         Some(AMQPValue::LongString(text)) => text.as_bytes() == expected.as_bytes(),
@@ -90,8 +93,9 @@ fn long_text(table: &FieldTable, name: &str) -> Option<String> {
     }
 }
 
-/// The properties of a replayed job: the publisher's, without those by which the broker acts, with what a replay keeps of
-/// ours, and with their priority. Attempts, deferrals, returns and the first sight are cleared.
+/// The properties of a replayed job: the publisher's, including the priority, without those that
+/// the broker acts on, and with our headers. Attempts, deferrals, returns and the time when a
+/// worker first saw the job are cleared.
 pub(in crate::broker) fn replayed(
     original: &BasicProperties,
     history: &History,
@@ -106,12 +110,12 @@ pub(in crate::broker) fn replayed(
     with_priority(carried, priority(original)).with_headers(headers.into())
 }
 
-/// The properties of an audit record.
+/// The properties of a message in the audit queue.
 pub(in crate::broker) fn of_audit(now_ms: i64) -> BasicProperties {
     of_job(now_ms).with_type("capture.audit".into())
 }
 
-/// Headers and properties as JSON, for people and archives.
+/// Headers and properties as JSON objects, for operators and archives.
 pub(in crate::broker) fn shown(properties: &BasicProperties) -> (Value, Value) {
     let headers = properties.headers().as_ref().map_or_else(Map::new, object);
     let mut shown = Map::new();
@@ -149,7 +153,7 @@ fn object(table: &FieldTable) -> Map<String, Value> {
     table.inner().iter().map(|(name, value)| (name.to_string(), value_shown(value))).collect()
 }
 
-/// What JSON has no type for is shown as text.
+/// A header value as JSON. Values without a JSON type become strings.
 fn value_shown(value: &AMQPValue) -> Value {
     match value {
         AMQPValue::Boolean(flag) => json!(flag),

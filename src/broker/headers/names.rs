@@ -1,4 +1,4 @@
-//! The names of the headers.
+//! The names of the headers that this program reads and writes.
 
 pub(in crate::broker) const ATTEMPT: &str = "x-capture-attempt";
 pub(in crate::broker) const DEFERRALS: &str = "x-capture-deferrals";
@@ -23,7 +23,7 @@ pub(in crate::broker) const BROKER_REASON: &str = "x-capture-broker-reason";
 pub(in crate::broker) const BROKER_QUEUE: &str = "x-capture-broker-queue";
 pub(in crate::broker) const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// Ours: written anew, or left out, on every republish.
+/// The headers of this program: every republish writes them again or leaves them out.
 pub(in crate::broker) const OURS: [&str; 21] = [
     ATTEMPT,
     DEFERRALS,
@@ -47,6 +47,6 @@ pub(in crate::broker) const OURS: [&str; 21] = [
     BROKER_REASON,
     BROKER_QUEUE,
 ];
-/// Those by which the broker acts: never republished.
+/// The headers that the broker acts on: never republished.
 pub(in crate::broker) const ACTED_ON: [&str; 4] = ["CC", "BCC", "x-death", DELIVERY_COUNT];
 pub(in crate::broker) const ACTED_ON_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];

@@ -1,27 +1,27 @@
-//! The properties of a message that is republished to the queue that it lies in, so that the broker
-//! counts its deliveries from the beginning.
+//! The properties of a message that is republished to its own queue, so that the broker counts its
+//! deliveries from zero.
 
 use super::{
     letter::{death_of, died_at_ms},
     *,
 };
 
-/// What the broker writes itself on every delivery.
+/// The headers that the broker itself writes on every delivery.
 const WRITTEN_BY_THE_BROKER: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
-/// Header names that the broker would route by.
+/// The headers by which the broker would route copies to other queues.
 const ROUTED_BY: [&str; 2] = ["CC", "BCC"];
 
-/// How often the message was returned to its queue, by the broker's count.
+/// How often the message was returned to its queue, as the broker counted.
 pub(in crate::broker) fn delivery_count(properties: &BasicProperties) -> u32 {
     properties.headers().as_ref().and_then(|table| number(table, DELIVERY_COUNT)).unwrap_or(0)
 }
 
-/// All properties and headers as they are, without those by which the broker would act on the
-/// publish: `user_id` of another user closes the channel, `expiration` would remove the message,
-/// `CC` and `BCC` would publish it elsewhere too.
+/// All properties and headers unchanged, except those that the broker would act on: a `user_id` of
+/// another user closes the channel, `expiration` would remove the message, and `CC` and `BCC` would
+/// publish it to other queues as well.
 ///
-/// A dead letter that the broker made gets its reason, its queue and its time as headers of our
-/// own, because whether `x-death` survives a publish depends on the broker's version.
+/// If the broker itself dead-lettered the message, our own headers keep its reason, queue and time,
+/// because whether `x-death` survives a publish depends on the broker's version.
 pub(in crate::broker) fn republished(
     original: &BasicProperties,
     jobs_queue: &str,
@@ -45,7 +45,7 @@ pub(in crate::broker) fn republished(
             added.insert(DEAD_AT.into(), AMQPValue::LongLongInt(at_ms));
         }
     }
-    // A publisher that filled its frame to the brim leaves no room: then x-death has to do.
+    // If the publisher's headers leave no room in the frame, only x-death keeps the reason.
     let size = |table: &BTreeMap<ShortString, AMQPValue>| -> usize {
         table.iter().map(|(name, value)| entry_size(name, value)).sum()
     };

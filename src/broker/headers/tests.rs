@@ -1,4 +1,4 @@
-//! What is read of headers, and what goes on.
+//! Tests of which headers are read, and which are republished.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn names(properties: &BasicProperties) -> Vec<String> {
 }
 
 #[test]
-fn what_is_carried_is_read_back() {
+fn a_carried_history_is_read_back() {
     let history = History {
         attempts: 3,
         deferrals: 2,
@@ -34,7 +34,7 @@ fn what_is_carried_is_read_back() {
 }
 
 #[test]
-fn nonsense_counts_as_absent() {
+fn an_invalid_header_counts_as_absent() {
     let hostile = properties(&[
         (ATTEMPT, long("7")),
         (DEFERRALS, AMQPValue::LongInt(-1)),
@@ -53,7 +53,7 @@ fn nonsense_counts_as_absent() {
 }
 
 #[test]
-fn whatever_stands_in_sent_but_false_is_true() {
+fn any_value_of_sent_but_false_is_true() {
     for value in [AMQPValue::Void, long("false"), AMQPValue::LongInt(0), AMQPValue::Boolean(true)] {
         assert!(read(&properties(&[(SENT, value)]), false, NOW_MS).sent);
     }
@@ -61,7 +61,7 @@ fn whatever_stands_in_sent_but_false_is_true() {
 }
 
 #[test]
-fn returns_add_up_the_brokers_count() {
+fn the_brokers_delivery_count_is_added_to_returns() {
     let returned = properties(&[
         (RETURNS, AMQPValue::LongInt(3)),
         (DELIVERY_COUNT, AMQPValue::LongLongInt(2)),
@@ -71,7 +71,7 @@ fn returns_add_up_the_brokers_count() {
 }
 
 #[test]
-fn what_the_broker_would_act_on_is_not_republished() {
+fn headers_that_the_broker_acts_on_are_not_republished() {
     let original = properties(&[
         ("CC", long("x")),
         ("BCC", long("x")),
@@ -94,7 +94,7 @@ fn what_the_broker_would_act_on_is_not_republished() {
 }
 
 #[test]
-fn headers_that_fill_the_frame_give_way() {
+fn headers_that_exceed_the_frame_are_left_out() {
     let original =
         properties(&[("huge", long(&"x".repeat(HEADERS_BYTES_MAX))), ("small", long("x"))]);
     let names = names(&carry(&original, &History::default(), None));
@@ -103,7 +103,7 @@ fn headers_that_fill_the_frame_give_way() {
 
 const JOBS: &str = "capture.jobs";
 
-/// An entry of `x-death`.
+/// One entry of an `x-death` header.
 fn death(queue: &str, reason: &str, seconds: u64) -> AMQPValue {
     let mut entry = FieldTable::default();
     entry.insert("queue".into(), long(queue));
@@ -128,14 +128,14 @@ fn dead_letter(headers: &[(&str, AMQPValue)]) -> crate::domain::letter::DeadLett
 }
 
 #[test]
-fn the_brokers_reason_is_that_of_the_queue_of_jobs() {
+fn the_brokers_reason_is_read_for_the_queue_of_jobs_only() {
     let reason = |headers: &[(&str, AMQPValue)]| {
         dead_letter(headers).broker_death.map(|death| death.reason.word().to_owned())
     };
     let waited = death("capture.wait.1s", "expired", 1_700_000_100);
     let other = death("other.jobs", "maxlen", 1_700_000_300);
     let returned = death(JOBS, "delivery_limit", 1_700_000_200);
-    // After one wait, the first death says `expired` for ever.
+    // After one wait, `x-first-death-reason` says `expired` for good.
     let first = ("x-first-death-reason", long("expired"));
     let entries = deaths(&[other.clone(), returned, waited.clone()]);
     let found = [first.clone(), ("x-death", entries)];
@@ -172,14 +172,14 @@ fn a_kept_reason_counts_only_without_the_brokers_own() {
 }
 
 #[test]
-fn a_reason_of_a_publisher_is_not_carried_on() {
+fn a_reason_that_a_publisher_wrote_is_not_republished() {
     let forged = properties(&[(BROKER_REASON, long("expired")), (BROKER_QUEUE, long(JOBS))]);
     let carried = carry(&forged, &History::default(), None);
     assert_eq!(names(&carried), [ATTEMPT, DEFERRALS, FIRST_SEEN]);
 }
 
 #[test]
-fn a_republished_dead_letter_keeps_all_but_what_acts() {
+fn a_republished_dead_letter_keeps_all_but_acted_on_headers() {
     let original = properties(&[
         ("CC", long("x")),
         ("BCC", long("x")),
@@ -202,14 +202,14 @@ fn a_republished_dead_letter_keeps_all_but_what_acts() {
     assert_eq!(again.priority(), &Some(9));
     let kept = ["theirs", BROKER_QUEUE, BROKER_REASON, DEAD_AT, SENT, "x-death"];
     assert_eq!(names(&again), [&kept[..], &["x-first-death-reason"]].concat());
-    assert_eq!(republished(&again, JOBS), again, "once is enough");
-    // Of what the worker gave up itself, and of audit records, nothing changes.
+    assert_eq!(republished(&again, JOBS), again, "a second time changes nothing");
+    // Dead letters of a worker, and audit records, are republished unchanged.
     let own = properties(&[(CLASS, long("risk")), (DEAD_AT, AMQPValue::LongLongInt(NOW_MS))]);
     assert_eq!(republished(&own, JOBS), own);
 }
 
 #[test]
-fn a_reason_that_would_fill_the_frame_is_left_out() {
+fn a_reason_that_would_exceed_the_frame_is_left_out() {
     let huge = long(&"x".repeat(HEADERS_BYTES_MAX - 100));
     let x_death = deaths(&[death(JOBS, "expired", 1_700_000_000)]);
     let again = republished(&properties(&[("huge", huge), ("x-death", x_death)]), JOBS);
@@ -218,7 +218,7 @@ fn a_reason_that_would_fill_the_frame_is_left_out() {
 
 /// In a wait queue, a message of a higher priority keeps the others from expiring.
 #[test]
-fn a_priority_travels_as_a_header_and_is_given_back_at_the_end() {
+fn a_priority_waits_as_a_header_and_is_restored_at_the_end() {
     let published = BasicProperties::default().with_priority(9);
     let waits = carry(&published, &History::default(), None);
     let waits_again = carry(&waits, &History::default(), None);
@@ -234,7 +234,7 @@ fn a_priority_travels_as_a_header_and_is_given_back_at_the_end() {
 }
 
 #[test]
-fn no_priority_is_made_of_nothing_or_of_nonsense() {
+fn an_invalid_priority_header_sets_no_priority() {
     for header in [AMQPValue::LongInt(256), AMQPValue::LongInt(-1), long("9"), AMQPValue::Void] {
         let odd = properties(&[(PRIORITY, header)]);
         let carried = carry(&odd, &History::default(), None);
@@ -246,7 +246,7 @@ fn no_priority_is_made_of_nothing_or_of_nonsense() {
 }
 
 #[test]
-fn a_death_in_a_queue_of_ours_counts_unless_the_queue_waits() {
+fn a_death_in_our_queues_counts_except_in_wait_queues() {
     let died_in = |queue: &str| {
         let death: BTreeMap<_, _> = [("queue".into(), long(queue))].into();
         let deaths = vec![AMQPValue::FieldTable(death.into())];
@@ -263,13 +263,13 @@ fn a_death_in_a_queue_of_ours_counts_unless_the_queue_waits() {
 }
 
 #[test]
-fn a_refused_result_is_carried_on_until_it_is_told() {
+fn a_refused_result_is_carried_until_it_is_published() {
     let refused = RefusedResult { times: 3, ended: Some(Class::Unreachable) };
     let mut waits = carry(&BasicProperties::default(), &History::default(), None);
     put_refused_result(&mut waits, &refused);
     assert_eq!(refused_result(&waits), refused);
-    let told = carry(&waits, &History::default(), None);
-    assert_eq!(refused_result(&told), RefusedResult::default());
+    let published = carry(&waits, &History::default(), None);
+    assert_eq!(refused_result(&published), RefusedResult::default());
     let nonsense = properties(&[(REFUSALS, long("3")), (ENDED, long("nonsense"))]);
     assert_eq!(refused_result(&nonsense), RefusedResult::default());
 }

@@ -1,4 +1,4 @@
-//! Looks at one queue wait for each other.
+//! An exclusive queue as a lock, so that only one process browses a queue at a time.
 
 use std::time::Duration;
 
@@ -11,18 +11,20 @@ use lapin::{
 use super::{ACCESS_REFUSED, LookError, RESOURCE_LOCKED, answered, code};
 use crate::broker::session::Session;
 
-/// Another's look is waited for so long.
+/// How long to wait while another process browses the queue.
 const LOCK_WAIT: Duration = Duration::from_secs(300);
 const LOCK_EVERY: Duration = Duration::from_millis(200);
 
-/// A queue that only one connection can have.
+/// An exclusive queue, which only one connection can declare. The broker deletes it with the
+/// connection.
 pub(super) struct Lock {
     channel: Channel,
     name: String,
 }
 
 impl Lock {
-    /// `None` where we may not declare queues: then others are not kept from looking at the same time, and each sees a part.
+    /// Waits for the lock; `waits` is called once if another process has it. `None` if our user may
+    /// not declare queues: then others can browse at the same time, and each sees a part.
     pub(super) async fn take(
         session: &Session,
         queue: &str,
@@ -34,7 +36,7 @@ impl Lock {
         let since = tokio::time::Instant::now();
         let mut told = false;
         loop {
-            // A refusal closes its channel.
+            // A refusal closes the channel, so each try needs a new one.
             let channel = answered(session.look_channel()).await?;
             let declared =
                 channel.queue_declare(name.as_str().into(), options, FieldTable::default());
@@ -45,7 +47,8 @@ impl Lock {
                     Some(ACCESS_REFUSED) => {
                         tracing::warn!(
                             queue = name,
-                            "no permission to declare: others may look too"
+                            "no permission to declare the lock queue: other processes may browse \
+                             the same messages"
                         );
                         return Ok(None);
                     }

@@ -1,13 +1,14 @@
-//! Publishes a whole queue again, in its order, so that the broker counts its deliveries anew.
+//! Republishes a whole queue, in order, so that the broker counts its deliveries from zero.
 //!
-//! Up to RabbitMQ 4.2 whatever is given back counts towards the delivery limit. The argument of our
-//! queues is as good as none, but the broker takes the smaller of argument and policy, and drops a
-//! message without a word when a policy's limit is exceeded. With a limit of 12 a message is
-//! dropped at its 13th return, so at a count of 10 there is room for two lookers that are killed.
+//! Up to RabbitMQ 4.2, every message that a browse returns counts towards the delivery limit. The
+//! limit in the arguments of our queues is practically infinite, but the broker applies the smaller
+//! of argument and policy, and silently drops a message that exceeds a policy's limit. With a limit
+//! of 12, a message is dropped at its 13th return. Republishing at a count of 10 therefore leaves
+//! room for two processes that are killed while they browse.
 //!
 //! Each message is published to the exchange of its queue, confirmed, and only then acked: a crash
-//! in between leaves a copy, never a loss. The pass ends with the messages that were ready when it
-//! began; what comes meanwhile stands among the copies.
+//! in between leaves a duplicate, never a loss. The pass ends with the messages that were ready
+//! when it began. Messages that arrive meanwhile stand among the copies.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -21,35 +22,37 @@ use crate::broker::{headers, session::Session};
 
 /// The delivery count at which the queue is republished.
 const WORN: u32 = 10;
-/// Publishes that are confirmed together: a crash leaves at most so many copies.
+/// How many publishes are confirmed together. A crash leaves at most this many duplicates.
 const BATCH: usize = 128;
-/// A broker that confirms nothing for so long takes no messages at present.
+/// If the broker confirms nothing within this time, it accepts no messages at present.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The channel that republishes, and the address of the queue.
+/// The channel that republishes, and the exchange and routing key of the queue.
 pub(super) struct Republisher {
     channel: Channel,
     exchange: String,
     routing_key: &'static str,
-    /// The broker has taken something there. Before that, one message is tried alone: among several
-    /// the reason of a refusal would be lost.
+    /// Whether the broker has accepted a message. Until then, one message is tried alone: among
+    /// several, the reason of a refusal would be lost.
     is_proven: bool,
 }
 
 impl Look {
-    /// From now on the whole queue is republished when the broker has counted so many returns that
-    /// a policy's delivery limit may be near: at once if the first messages show it, else when the
-    /// look is closed. Without the permission to publish, everything is given back in place, and a
-    /// warning says so. Whether the queue was republished at once; then [`Look::total`] is new.
+    /// Allows this browse to republish the whole queue when the delivery count of its messages
+    /// comes near a policy's delivery limit: at once if the first messages show it, else when the
+    /// browse is closed. Without the permission to publish, all messages are returned in place, and
+    /// a warning is logged. Returns whether the queue was republished at once, which changes
+    /// [`Look::total`].
     ///
     /// # Errors
-    /// The broker is lost.
+    /// The connection to the broker is lost.
     pub async fn may_republish(&mut self, session: &Session) -> Result<bool, LookError> {
         let (exchange, routing_key) = self.browsed.address();
         let channel = answered(session.confirm_channel()).await?;
         let exchange = session.names().exchange(exchange);
         self.republisher = Some(Republisher { channel, exchange, routing_key, is_proven: false });
-        // Before anything is handed out: while it is looked at, a crash would count once more.
+        // Before the caller gets any message: the longer messages are held, the likelier is a crash
+        // that returns and counts them once more.
         self.take_window().await?;
         let is_worn = self.is_worn();
         if is_worn {
@@ -58,19 +61,19 @@ impl Look {
         Ok(is_worn && self.republisher.is_some())
     }
 
-    /// The largest delivery count that was seen so far. A caller that may not republish should
-    /// leave the queue alone once this has reached 10: each look adds one.
+    /// The largest delivery count of the messages so far. Each browse adds one. A caller that may
+    /// not republish should leave the queue alone once this has reached 10.
     #[must_use]
     pub const fn delivery_count(&self) -> u32 {
         self.delivery_count
     }
 
-    /// Whether the queue is to be republished, and may be.
+    /// Whether the queue should be republished, and this browse may do it.
     pub(super) fn is_worn(&self) -> bool {
         self.delivery_count >= WORN && self.republisher.is_some()
     }
 
-    /// Takes messages until the consumer has brought its window.
+    /// Takes messages until the consumer has delivered its whole window.
     async fn take_window(&mut self) -> Result<(), LookError> {
         while let Some(found) = self.take().await? {
             self.ahead.push_back(found);
@@ -84,8 +87,8 @@ impl Look {
         Ok(())
     }
 
-    /// Republishes everything from what is taken and not handed out to the last message that was
-    /// ready. What the broker does not take is handed out, and given back, as it is.
+    /// Republishes every message that the caller has not seen yet, up to the last one that was
+    /// ready. If the broker refuses, the remaining messages are handed out and returned unchanged.
     pub(super) async fn republish_all(&mut self) -> Result<(), LookError> {
         let (queue, messages, count) = (self.queue.clone(), self.total, self.delivery_count);
         loop {
@@ -100,12 +103,11 @@ impl Look {
                     queue,
                     reason,
                     delivery_count = count,
-                    "messages that were looked at often could not be republished; a policy with a \
-                     delivery limit may drop them: grant write on their exchange, or remove the \
-                     policy"
+                    "queue could not be republished: a policy with a delivery limit may drop its \
+                     messages; grant write permission on their exchange, or remove the policy"
                 );
                 self.republisher = None;
-                // With the copies of those that it did take.
+                // Includes the copies of the messages that the broker did accept.
                 self.total = self.taken.saturating_add(self.ready().await?);
                 return Ok(());
             }
@@ -114,8 +116,8 @@ impl Look {
         self.start_over().await
     }
 
-    /// Republishes what is taken and not handed out. The inner error says why the broker does not
-    /// take it; then the rest is still there.
+    /// Republishes the messages that were taken and not handed out. The inner error is the broker's
+    /// reason for a refusal; the remaining messages are still held then.
     async fn republish_window(&mut self) -> Result<Result<(), String>, LookError> {
         while !self.ahead.is_empty() {
             let Some(republisher) = &mut self.republisher else { break };
@@ -123,8 +125,8 @@ impl Look {
             let batch: Vec<Found> = self.ahead.iter().take(most).cloned().collect();
             let taken = match republisher.publish(&batch).await {
                 Ok(taken) => taken,
-                // A refusal closes the channel that publishes. If the broker is lost, the next step
-                // of the look finds that out.
+                // A refusal closes the publishing channel. If the connection is lost instead, the
+                // next step of the browse fails.
                 Err(error) => return Ok(Err(error.to_string())),
             };
             let tags = batch.iter().zip(&taken).filter(|(_, taken)| **taken);
@@ -136,7 +138,7 @@ impl Look {
             self.ahead.retain(|found| !tags.contains(&found.tag));
             republisher.is_proven = true;
             if taken.iter().any(|taken| !taken) {
-                return Ok(Err("the broker did not confirm all of them".to_owned()));
+                return Ok(Err("the broker did not confirm every message".to_owned()));
             }
         }
         Ok(Ok(()))
@@ -144,14 +146,14 @@ impl Look {
 }
 
 impl Republisher {
-    /// A courtesy: a command may look hundreds of times in one session.
+    /// Closes the channel, because a command may browse hundreds of times in one session.
     pub(super) async fn close(self) {
         if let Err(error) = answered(self.channel.close(200, "done".into())).await {
-            tracing::debug!(%error, "the channel that republishes did not close cleanly");
+            tracing::debug!(%error, "republish channel did not close cleanly");
         }
     }
 
-    /// Which of them the broker has in the queue.
+    /// Publishes a batch. For each message: whether the broker has it in the queue.
     async fn publish(&self, batch: &[Found]) -> lapin::Result<Vec<bool>> {
         let publish = async {
             let mut confirms = Vec::with_capacity(batch.len());
@@ -169,7 +171,7 @@ impl Republisher {
             return Ok(vec![false; batch.len()]);
         };
         let confirmed = confirmed?;
-        // All have one address: if one found no queue, none did, whichever confirm says so.
+        // All have the same routing key: if one was returned, all were, whichever confirm shows it.
         let is_returned = |confirmation: &Confirmation| {
             matches!(confirmation, Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)))
         };

@@ -1,8 +1,8 @@
-//! Settings that are refused, and what is said about them.
+//! Settings that are refused, and the texts of the errors.
 
 use super::*;
 
-/// Durations that older versions took, or that overflow.
+/// Older versions accepted some of these durations; others overflow.
 #[test]
 fn a_duration_is_one_number_and_one_unit() {
     for text in [
@@ -39,7 +39,7 @@ fn a_duration_is_one_number_and_one_unit() {
 }
 
 #[test]
-fn numbers_are_digits_and_in_their_range() {
+fn numbers_consist_of_digits_and_are_in_range() {
     for text in ["yes", "true", "0.6", "64.0", "65536", "-1", "+1", "1e2", "", " 1"] {
         let loaded = load_file(&format!("[broker]\nprefetch = \"{text}\"\n"));
         let errors = loaded.unwrap_err().to_string();
@@ -54,9 +54,9 @@ fn numbers_are_digits_and_in_their_range() {
 }
 
 /// Values that can't be read, unknown keys, relations, files, codes, half of a pair: one start
-/// tells all.
+/// reports them all.
 #[test]
-fn errors_of_all_kinds_are_told_at_once() {
+fn errors_of_all_kinds_are_reported_at_once() {
     check_errors(
         &[
             ("CAPTURE__LEASE__TTL", "soon"),
@@ -81,11 +81,11 @@ fn errors_of_all_kinds_are_told_at_once() {
             "http.listen: must be an address and a port such as \"127.0.0.1:9090\", found `9090`",
             "log.format: must be \"json\" or \"text\"",
             "broker.prefech: there is no such key (CAPTURE__BROKER__PREFECH)",
-            "CAPTURE__CLASSES__X: [classes] comes from a settings file only",
+            "CAPTURE__CLASSES__X: [classes] can be set in a settings file only",
             "broker: there is no such key (CAPTURE__BROKER)",
             "drain.timeout must be at least 9s",
             "redis.url_file /nowhere: ",
-            "redis.client_cert_file and redis.client_key_file go together",
+            "redis.client_cert_file and redis.client_key_file must be set together",
         ],
     );
     let file = "gateway = \"x\"\n[lease]\nttl = [\"5s\"]\n[classes]\nNEW = \"sometimes\"\n\
@@ -96,9 +96,9 @@ fn errors_of_all_kinds_are_told_at_once() {
     }
 }
 
-/// A relation is not judged by the default that stands in for a value that can't be read.
+/// A value that can't be read causes no second error about the default that replaces it.
 #[test]
-fn a_value_that_cannot_be_read_is_told_once() {
+fn a_value_that_cannot_be_read_is_reported_once() {
     let env = [
         ("CAPTURE__LEASE__TTL", "soon"),
         ("CAPTURE__GATEWAY__TIMEOUT", "40s"),
@@ -109,7 +109,8 @@ fn a_value_that_cannot_be_read_is_told_once() {
     assert_eq!(errors.lines().count(), 1, "{errors}");
 }
 
-/// The broken line may be the private key's, and a value may be one that was meant for another key.
+/// A line with a syntax error may contain the private key, and a secret may be set under the wrong
+/// key.
 #[test]
 fn no_error_prints_what_may_be_a_secret() {
     let key = format!("MIIhush{}", "x".repeat(80));
@@ -147,7 +148,7 @@ fn no_error_prints_what_may_be_a_secret() {
 }
 
 #[test]
-fn a_syntax_error_is_told_by_line_and_column() {
+fn a_syntax_error_is_reported_by_line_and_column() {
     let errors = load_file("[gateway]\nclient_id = 5X\n").unwrap_err().to_string();
     assert!(errors.contains("settings.toml: line 2, column 13: "), "{errors}");
     let dir = tempfile::tempdir().unwrap();
@@ -176,7 +177,7 @@ fn a_value_of_another_type_names_its_key() {
 }
 
 #[test]
-fn relations_that_cannot_be_safe_are_told_all_at_once() {
+fn relations_that_cannot_be_safe_are_reported_at_once() {
     check_errors(
         &[
             ("CAPTURE__LEASE__TTL", "5s"),
@@ -194,15 +195,15 @@ fn relations_that_cannot_be_safe_are_told_all_at_once() {
             "lease.ttl must be at least 9s (gateway.timeout + 1s), found 5s",
             "lease.ttl must be at least 6s (gateway.inquiry_timeout + 1s), found 5s",
             "drain.timeout must be at least 9s",
-            "retry.schedule must not grow shorter",
-            "retry.defer_schedule: a delay must be whole milliseconds",
+            "retry.schedule: no delay may be shorter than the one before it",
+            "retry.defer_schedule: a delay must be a whole number of milliseconds",
             "retry.max_age must be at least 10s (the first delay of retry.schedule), found 1s",
             "broker.prefetch must be at least 1",
             "lease.remember must be at least 1s (retry.max_age)",
             "breaker.max_pause must be at least 1s",
-            "broker.client_cert_file and broker.client_key_file go together",
+            "broker.client_cert_file and broker.client_key_file must be set together",
             "gateway.base_url must be http:// or https://",
         ],
     );
-    check_errors(&[("CAPTURE__RETRY__SCHEDULE", ",")], &["retry.schedule must hold at least one"]);
+    check_errors(&[("CAPTURE__RETRY__SCHEDULE", ",")], &["retry.schedule must have at least one"]);
 }

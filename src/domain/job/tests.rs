@@ -13,9 +13,8 @@ fn check(body: &str, error: &str) {
 }
 
 fn with(fields: &str) -> String {
-    format!(
-        r#"{{"captureRequestId":"c1","paymentId":"p1","captureAmount":{{"currency":"HKD","value":"10"}},{fields}}}"#
-    )
+    let amount = r#"{"currency":"HKD","value":"10"}"#;
+    format!(r#"{{"captureRequestId":"c1","paymentId":"p1","captureAmount":{amount},{fields}}}"#)
 }
 
 #[test]
@@ -33,7 +32,7 @@ fn unknown_fields_may_be_anything_and_repeat() {
 }
 
 #[test]
-fn every_rule_has_its_own_words() {
+fn every_rule_has_its_own_message() {
     check("", "the body must be one JSON object: EOF while parsing a value at line 1 column 0");
     check("[]", "the body must be one JSON object: found a list at line 1 column 2");
     check("{}", "`captureRequestId` is missing");
@@ -46,11 +45,13 @@ fn every_rule_has_its_own_words() {
     check(r#"{"captureRequestId":"c1"}"#, "`paymentId` is missing");
     check(
         r#"{"captureRequestId":"c1","paymentId":"p1"}"#,
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found neither",
+        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
+         found neither",
     );
     check(
         &with(r#""amount":{"currency":"HKD","value":"0.10"}"#),
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found both",
+        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
+         found both",
     );
     check(&with(r#""paymentId":"p2""#), "`paymentId` must stand only once");
     check(
@@ -65,7 +66,10 @@ fn every_rule_has_its_own_words() {
         "`amount.value` must be a string, found a number",
     );
     check(
-        r#"{"captureRequestId":"c","paymentId":"p","amount":{"currency":"HKD","currency":"HKD","value":"1"}}"#,
+        concat!(
+            r#"{"captureRequestId":"c","paymentId":"p","#,
+            r#""amount":{"currency":"HKD","currency":"HKD","value":"1"}}"#
+        ),
         "`amount.currency` must stand only once",
     );
     check(
@@ -88,18 +92,22 @@ fn null_in_place_of_an_optional_field_is_absent() {
         assert_eq!(Job::parse(null.as_bytes()).unwrap(), plain, "{field}");
         check_broken(&with(&format!("\"{field}\":null,\"{field}\":null")), field);
     }
-    let major = r#"{"captureRequestId":"c1","paymentId":"p1","captureAmount":null,"amount":{"currency":"HKD","value":"0.10"}}"#;
+    let major = concat!(
+        r#"{"captureRequestId":"c1","paymentId":"p1","captureAmount":null,"#,
+        r#""amount":{"currency":"HKD","value":"0.10"}}"#
+    );
     assert_eq!(Job::parse(major.as_bytes()).unwrap(), plain);
     check(
         r#"{"captureRequestId":"c1","paymentId":"p1","captureAmount":null}"#,
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, found neither",
+        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
+         found neither",
     );
     check(&GOOD.replace("\"c1\"", "null"), "`captureRequestId` must be a string, found null");
     let malformed = Job::parse(with(r#""metadata":null,"x"#).as_bytes()).unwrap_err();
     assert_eq!(malformed.subject.metadata, None);
 }
 
-/// The field stands twice, whether it is one of the contract or a forwarded one.
+/// Checks that a repeated field is refused, whether it is one of the contract or a forwarded one.
 #[track_caller]
 fn check_broken(body: &str, field: &str) {
     let broken = Job::parse(body.as_bytes()).and_then(Job::complete).expect_err(body);
@@ -152,7 +160,8 @@ fn a_text_or_key_with_half_of_a_surrogate_pair_is_named_as_such() {
     );
     check(
         &GOOD.replace("\"value\"", "\"\\ud800\":1,\"value\""),
-        "`captureAmount` must be an object with `currency` and `value`, found a key with half of a surrogate pair",
+        "`captureAmount` must be an object with `currency` and `value`, \
+         found a key with half of a surrogate pair",
     );
     let broken = Job::parse(with(r#""captureType":"\ud800""#).as_bytes()).unwrap();
     assert_eq!(
@@ -169,7 +178,10 @@ fn forwarded(fields: &str, names: &[&str]) -> Job {
 
 #[test]
 fn listed_fields_are_forwarded_byte_for_byte_in_the_jobs_order() {
-    let fields = r#""goods": [1.0e5 , "\u0041"] ,"x":1,"capture\u0054ype":"NON_F\u0049NAL","isLastCapture":true"#;
+    let fields = concat!(
+        r#""goods": [1.0e5 , "\u0041"] ,"x":1,"capture\u0054ype":"NON_F\u0049NAL","#,
+        r#""isLastCapture":true"#
+    );
     let job = forwarded(fields, &["captureType", "goods", "x"]);
     assert_eq!(
         job.forwarded.members(),
@@ -221,7 +233,7 @@ fn lengths_count_code_points() {
 }
 
 #[test]
-fn a_bad_body_still_tells_whose_it_is_if_that_can_be_read_once() {
+fn an_invalid_body_still_yields_the_fields_that_are_valid() {
     let subject = |body: &str| Job::parse(body.as_bytes()).unwrap_err().subject;
     let read = subject(&GOOD.replace("\"10\"", "10"));
     assert_eq!(read.capture_request_id.as_deref(), Some("c1"));

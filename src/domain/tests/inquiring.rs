@@ -14,7 +14,7 @@ use crate::domain::{
 };
 
 #[test]
-fn of_our_transactions_success_beats_processing_beats_fail() {
+fn success_overrides_processing_and_processing_overrides_fail() {
     let history = sent_history();
     let (ok, busy, fail) = (
         transaction("SUCCESS", Some("SUCCESS")),
@@ -47,7 +47,7 @@ fn of_our_transactions_success_beats_processing_beats_fail() {
 }
 
 #[test]
-fn transactions_of_others_are_none_of_ours() {
+fn transactions_of_other_ids_are_ignored() {
     let others = [
         Transaction { request_id: Some("C".into()), ..transaction("FAIL", None) },
         Transaction { request_id: Some("C".into()), ..transaction("SUCCESS", None) },
@@ -62,7 +62,7 @@ fn transactions_of_others_are_none_of_ours() {
 }
 
 #[test]
-fn what_contradicts_itself_is_no_evidence_and_hides_no_success() {
+fn a_contradiction_is_no_evidence_and_hides_no_success() {
     let with = |status: &str, result: &str| Transaction {
         result: Some(GatewayResult { status: Status::of(result), code: "X".into(), message: None }),
         ..transaction(status, None)
@@ -109,13 +109,13 @@ fn an_authorization_under_review_allows_no_post() {
 }
 
 #[test]
-fn an_id_with_a_living_descendant_is_never_posted() {
+fn an_id_with_an_active_descendant_is_never_posted() {
     let of = |generation: usize, status: &str| Transaction {
         request_id: Some((0..generation).fold("c".to_owned(), |id, _| fresh_id(&id))),
         ..transaction(status, None)
     };
     for generation in [1, 2, 5, 32] {
-        for status in ["SUCCESS", "PROCESSING", "UNHEARD"] {
+        for status in ["SUCCESS", "PROCESSING", "NEW_STATUS"] {
             let items = vec![of(generation, status)];
             check_inquiry(inquiry(items), &sent_history(), "failed conflict -");
         }
@@ -129,7 +129,7 @@ fn an_id_with_a_living_descendant_is_never_posted() {
 }
 
 #[test]
-fn a_success_of_another_amount_is_a_conflict_and_an_unreadable_one_no_evidence() {
+fn another_amount_is_a_conflict_and_an_unreadable_one_no_evidence() {
     let other = Transaction { amount: Some(Ok(hkd("99"))), ..transaction("SUCCESS", None) };
     check_inquiry(inquiry(vec![other.clone()]), &sent_history(), "failed conflict -");
     check_inquiry(
@@ -172,14 +172,14 @@ fn only_a_signed_s_about_our_payment_with_transactions_is_evidence() {
 }
 
 #[test]
-fn evidence_of_no_capture_lets_a_recorded_refusal_stand() {
+fn a_recorded_refusal_is_final_once_there_is_no_capture() {
     let (sent, marker) = (sent_history(), marker(Some("ACCESS_DENIED")));
     let denied = Before { marker: Some(&marker), ..before(&sent) };
     let expired = Before { past_expiry: true, ..denied };
     for (items, before, expected) in [
         (vec![], denied, "failed access ACCESS_DENIED"),
         (vec![transaction("SUCCESS", None)], denied, "captured SUCCESS"),
-        // A verdict comes before the time.
+        // A verdict takes precedence over expiry.
         (vec![], expired, "failed access ACCESS_DENIED"),
     ] {
         let Inquired::Over(outcome) = inquired(inquiry(items), &before) else { panic!("posted") };
@@ -187,9 +187,9 @@ fn evidence_of_no_capture_lets_a_recorded_refusal_stand() {
     }
 }
 
-/// Anybody can write headers; only Redis tells what the gateway has signed.
+/// Any publisher can write headers. Only Redis shows what the gateway has signed.
 #[test]
-fn a_refusal_that_only_headers_tell_of_chooses_the_call_and_proves_nothing() {
+fn a_refusal_known_only_from_headers_proves_nothing() {
     let claims = with_last_word("ACCESS_DENIED", "F");
     assert_eq!(first_call(&before(&claims), &Codes::default()), Call::Inquire);
     check_inquiry(inquiry(vec![]), &claims, "post");
@@ -200,7 +200,7 @@ fn a_refusal_that_only_headers_tell_of_chooses_the_call_and_proves_nothing() {
 }
 
 #[test]
-fn evidence_of_no_capture_past_its_time_is_expired() {
+fn no_capture_after_expires_at_is_expired() {
     let history = History { redelivered: true, ..history() };
     let late = Before { past_expiry: true, ..before(&history) };
     assert_eq!(
@@ -210,7 +210,7 @@ fn evidence_of_no_capture_past_its_time_is_expired() {
 }
 
 #[test]
-fn a_fresh_id_is_not_posted_beside_a_living_forebear() {
+fn a_fresh_id_is_not_posted_beside_an_active_ancestor() {
     let replaces = |origin: &str| History {
         replays: 1,
         parent: Some("b".into()),
@@ -221,7 +221,7 @@ fn a_fresh_id_is_not_posted_beside_a_living_forebear() {
         request_id: Some(id.into()),
         ..transaction(status, None)
     };
-    for status in ["SUCCESS", "PROCESSING", "UNHEARD"] {
+    for status in ["SUCCESS", "PROCESSING", "NEW_STATUS"] {
         check_inquiry(inquiry(vec![of("b", status)]), &replaces("b"), "failed conflict -");
     }
     check_inquiry(inquiry(vec![of("b", "FAIL")]), &replaces("b"), "post");
@@ -229,7 +229,7 @@ fn a_fresh_id_is_not_posted_beside_a_living_forebear() {
 }
 
 #[test]
-fn a_sent_job_with_bad_forwarded_fields_is_malformed_only_after_an_inquiry() {
+fn a_sent_job_is_malformed_only_after_an_inquiry() {
     let codes = Codes::default();
     let error = JobError::Repeated("goods".into());
     let marker = marker(None);
@@ -261,7 +261,7 @@ fn a_sent_job_with_bad_forwarded_fields_is_malformed_only_after_an_inquiry() {
 }
 
 #[test]
-fn an_inquiry_tells_of_the_acquirer_too() {
+fn an_inquiry_reports_the_acquirer() {
     let info = || {
         let info = serde_json::value::RawValue::from_string(r#"{"a": 1.0}"#.into()).unwrap();
         AcquirerInfo::of(info)
@@ -278,10 +278,13 @@ fn an_inquiry_tells_of_the_acquirer_too() {
     };
     assert_eq!(capture.acquirer_reference_no.as_deref(), Some("reference"));
     assert_eq!(capture.acquirer_info, info());
-    // Redis keeps the outcome so.
+    // Redis stores the outcome in this form.
     let kept = serde_json::to_string(&Fate::Captured(capture.clone())).unwrap();
     assert!(kept.contains(r#""acquirer_info":{"a": 1.0}"#), "{kept}");
     assert_eq!(serde_json::from_str::<Fate>(&kept).unwrap(), Fate::Captured(capture));
-    let older = r#"{"captured":{"code":"SUCCESS","message":null,"capture_id":null,"capture_time":null,"acquirer_reference_no":null}}"#;
+    let older = concat!(
+        r#"{"captured":{"code":"SUCCESS","message":null,"capture_id":null,"#,
+        r#""capture_time":null,"acquirer_reference_no":null}}"#
+    );
     assert!(serde_json::from_str::<Fate>(older).is_ok());
 }

@@ -8,7 +8,7 @@ use crate::domain::{
     reply::NoAnswer,
 };
 
-/// An outcome in one line.
+/// Describes an outcome in one line.
 pub(super) fn line(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Captured(capture) => format!("captured {}", capture.code),
@@ -42,7 +42,7 @@ pub(super) fn check_inquiry(reply: InquiryReply, history: &History, expected: &s
 }
 
 #[test]
-fn a_signed_word_is_final_whether_the_id_was_sent_or_not() {
+fn a_signed_verdict_is_final_whether_the_id_was_sent_or_not() {
     for history in [history(), sent_history()] {
         check(signed("S", "SUCCESS"), &history, "captured SUCCESS");
         check(signed("F", "RISK_REJECT"), &history, "failed risk RISK_REJECT");
@@ -50,7 +50,7 @@ fn a_signed_word_is_final_whether_the_id_was_sent_or_not() {
 }
 
 #[test]
-fn a_changed_repeat_is_in_doubt_until_an_inquiry_tells_of_the_first() {
+fn a_changed_repeat_is_in_doubt_until_an_inquiry() {
     const CODE: &str = "REPEAT_REQ_INCONSISTENT";
     check(signed("F", CODE), &history(), "failed conflict REPEAT_REQ_INCONSISTENT");
     check(signed("F", CODE), &sent_history(), "in doubt unproven REPEAT_REQ_INCONSISTENT,F");
@@ -65,12 +65,12 @@ fn a_changed_repeat_is_in_doubt_until_an_inquiry_tells_of_the_first() {
     ] {
         let Inquired::Over(outcome) = inquired(inquiry(items), &refused) else { panic!("posted") };
         assert_eq!(line(&outcome), expected);
-        assert!(!matches!(outcome, Outcome::Closed(_)), "a conflict is never on record");
+        assert!(!matches!(outcome, Outcome::Closed(_)), "a conflict is never recorded");
     }
 }
 
 #[test]
-fn an_f_that_need_not_be_about_the_capture_is_final_only_for_an_id_that_was_never_sent() {
+fn an_f_about_the_call_is_final_only_for_an_id_never_sent() {
     for (code, class) in [
         ("ACCESS_DENIED", "access"),
         ("PARAM_ILLEGAL", "request"),
@@ -89,7 +89,7 @@ fn an_f_that_need_not_be_about_the_capture_is_final_only_for_an_id_that_was_neve
 }
 
 #[test]
-fn what_is_not_signed_is_no_verdict() {
+fn an_unsigned_reply_is_no_verdict() {
     let unsigned = |status, code| answer(Signature::Missing, status, code, success());
     check(unsigned("S", "SUCCESS"), &history(), "in doubt untrusted -");
     check(unsigned("F", "RISK_REJECT"), &history(), "in doubt untrusted -");
@@ -135,7 +135,7 @@ fn a_signed_failure_about_something_else_is_a_contradiction() {
 }
 
 #[test]
-fn a_stale_answer_proves_a_capture_and_nothing_else() {
+fn a_stale_reply_proves_a_capture_and_nothing_else() {
     let stale = |status, code| answer(Signature::Stale, status, code, success());
     check(stale("S", "SUCCESS"), &history(), "captured SUCCESS");
     for (status, code) in [("F", "RISK_REJECT"), ("F", "ACCESS_DENIED"), ("U", "X")] {
@@ -169,7 +169,7 @@ fn u_is_in_doubt_and_too_many_calls_spend_no_attempt() {
 }
 
 #[test]
-fn no_answer_is_in_doubt_and_not_sent_is_not() {
+fn no_reply_is_in_doubt_and_not_sent_is_not() {
     for reason in [
         NoAnswer::TimedOut(Duration::from_secs(8)),
         NoAnswer::ConnectionLost("reset".into()),
@@ -184,7 +184,7 @@ fn no_answer_is_in_doubt_and_not_sent_is_not() {
 }
 
 #[test]
-fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
+fn an_attempt_posts_unless_it_must_inquire_first() {
     let codes = Codes::default();
     let redelivered = || History { redelivered: true, ..history() };
     let replayed = || History { replays: 2, attempts: 3, ..sent_history() };
@@ -195,7 +195,7 @@ fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
         (history(), plain(), false, Call::Post),
         (sent_history(), plain(), false, Call::Post),
         (redelivered(), plain(), false, Call::Post),
-        // Sent, and Redis can't vouch for the calls before.
+        // Sent, but Redis can't show what the earlier calls did.
         (sent_history(), None, false, Call::Inquire),
         (redelivered(), None, false, Call::Inquire),
         (with_last_word("UNKNOWN_EXCEPTION", "U"), plain(), false, Call::Post),
@@ -205,11 +205,11 @@ fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
         (with_last_word("REPEAT_REQ_INCONSISTENT", "F"), plain(), false, Call::Inquire),
         (with_last_word("RISK_REJECT", "F"), plain(), false, Call::Post),
         (history(), Some(marker(Some("ACCESS_DENIED"))), false, Call::Inquire),
-        // A replayed id that was sent, in each attempt until an inquiry has given evidence.
+        // A replayed id that was sent is inquired about in each attempt until there is evidence.
         (replayed(), plain(), false, Call::Inquire),
         (replayed(), denied_at(1), false, Call::Inquire),
         (replayed(), denied_at(2), false, Call::Post),
-        // A replayed job that was not sent: others of its family may have been.
+        // A replayed job that was not sent: another id of its family may have been sent.
         (History { replays: 1, ..history() }, None, false, Call::Inquire),
         (History { replays: 1, ..history() }, denied_at(1), false, Call::Post),
         (history(), None, true, Call::Expired),
@@ -224,7 +224,7 @@ fn an_attempt_posts_unless_there_is_something_to_inquire_about() {
 }
 
 #[test]
-fn what_is_on_record_settles_an_attempt_that_could_not() {
+fn a_recorded_outcome_ends_an_attempt_that_has_none() {
     let verdict = |class| Verdict { class, code: None, message: None, signed: true };
     let captured = || Fate::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() });
     let failed = || Fate::Failed(verdict(Class::Risk));

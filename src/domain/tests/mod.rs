@@ -1,4 +1,5 @@
-//! The rules of money, as tables and as properties: history and reply go in, one settlement comes out.
+//! The rules about money, as tables and as properties. History and reply go in, and one settlement
+//! comes out.
 
 mod inquiring;
 mod judging;
@@ -32,7 +33,8 @@ fn now() -> OffsetDateTime {
 }
 
 fn job() -> Job {
-    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"100"}}"#;
+    let amount = r#"{"currency":"HKD","value":"100"}"#;
+    let body = format!(r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{amount}}}"#);
     Job::parse(body.as_bytes()).unwrap()
 }
 
@@ -61,7 +63,7 @@ fn before(history: &History) -> Before<'_> {
     Before { history, marker: None, past_expiry: false, forward_error: None }
 }
 
-/// What Redis keeps of an id that was sent and that the gateway refused by this code.
+/// What Redis keeps about an id that was sent and that the gateway refused with this code.
 fn marker(refused: Option<&str>) -> SentMarker {
     SentMarker { denied_at_replay: None, refused: refused.map(str::to_owned) }
 }
@@ -149,19 +151,17 @@ fn describe(settlement: &Settlement) -> String {
             if carry.sent { ", sent" } else { "" }
         ),
         Settlement::Dead { letter, carry, result } => {
-            let told =
-                result.as_ref().map_or_else(|| "nobody".into(), |result| result.routing_key());
-            format!("dead {} after {}, told {told}", letter.class, carry.attempts)
+            let told = result.as_ref().map_or_else(|| "none".into(), |result| result.routing_key());
+            format!("dead {} after {}, result {told}", letter.class, carry.attempts)
         }
         Settlement::HandBack => "handed back".into(),
     }
 }
 
-/// A letter of HKD 1.00, signed.
+/// A signed dead letter of HKD 1.00.
 pub(crate) fn letter(class: Class, id: &str) -> DeadLetter {
-    let body = format!(
-        r#"{{"captureRequestId":"{id}","paymentId":"p","captureAmount":{{"currency":"HKD","value":"100"}}}}"#
-    );
+    let amount = r#"{"currency":"HKD","value":"100"}"#;
+    let body = format!(r#"{{"captureRequestId":"{id}","paymentId":"p","captureAmount":{amount}}}"#);
     DeadLetter {
         class,
         job: Job::parse(body.as_bytes()),

@@ -1,4 +1,4 @@
-//! What holds for every reply, every history, every outcome.
+//! Properties that hold for every reply, every history and every outcome.
 
 use proptest::{option, prelude::*, sample::select};
 
@@ -101,7 +101,7 @@ fn any_history() -> impl Strategy<Value = History> {
     )
 }
 
-/// One attempt as the worker makes it, with these replies in store.
+/// One attempt as the worker makes it, if the gateway sends these replies.
 fn attempt(
     history: &History,
     marked: bool,
@@ -121,21 +121,24 @@ fn attempt(
     }
 }
 
-/// A capture is proven by an answer of any time.
+/// A signed success proves a capture, whatever its time.
 fn is_signed_s<B>(reply: &Reply<B>) -> bool {
     let Reply::Answered(answer) = reply else { return false };
     let is_signed = matches!(answer.signature, Signature::Good | Signature::Stale);
     is_signed && answer.result.status == Status::S
 }
 
-/// All else only by one that fits its request.
+/// Everything else is proven only by a reply whose time fits the request.
 fn is_evidence(reply: &InquiryReply) -> bool {
     let is_stale = matches!(reply, Reply::Answered(Answer { signature: Signature::Stale, .. }));
     is_signed_s(reply) && !is_stale
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(4000)
+    })]
 
     #[test]
     fn a_sent_id_ends_captured_failed_by_a_signed_verdict_or_in_doubt(
@@ -147,7 +150,7 @@ proptest! {
         let sent = if before.sent() { Sent::Yes } else { Sent::No };
         let outcome = attempt(&history, marked, past_expiry, capture, inquiry.clone());
         if let Settlement::Dead { letter, result, .. } = settled(outcome, sent, &history) {
-            // The one exception: signed evidence, past its time, that there is no such capture.
+            // The one exception: signed evidence, after `expiresAt`, that there is no such capture.
             let inquires = first_call(&before, &Codes::default()) == Call::Inquire;
             let expired_by_inquiry =
                 letter.class == Class::Expired && inquires && is_evidence(&inquiry);
@@ -164,10 +167,12 @@ proptest! {
     }
 
     #[test]
-    fn captured_is_said_only_on_the_gateways_signed_word_about_this_capture(
-        history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
+    fn captured_needs_a_signed_reply_about_this_capture(
+        history in any_history(), marked: bool,
+        capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
-        let posted = attempt(&history, marked, false, capture.clone(), Reply::NotSent(String::new()));
+        let not_sent = Reply::NotSent(String::new());
+        let posted = attempt(&history, marked, false, capture.clone(), not_sent);
         if posted.name() == "captured" {
             prop_assert!(is_signed_s(&capture));
         }
@@ -180,7 +185,8 @@ proptest! {
 
     #[test]
     fn a_u_never_becomes_captured_or_failed_by_waiting(
-        history in any_history(), code in code(), signature in select(vec![Signature::Good, Signature::Missing]),
+        history in any_history(), code in code(),
+        signature in select(vec![Signature::Good, Signature::Missing]),
     ) {
         let mut history = History { first_seen_ms: NOW_MS, last_word: None, replays: 0, ..history };
         for _ in 0..20 {
@@ -189,7 +195,7 @@ proptest! {
             let outcome = attempt(&history, true, false, reply, silent);
             match settled(outcome, Sent::Yes, &history) {
                 Settlement::Retry { carry, .. } => {
-                    // Time passes too.
+                    // The job grows older, too.
                     history = History { first_seen_ms: carry.first_seen_ms - 300_000, ..carry };
                 }
                 Settlement::Dead { letter, result, .. } => {
@@ -200,12 +206,13 @@ proptest! {
                 other => prop_assert!(false, "{other:?}"),
             }
         }
-        prop_assert!(false, "it waits for ever");
+        prop_assert!(false, "the job waits forever");
     }
 
     #[test]
-    fn every_republish_says_that_it_was_sent_once_it_may_have_been(
-        history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
+    fn every_republish_carries_that_the_id_may_have_been_sent(
+        history in any_history(), marked: bool,
+        capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
         let marker = marked.then(SentMarker::default);
         let before = Before { marker: marker.as_ref(), ..before(&history) };
@@ -224,10 +231,14 @@ proptest! {
 
     #[test]
     fn attempts_are_spent_one_by_one_and_deferrals_spend_none(
-        history in any_history(), marked: bool, capture in capture_reply(), inquiry in inquiry_reply(),
+        history in any_history(), marked: bool,
+        capture in capture_reply(), inquiry in inquiry_reply(),
     ) {
         let outcome = attempt(&history, marked, false, capture, inquiry);
-        let spends = !matches!(outcome, Outcome::Throttled(_) | Outcome::Account(_) | Outcome::Deferred(_));
+        let spends = !matches!(
+            outcome,
+            Outcome::Throttled(_) | Outcome::Account(_) | Outcome::Deferred(_)
+        );
         let expected = history.attempts + u32::from(spends);
         match settled(outcome, Sent::No, &history) {
             Settlement::Retry { carry, .. } => {

@@ -1,4 +1,4 @@
-//! How a job waits whose result was refused, and how it ends when it comes back.
+//! How a job waits after its result was refused, and how it ends when it is delivered again.
 
 use super::*;
 use crate::domain::{
@@ -14,11 +14,11 @@ fn risk() -> Outcome {
 }
 
 fn doubt() -> Outcome {
-    let reason = "nobody knows".into();
+    let reason = "not known".into();
     Outcome::InDoubt(Doubt { reason, kind: DoubtKind::NoAnswer, word: None })
 }
 
-/// With all attempts but one spent, and old.
+/// An old job with all attempts but one spent.
 fn at_its_end() -> History {
     History { attempts: 3, first_seen_ms: 0, deferrals: 7, ..history() }
 }
@@ -46,9 +46,9 @@ fn a_refused_result_waits_by_the_schedule_and_spends_no_attempt() {
     }
 }
 
-/// A job that was told as failed for want of a call is not called for later.
+/// A failure that was published without any call to the gateway makes no call later.
 #[test]
-fn a_failure_that_only_the_job_knows_is_carried_on_and_ends_it_again() {
+fn a_failure_known_only_from_the_job_ends_it_again() {
     let unreachable = Outcome::NotSent("refused".into());
     let account = Outcome::Account(Verdict {
         class: Class::Access,
@@ -77,12 +77,12 @@ fn a_failure_that_only_the_job_knows_is_carried_on_and_ends_it_again() {
 }
 
 #[test]
-fn what_has_no_result_or_was_not_refused_ends_nothing() {
+fn a_job_without_a_refused_result_is_not_ended() {
     let retry = settled(doubt(), Sent::No, &history());
     assert_eq!(NEVER.wait(&retry, &history(), &policy()), None);
     assert_eq!(NEVER.ends(false, false), None);
     assert_eq!(RefusedResult::read(0, Some(Class::Unreachable)), NEVER);
     let known = RefusedResult { times: 1, ended: None };
-    assert_eq!(RefusedResult::read(1, Some(Class::Risk)), known, "a verdict of the gateway's");
+    assert_eq!(RefusedResult::read(1, Some(Class::Risk)), known, "a verdict of the gateway");
     assert!(known.outlives_its_age() && !NEVER.outlives_its_age());
 }

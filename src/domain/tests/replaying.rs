@@ -1,4 +1,4 @@
-//! What a replay may send, class by class, and what the gateway's evidence makes of it.
+//! What a replay may send, by class, and what the gateway's evidence means for it.
 
 use super::*;
 use crate::domain::evidence::{Decision, PaymentSeen, Seen, decide};
@@ -24,9 +24,9 @@ fn decided(letter: &DeadLetter, seen: &Seen, payment: &PaymentSeen) -> Decision 
     decide(letter, unchanged(letter).unwrap(), seen, payment, now())
 }
 
-/// `printf 'capture-worker/fresh-id/1\nshipment-1' | sha256sum`, and of that id again.
+/// Made by `printf 'capture-worker/fresh-id/1\nshipment-1' | sha256sum`, and the same for that id.
 #[test]
-fn the_fresh_id_is_the_parents_and_nothing_else() {
+fn the_fresh_id_depends_only_on_its_parent() {
     assert_eq!(fresh_id("shipment-1"), SHIPMENT_1);
     assert_eq!(fresh_id(SHIPMENT_1), SHIPMENT_1_AGAIN);
     assert_eq!(fresh_id(&"é".repeat(64)).chars().count(), 43);
@@ -68,7 +68,7 @@ fn the_policy_belongs_to_the_class() {
 }
 
 #[test]
-fn a_verdict_that_nobody_signed_allows_no_fresh_id() {
+fn an_unsigned_verdict_allows_no_fresh_id() {
     for class in Class::ALL {
         let unsigned = DeadLetter { signed: false, ..letter(class, "c") };
         if let Ok(replay) = unchanged(&unsigned) {
@@ -78,7 +78,7 @@ fn a_verdict_that_nobody_signed_allows_no_fresh_id() {
 }
 
 #[test]
-fn the_same_id_keeps_that_it_was_sent_and_the_last_word_and_begins_anew() {
+fn a_replay_of_the_same_id_keeps_sent_and_last_reply() {
     let carried = History {
         attempts: 9,
         deferrals: 3,
@@ -98,7 +98,7 @@ fn the_same_id_keeps_that_it_was_sent_and_the_last_word_and_begins_anew() {
         ..History::default()
     };
     assert_eq!(replay.history, kept);
-    // What lies there was sent, even if nobody wrote that down.
+    // A dead letter of these classes was sent, even if no header says so.
     for (class, sent) in
         [(Class::InDoubt, true), (Class::Poison, true), (Class::Unreachable, false)]
     {
@@ -150,8 +150,11 @@ fn an_amount_only_goes_down_and_only_for_class_limit() {
 }
 
 #[test]
-fn a_job_whose_time_is_over_needs_a_new_one_unless_it_was_sent() {
-    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"},"expiresAt":"2020-01-01T00:00:00Z"}"#;
+fn an_expired_job_needs_a_new_time_unless_it_was_sent() {
+    let body = concat!(
+        r#"{"captureRequestId":"c","paymentId":"p","expiresAt":"2020-01-01T00:00:00Z","#,
+        r#""captureAmount":{"currency":"HKD","value":"1"}}"#
+    );
     for (class, goes) in [
         (Class::Expired, false),
         (Class::Unreachable, false),
@@ -168,7 +171,7 @@ fn a_job_whose_time_is_over_needs_a_new_one_unless_it_was_sent() {
 }
 
 #[test]
-fn what_is_no_job_goes_byte_for_byte_or_not_at_all() {
+fn an_invalid_body_is_replayed_byte_for_byte_or_refused() {
     let malformed = with_body(Class::Malformed, "{]");
     assert_eq!(unchanged(&malformed).unwrap().body, b"{]");
     for class in [Class::InDoubt, Class::Risk, Class::Expired] {
@@ -177,7 +180,7 @@ fn what_is_no_job_goes_byte_for_byte_or_not_at_all() {
 }
 
 #[test]
-fn a_fresh_id_goes_only_with_evidence_that_its_parent_captured_nothing() {
+fn a_fresh_id_needs_evidence_that_its_parent_captured_nothing() {
     let risk = letter(Class::Risk, "c");
     let seen = |transactions| {
         let body = InquiryBody {
@@ -214,7 +217,7 @@ fn a_fresh_id_goes_only_with_evidence_that_its_parent_captured_nothing() {
 }
 
 #[test]
-fn what_is_left_of_the_authorization_bounds_a_fresh_id() {
+fn the_rest_of_the_authorization_limits_a_fresh_id() {
     let limit = letter(Class::Limit, "c");
     let left = |value: &str, captured: Vec<Transaction>| {
         let body = InquiryBody {
@@ -244,9 +247,9 @@ fn what_is_left_of_the_authorization_bounds_a_fresh_id() {
     assert!(!goes(&over));
 }
 
-/// Nobody but the gateway may know by now that an id was replaced.
+/// By now, only the gateway may know that the id was replaced.
 #[test]
-fn an_id_that_was_sent_goes_only_with_a_signed_inquiry() {
+fn an_id_that_was_sent_is_replayed_only_after_a_signed_inquiry() {
     let nothing = || Seen::Nothing { reason: "HTTP status 503".into(), code: None };
     let none = PaymentSeen::default();
     for (class, goes) in [
@@ -270,7 +273,7 @@ fn an_id_that_was_sent_goes_only_with_a_signed_inquiry() {
 }
 
 #[test]
-fn a_fresh_id_goes_again_beside_nothing_that_lives_after_it() {
+fn a_fresh_id_is_sent_again_only_without_later_active_ids() {
     let risk = letter(Class::Risk, "c");
     let item = |generation: usize, amount: &str, status: &str| Transaction {
         request_id: Some((0..generation).fold("c".to_owned(), |id, _| fresh_id(&id))),
@@ -300,14 +303,12 @@ fn a_fresh_id_goes_again_beside_nothing_that_lives_after_it() {
     }
 }
 
-/// A job of class limit with these fields beside the contract's.
+/// A dead letter of class `limit` with these fields beside the contract's.
 fn over_the_limit(fields: &str) -> DeadLetter {
-    with_body(
-        Class::Limit,
-        &format!(
-            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{{"currency":"HKD","value":"100"}},{fields}}}"#
-        ),
-    )
+    let amount = r#"{"currency":"HKD","value":"100"}"#;
+    let body =
+        format!(r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{amount},{fields}}}"#);
+    with_body(Class::Limit, &body)
 }
 
 #[test]
@@ -321,7 +322,7 @@ fn a_fresh_id_keeps_the_forwarded_fields() {
 }
 
 #[test]
-fn an_amount_is_not_lowered_below_its_goods() {
+fn an_amount_with_goods_is_not_lowered() {
     let lower = Changes { capture_value: Some(60), ..Changes::default() };
     let goods = over_the_limit(r#""captureType":"NON_FINAL","goods":[{"goodsQuantity":"1"}]"#);
     let refusal = prepared(&goods, &lower).unwrap_err();
@@ -335,7 +336,7 @@ fn an_amount_is_not_lowered_below_its_goods() {
 }
 
 #[test]
-fn a_lowered_final_capture_is_said_to_give_up_the_rest() {
+fn a_lowered_final_capture_gives_up_the_rest() {
     let gives_up = |fields: &str, value: Option<u64>| {
         let changes = Changes { capture_value: value, ..Changes::default() };
         prepared(&over_the_limit(fields), &changes).unwrap().gives_up_rest
@@ -347,16 +348,16 @@ fn a_lowered_final_capture_is_said_to_give_up_the_rest() {
 }
 
 #[test]
-fn no_fresh_id_is_made_of_a_job_whose_forwarded_fields_break_their_rules() {
+fn invalid_forwarded_fields_allow_no_fresh_id() {
     let broken = over_the_limit(r#""captureType":"LAST""#);
     assert!(unchanged(&broken).unwrap_err().reason.contains("`captureType`"));
     let in_doubt = DeadLetter { class: Class::InDoubt, ..broken };
-    assert!(unchanged(&in_doubt).is_ok(), "what was sent is pursued to its end");
+    assert!(unchanged(&in_doubt).is_ok(), "a job that was sent is followed to its end");
 }
 
-/// What a worker can't know: it would post the id anew once its failure is forgotten.
+/// The worker can't know this: it would post the id again once Redis has lost the failure.
 #[test]
-fn the_same_id_does_not_go_beside_its_child() {
+fn an_id_is_not_replayed_beside_its_active_child() {
     let seen = |status: &str| {
         let child = Transaction { request_id: Some(fresh_id("c")), ..transaction(status, None) };
         let body = InquiryBody {

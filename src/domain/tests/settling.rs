@@ -9,7 +9,7 @@ use crate::domain::{
 
 fn doubt() -> Outcome {
     let word = Some(LastWord::new("UNKNOWN_EXCEPTION", "U"));
-    Outcome::InDoubt(Doubt { reason: "nobody knows".into(), kind: DoubtKind::Unknown, word })
+    Outcome::InDoubt(Doubt { reason: "not known".into(), kind: DoubtKind::Unknown, word })
 }
 
 fn account() -> Outcome {
@@ -36,7 +36,7 @@ fn check(outcome: Outcome, sent: Sent, history: &History, expected: &str) {
 }
 
 #[test]
-fn n_delays_are_n_plus_1_attempts() {
+fn n_delays_make_n_plus_1_attempts() {
     let mut history = history();
     for delay in [5, 15, 60] {
         let Settlement::Retry { delay: waits, carry } = settled(doubt(), Sent::No, &history) else {
@@ -45,26 +45,26 @@ fn n_delays_are_n_plus_1_attempts() {
         assert_eq!(waits.as_secs(), delay);
         history = carry;
     }
-    check(doubt(), Sent::Yes, &history, "dead in_doubt after 4, told in_doubt");
+    check(doubt(), Sent::Yes, &history, "dead in_doubt after 4, result in_doubt");
 }
 
 #[test]
-fn past_its_age_nothing_waits_any_more() {
+fn a_job_past_its_maximum_age_is_given_up() {
     let history = old(History { attempts: 1, ..history() });
-    check(doubt(), Sent::Yes, &history, "dead in_doubt after 2, told in_doubt");
+    check(doubt(), Sent::Yes, &history, "dead in_doubt after 2, result in_doubt");
     check(
         Outcome::NotSent("refused".into()),
         Sent::No,
         &history,
-        "dead unreachable after 2, told failed.unreachable",
+        "dead unreachable after 2, result failed.unreachable",
     );
-    check(deferred(), Sent::No, &history, "dead expired after 1, told failed.expired");
-    check(account(), Sent::No, &history, "dead access after 1, told failed.access");
-    check(throttled(None), Sent::No, &history, "dead in_doubt after 1, told in_doubt");
+    check(deferred(), Sent::No, &history, "dead expired after 1, result failed.expired");
+    check(account(), Sent::No, &history, "dead access after 1, result failed.access");
+    check(throttled(None), Sent::No, &history, "dead in_doubt after 1, result in_doubt");
 }
 
 #[test]
-fn a_sent_id_ends_in_doubt_for_want_of_time() {
+fn a_sent_id_that_runs_out_of_time_is_in_doubt() {
     let plain = old(history());
     for (sent, history) in [
         (Sent::Yes, plain.clone()),
@@ -73,10 +73,10 @@ fn a_sent_id_ends_in_doubt_for_want_of_time() {
         (Sent::No, History { redelivered: true, ..plain }),
     ] {
         for outcome in [deferred(), account()] {
-            let expected = format!("dead in_doubt after {}, told in_doubt", history.attempts);
+            let expected = format!("dead in_doubt after {}, result in_doubt", history.attempts);
             check(outcome, sent, &history, &expected);
         }
-        let expected = format!("dead in_doubt after {}, told in_doubt", history.attempts + 1);
+        let expected = format!("dead in_doubt after {}, result in_doubt", history.attempts + 1);
         check(Outcome::NotSent("refused".into()), sent, &history, &expected);
     }
 }
@@ -96,9 +96,9 @@ fn a_deferral_waits_by_its_own_schedule_and_spends_no_attempt() {
     check(doubt(), Sent::No, &nth(3), "wait 60s, 3 attempts, 0 deferrals, sent");
 }
 
-/// The broker could drop it until then.
+/// The broker could drop the job until it is published anew.
 #[test]
-fn a_death_header_is_published_away_at_once_whatever_the_age() {
+fn a_job_with_a_death_header_is_republished_at_any_age() {
     let forged = Outcome::Deferred(Deferral::DeathHeader);
     let smallest = "wait 1s, 0 attempts, 1 deferrals";
     check(forged.clone(), Sent::Unknown, &History { attempts: 0, ..history() }, smallest);
@@ -106,26 +106,26 @@ fn a_death_header_is_published_away_at_once_whatever_the_age() {
 }
 
 #[test]
-fn ends_of_our_own_are_told_as_what_they_are() {
+fn malformed_expired_and_poison_jobs_are_reported_as_such() {
     let not_a_job = Outcome::Malformed { error: JobError::NoAmount, inquired: false };
-    check(not_a_job, Sent::Unknown, &history(), "dead malformed after 0, told failed.malformed");
+    check(not_a_job, Sent::Unknown, &history(), "dead malformed after 0, result failed.malformed");
     let inquired = Outcome::Malformed { error: JobError::NoAmount, inquired: true };
     assert_eq!(inquired.release(), Release::EndHold);
-    check(inquired, Sent::Yes, &sent_history(), "dead malformed after 2, told failed.malformed");
+    check(inquired, Sent::Yes, &sent_history(), "dead malformed after 2, result failed.malformed");
     check(
         Outcome::Expired { inquired: false },
         Sent::No,
         &history(),
-        "dead expired after 0, told failed.expired",
+        "dead expired after 0, result failed.expired",
     );
     let expired = Outcome::Expired { inquired: true };
-    check(expired, Sent::Yes, &sent_history(), "dead expired after 2, told failed.expired");
-    check(Outcome::Poison, Sent::Unknown, &history(), "dead poison after 0, told in_doubt");
+    check(expired, Sent::Yes, &sent_history(), "dead expired after 2, result failed.expired");
+    check(Outcome::Poison, Sent::Unknown, &history(), "dead poison after 0, result in_doubt");
     check(Outcome::HandBack, Sent::Unknown, &history(), "handed back");
 }
 
 #[test]
-fn a_known_outcome_spends_no_attempt() {
+fn a_recorded_outcome_spends_no_attempt() {
     let outcome = Outcome::Captured(Capture::default());
     let attempt = Attempt {
         subject: job().subject(),
@@ -140,7 +140,7 @@ fn a_known_outcome_spends_no_attempt() {
 }
 
 #[test]
-fn a_letter_says_why_and_whose_word_it_was() {
+fn a_dead_letter_holds_the_reason_and_whether_it_was_signed() {
     let verdict = Verdict {
         class: Class::Risk,
         code: Some("RISK_REJECT".into()),
@@ -177,7 +177,7 @@ fn a_letter_says_why_and_whose_word_it_was() {
 }
 
 #[test]
-fn a_malformed_job_without_a_readable_id_has_nobody_to_tell() {
+fn a_malformed_job_without_a_readable_id_has_no_result() {
     let malformed = Job::parse(b"{}").unwrap_err();
     let attempt = Attempt {
         subject: malformed.subject,
@@ -188,5 +188,5 @@ fn a_malformed_job_without_a_readable_id_has_nobody_to_tell() {
         outage: false,
     };
     let settlement = settle(&attempt, &history(), &policy(), now());
-    assert_eq!(describe(&settlement), "dead malformed after 0, told nobody");
+    assert_eq!(describe(&settlement), "dead malformed after 0, result none");
 }

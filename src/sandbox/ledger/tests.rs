@@ -16,7 +16,7 @@ fn with(fields: &str, asked: CaptureRequest) -> CaptureRequest {
 }
 
 #[test]
-fn after_a_captured_final_one_no_new_id_of_its_payment_captures() {
+fn no_new_id_of_a_payment_captures_after_a_captured_final_one() {
     let mut ledger = Ledger::default();
     let partial = with(r#"{"captureType":"NON_FINAL"}"#, asked("a", "HKD", "60"));
     let last = with(r#"{"captureType":"FINAL"}"#, asked("c", "HKD", "40"));
@@ -37,7 +37,7 @@ fn a_final_capture_that_fails_ends_nothing() {
 }
 
 #[test]
-fn a_strict_ledger_takes_an_absent_capture_type_as_final() {
+fn a_strict_ledger_treats_an_absent_capture_type_as_final() {
     let mut ledger = Ledger { strict: true, ..Ledger::default() };
     ledger.authorize("p", Money::from_smallest("HKD", "100").unwrap());
     let partial = with(r#"{"captureType":"NON_FINAL"}"#, asked("a", "HKD", "60"));
@@ -47,7 +47,7 @@ fn a_strict_ledger_takes_an_absent_capture_type_as_final() {
 }
 
 #[test]
-fn a_repeated_request_has_the_same_fields_as_json() {
+fn a_repeated_request_must_have_the_same_fields_as_json() {
     let mut ledger = Ledger::default();
     let request = |fields: &str| with(fields, asked("a", "HKD", "60"));
     let first = request(r#"{"goods":[{"a":1,"b":2}],"captureType":"NON_FINAL"}"#);
@@ -90,7 +90,7 @@ fn partial_captures_end_at_the_authorized_amount() {
 }
 
 #[test]
-fn an_id_has_one_answer_for_ever() {
+fn the_response_for_an_id_never_changes() {
     let mut ledger = Ledger::default();
     for _ in 0..3 {
         assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), SUCCESS);
@@ -106,7 +106,7 @@ fn an_id_has_one_answer_for_ever() {
 }
 
 #[test]
-fn a_capture_in_process_ends_after_its_inquiries_and_counts_posts_meanwhile() {
+fn a_capture_in_process_ends_after_its_inquiries() {
     let mut ledger = Ledger::default();
     let a = asked("a", "HKD", "60");
     ledger.count_post(&a);
@@ -120,7 +120,7 @@ fn a_capture_in_process_ends_after_its_inquiries_and_counts_posts_meanwhile() {
 }
 
 #[test]
-fn what_was_not_carried_out_leaves_no_trace_but_its_count() {
+fn a_post_that_was_not_executed_leaves_only_its_count() {
     let mut ledger = Ledger::default();
     ledger.count_post(&asked("a", "HKD", "60"));
     assert_eq!(inquired(&mut ledger), Vec::<String>::new());
@@ -129,7 +129,7 @@ fn what_was_not_carried_out_leaves_no_trace_but_its_count() {
 }
 
 #[test]
-fn a_strict_ledger_captures_what_was_authorized() {
+fn a_strict_ledger_captures_only_authorized_payments() {
     let mut ledger = Ledger { strict: true, ..Ledger::default() };
     assert_eq!(post(&mut ledger, &asked("a", "HKD", "60")), "AUTH_NOT_FOUND");
     assert!(ledger.inquire("p", NOW).is_none());

@@ -11,10 +11,10 @@ fn breaker() -> Breaker {
 }
 
 fn ill(illness: Illness) -> Health {
-    Health::Ill(illness, "no normal answer".into())
+    Health::Ill(illness, "no normal reply".into())
 }
 
-/// So many captures fail, each of another payment.
+/// Records this many failed captures, each of a different payment.
 fn fails(breaker: &Breaker, times: u32) {
     for n in 0..times {
         breaker.heard(Call::Capture, &format!("p-{n}"), &ill(Illness::NoAnswer));
@@ -28,13 +28,13 @@ fn fails_for(breaker: &Breaker, payment_id: &str, illness: Illness, times: u32) 
 }
 
 #[test]
-fn it_opens_after_failures_in_a_row() {
+fn it_opens_after_consecutive_failures() {
     let breaker = breaker();
     fails(&breaker, 2);
     breaker.heard(Call::Capture, "p", &Health::Well);
     fails(&breaker, 2);
     assert!(!breaker.is_open());
-    // An inquiry that is answered says nothing of captures.
+    // A normal reply to an inquiry does not reset the count: captures may still fail.
     breaker.heard(Call::Inquiry, "p", &Health::Well);
     fails(&breaker, 3);
     assert!(breaker.is_open());
@@ -45,7 +45,7 @@ fn it_opens_after_failures_in_a_row() {
 }
 
 #[test]
-fn closed_by_an_inquiry_it_is_on_trial_until_a_capture_is_answered() {
+fn closed_by_a_probe_it_is_on_trial_until_a_capture_gets_a_reply() {
     let breaker = breaker();
     fails(&breaker, 3);
     for pause in [2, 4, 5, 5] {
@@ -63,7 +63,7 @@ fn closed_by_an_inquiry_it_is_on_trial_until_a_capture_is_answered() {
 }
 
 #[test]
-fn failures_of_too_few_payments_never_open_it() {
+fn failures_of_fewer_than_three_payments_do_not_open_it() {
     let breaker = breaker();
     for payment_id in ["a", "b"] {
         fails_for(&breaker, payment_id, Illness::NoAnswer, 50);
@@ -75,7 +75,7 @@ fn failures_of_too_few_payments_never_open_it() {
 }
 
 #[test]
-fn what_was_not_sent_counts_whatever_its_payment() {
+fn calls_that_were_not_sent_count_whatever_their_payment() {
     let breaker = breaker();
     fails_for(&breaker, "a", Illness::NotSent, 2);
     assert!(!breaker.is_open());
@@ -84,7 +84,7 @@ fn what_was_not_sent_counts_whatever_its_payment() {
 }
 
 #[test]
-fn a_threshold_below_three_needs_no_more_payments_than_that() {
+fn a_threshold_below_three_lowers_the_number_of_payments_too() {
     let options = BreakerOptions { failures: 1, ..OPTIONS };
     let breaker = Breaker::new(options, Arc::default());
     fails_for(&breaker, "a", Illness::NoAnswer, 1);
@@ -92,7 +92,7 @@ fn a_threshold_below_three_needs_no_more_payments_than_that() {
 }
 
 #[test]
-fn a_refused_request_does_not_open_it_on_trial() {
+fn a_refused_request_does_not_open_it_while_on_trial() {
     let breaker = breaker();
     fails(&breaker, 3);
     breaker.probed(Some(&Health::Well), "good", None);
@@ -103,12 +103,12 @@ fn a_refused_request_does_not_open_it_on_trial() {
 }
 
 #[test]
-fn an_answer_about_another_payment_closes_it_without_a_trial() {
+fn a_reply_about_another_payment_closes_it_without_a_trial() {
     let breaker = breaker();
     fails(&breaker, 3);
     breaker.probed(Some(&ill(Illness::Refused)), "good", Some(&Health::Well));
     assert!(!breaker.is_open());
-    // These are ill by themselves now.
+    // The failures of these payments are ignored now.
     fails(&breaker, 3);
     fails(&breaker, 3);
     assert!(!breaker.is_open());
@@ -119,7 +119,7 @@ fn an_answer_about_another_payment_closes_it_without_a_trial() {
 }
 
 #[test]
-fn a_payment_that_fails_while_others_are_answered_counts_no_more() {
+fn failures_of_a_payment_are_ignored_if_others_get_replies() {
     let breaker = breaker();
     for _ in 0..2 {
         fails(&breaker, 2);
@@ -128,7 +128,7 @@ fn a_payment_that_fails_while_others_are_answered_counts_no_more() {
     fails(&breaker, 2);
     fails_for(&breaker, "c", Illness::NoAnswer, 2);
     assert!(!breaker.is_open());
-    // Once it was captured, it counts again.
+    // After a normal reply to its capture, a payment counts again.
     for payment_id in ["p-0", "p-1", "c"] {
         breaker.heard(Call::Capture, payment_id, &Health::Well);
     }
@@ -137,7 +137,7 @@ fn a_payment_that_fails_while_others_are_answered_counts_no_more() {
 }
 
 #[test]
-fn failed_probes_double_the_pause_and_ask_about_payments_in_turn() {
+fn failed_probes_double_the_pause_and_rotate_through_payments() {
     let breaker = breaker();
     breaker.heard(Call::Capture, "good", &Health::Well);
     fails(&breaker, 3);
@@ -153,9 +153,10 @@ fn failed_probes_double_the_pause_and_ask_about_payments_in_turn() {
     assert_eq!(asked, failed.map(|failed| (Some(failed.to_owned()), "good".to_owned())));
 }
 
-/// All that a worker has seen since its start may be ill, while jobs behind them are not.
+/// All payments that a worker has seen since its start may be faulty, while the jobs behind them
+/// are not.
 #[tokio::test]
-async fn where_none_was_answered_a_probe_asks_about_no_payment_too() {
+async fn without_a_healthy_payment_a_probe_also_asks_about_none() {
     let breaker = breaker();
     fails(&breaker, 3);
     let waits = breaker.closed_for("waits");
@@ -165,7 +166,7 @@ async fn where_none_was_answered_a_probe_asks_about_no_payment_too() {
         breaker.probed(Some(&ill(Illness::NoAnswer)), NO_PAYMENT, Some(&Health::Well));
     };
     tokio::join!(waits, asks);
-    // It proves too little of payments: on trial.
+    // The reply proves too little about real payments: the breaker is on trial.
     fails_for(&breaker, "a", Illness::NoAnswer, 1);
     assert!(breaker.is_open());
 }

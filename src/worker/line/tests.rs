@@ -2,7 +2,10 @@ use super::*;
 use crate::lease::Owner;
 
 fn claim() -> Claim {
-    let body = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
+    let body = concat!(
+        r#"{"captureRequestId":"c","paymentId":"p","#,
+        r#""captureAmount":{"currency":"HKD","value":"1"}}"#
+    );
     Claim::of(&Owner::new("capture", "client"), &Job::parse(body.as_bytes()).unwrap(), true)
 }
 
@@ -10,7 +13,7 @@ fn line(prefetch: u16) -> Line {
     Line::new(prefetch, [250, 1000, 4000].map(Duration::from_millis).to_vec())
 }
 
-/// Enters for good, first seen at this time.
+/// Enters the queue of payment `p` without giving up; the job was first seen at this time.
 async fn enter(line: &Line, first_seen_ms: i64) -> Entered {
     line.enter("p", &claim(), first_seen_ms, std::future::pending()).await
 }
@@ -18,11 +21,11 @@ async fn enter(line: &Line, first_seen_ms: i64) -> Entered {
 async fn turn(line: &Line, first_seen_ms: i64) -> Turn {
     match enter(line, first_seen_ms).await {
         Entered::Turn(turn, _) => turn,
-        Entered::Full(_) => panic!("no place"),
+        Entered::Full(_) => panic!("the payment queue is full"),
     }
 }
 
-/// Waiters of these ages, each of which writes down when it had its turn.
+/// Starts waiting jobs first seen at these times. Each records its time when it gets the slot.
 async fn waiters(
     line: &Line,
     ages: impl IntoIterator<Item = i64>,
@@ -48,7 +51,7 @@ async fn end(waiters: Vec<tokio::task::JoinHandle<()>>) {
 }
 
 #[tokio::test]
-async fn jobs_of_one_payment_take_turns_the_oldest_first() {
+async fn jobs_of_one_payment_get_the_slot_one_by_one_oldest_first() {
     let line = line(64);
     let first = turn(&line, 0).await;
     let (waiting, order) = waiters(&line, [3, 5, 4, 5, 1]).await;
@@ -63,11 +66,11 @@ async fn jobs_of_one_payment_take_turns_the_oldest_first() {
 }
 
 #[tokio::test]
-async fn an_explicitly_final_capture_stands_behind_a_minute_of_others() {
+async fn an_explicit_final_capture_counts_as_seen_a_minute_later() {
     let job = |more: &str| {
-        let body = format!(
-            r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{{"currency":"HKD","value":"1"}}{more}}}"#
-        );
+        let amount = r#"{"currency":"HKD","value":"1"}"#;
+        let body =
+            format!(r#"{{"captureRequestId":"c","paymentId":"p","captureAmount":{amount}{more}}}"#);
         Job::parse(body.as_bytes()).unwrap()
     };
     let last = job(r#","captureType":"FINAL""#);
@@ -83,7 +86,7 @@ async fn an_explicitly_final_capture_stands_behind_a_minute_of_others() {
 }
 
 #[tokio::test]
-async fn a_waiter_that_gives_up_keeps_nobody_from_the_turn() {
+async fn a_waiter_that_gives_up_does_not_keep_others_from_the_slot() {
     let line = line(64);
     let first = turn(&line, 0).await;
     let (mut waiting, order) = waiters(&line, [1, 2]).await;
@@ -96,7 +99,7 @@ async fn a_waiter_that_gives_up_keeps_nobody_from_the_turn() {
 }
 
 #[tokio::test]
-async fn a_waiter_called_while_it_gives_up_has_the_turn_to_pass_on() {
+async fn a_waiter_called_while_it_gives_up_passes_the_slot_on() {
     let line = line(64);
     let first = turn(&line, 0).await;
     let (give_up, given_up) = oneshot::channel::<()>();
@@ -117,7 +120,7 @@ async fn a_waiter_called_while_it_gives_up_has_the_turn_to_pass_on() {
 }
 
 #[tokio::test]
-async fn a_full_line_takes_only_jobs_that_are_older_and_defers_the_youngest_for_them() {
+async fn a_full_queue_defers_its_youngest_job_for_an_older_one() {
     let line = line(4);
     let first = turn(&line, 0).await;
     let (waiting, order) = waiters(&line, [10, 20]).await;
@@ -131,14 +134,14 @@ async fn a_full_line_takes_only_jobs_that_are_older_and_defers_the_youngest_for_
     assert_eq!(line.lock().waiting, 0);
 }
 
-/// How many wait, and how many have a turn.
+/// How many jobs wait, and how many have a slot.
 fn taken(line: &Line) -> (usize, usize) {
     let places = line.lock();
     (places.waiting, places.turns)
 }
 
 #[tokio::test]
-async fn while_others_want_the_prefetch_a_payment_has_few_places() {
+async fn a_payment_has_few_positions_while_others_need_the_prefetch() {
     let line = line(64);
     let first = turn(&line, 0).await;
     let (waiting, order) = waiters(&line, 1..=16).await;
@@ -157,32 +160,33 @@ async fn while_others_want_the_prefetch_a_payment_has_few_places() {
     assert_eq!(taken(&line), (0, 0));
 }
 
-/// However many come, they are told to come back while the line still moves, a few at each time; and they are forgotten.
+/// However many jobs are deferred, only as many come back at once as the queue can take by then.
+/// Once they are back, they are no longer counted.
 #[tokio::test(start_paused = true)]
-async fn deferrals_are_spread_over_the_time_that_the_line_will_take() {
+async fn deferrals_are_spread_over_the_time_that_the_queue_needs() {
     let line = line(64);
     let first = turn(&line, 0).await;
     line.lock().payment("p").pace = Some(Duration::from_millis(50));
     let (waiting, _) = waiters(&line, 1..=16).await;
     let defer = async || match enter(&line, 1000).await {
         Entered::Full(wait) => fit(&line.lock().delays, wait).as_millis(),
-        Entered::Turn(..) => panic!("a place"),
+        Entered::Turn(..) => panic!("the job got the slot"),
     };
     let mut delays = BTreeMap::new();
     for _ in 0..300 {
         *delays.entry(defer().await).or_insert(0) += 1;
     }
-    // 17 turns of 50 ms take 0.85 s; with five more it is 1.1 s, with 60 more 4.1 s.
+    // 17 jobs of 50 ms each take 0.85 s. With five more it is 1.1 s, with another 60 it is 4.1 s.
     assert_eq!(delays, BTreeMap::from([(250, 5), (1000, 60), (4000, 235)]));
-    // A second later the line is through, and those are back that were to be; the others will be in three.
+    // A second later, the jobs deferred by 250 ms and by 1 s are back. The others follow in 3 s.
     tokio::time::sleep(Duration::from_millis(1010)).await;
     for _ in 0..5 {
-        assert_eq!(defer().await, 250, "nobody comes back meanwhile");
+        assert_eq!(defer().await, 250, "no deferred job comes back meanwhile");
     }
     for _ in 0..38 {
         assert_eq!(defer().await, 1000);
     }
-    assert_eq!(defer().await, 4000, "now the line lasts until the others are back");
+    assert_eq!(defer().await, 4000, "the queue now lasts until the others are back");
     drop(first);
     end(waiting).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -191,7 +195,7 @@ async fn deferrals_are_spread_over_the_time_that_the_line_will_take() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pace_of_a_line_is_measured() {
+async fn the_time_that_jobs_have_the_slot_is_measured() {
     let line = line(256);
     let mut held = turn(&line, 0).await;
     let (waiting, _) = waiters(&line, std::iter::empty()).await;
@@ -212,7 +216,7 @@ async fn the_pace_of_a_line_is_measured() {
 }
 
 #[tokio::test]
-async fn those_that_wait_outside_count_among_those_that_wait() {
+async fn jobs_that_wait_in_redis_count_towards_the_limit() {
     let line = line(4);
     let outside = (line.wait_outside().unwrap(), line.wait_outside().unwrap());
     assert!(line.wait_outside().is_none());

@@ -1,4 +1,5 @@
-//! `RabbitMQ` and Redis of our own: own folders, own ports on loopback, nothing shared with what the machine runs.
+//! Private `RabbitMQ` and Redis servers with their own folders and their own ports on loopback.
+//! They share nothing with other servers on the machine.
 
 mod rabbit;
 mod redis;
@@ -22,16 +23,17 @@ pub(crate) use self::{
 };
 use super::guardian;
 
-/// The `RabbitMQ` of all ordinary tests of this process; each keeps to a `broker.prefix` of its own.
+/// The `RabbitMQ` that the tests of this process share. Each test uses its own `broker.prefix`.
 pub(crate) async fn shared_rabbit() -> anyhow::Result<&'static PrivateRabbit> {
     static SHARED: OnceCell<PrivateRabbit> = OnceCell::const_new();
     SHARED.get_or_try_init(PrivateRabbit::start).await
 }
 
-/// A port on loopback that nobody listens on, never given twice by this process.
+/// A port on loopback that no process listens on. This process never returns one port twice.
 ///
-/// Below the kernel's ephemeral range (32768 and up): a client that reconnects to a stopped server on an ephemeral port
-/// can be given that very port as its own, and then talks to itself and keeps the server from coming back.
+/// The port is below the kernel's ephemeral range (32768 and up). A client that reconnects to a
+/// stopped server on an ephemeral port may get this port as its own. It then talks to itself, and
+/// the server can't start again.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     for _ in 0..1000 {
@@ -45,17 +47,17 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
     bail!("no free port on loopback")
 }
 
-/// Where a server's programs are: this system, or a folder with another one for `chroot` (newer brokers).
+/// Where a server's programs are: on this system, or in a folder for `chroot` (newer brokers).
 #[derive(Debug)]
 struct Root(Option<PathBuf>);
 
 impl Root {
-    /// As the environment variable says; unset or empty is this system.
+    /// The place that the environment variable names. Unset or empty means this system.
     fn from_env(variable: &str) -> Self {
         Self(std::env::var_os(variable).filter(|root| !root.is_empty()).map(PathBuf::from))
     }
 
-    /// The program by absolute path if a candidate exists, else by name if `PATH` has it.
+    /// The absolute path of the first candidate that exists, else its name if `PATH` has it.
     fn find(&self, candidates: &[&str]) -> anyhow::Result<PathBuf> {
         let root = self.0.as_deref().unwrap_or_else(|| Path::new("/"));
         let present =
@@ -73,7 +75,7 @@ impl Root {
         }
     }
 
-    /// A command with an empty environment but `PATH`.
+    /// A command with an environment of `PATH` only.
     fn command(&self, program: &Path) -> Command {
         let mut command = match &self.0 {
             None => Command::new(program),
@@ -102,7 +104,7 @@ impl Root {
     }
 }
 
-/// A server's folder, as we see it and as the server does (another path under `chroot`).
+/// The folder of a server. Under `chroot`, the server knows it by another path than this process.
 #[derive(Debug)]
 pub(crate) struct Folder {
     outside: TempDir,
@@ -118,7 +120,7 @@ impl Folder {
         self.inside.join(name)
     }
 
-    /// An appending file for a server's output.
+    /// Opens a file to which a server's output is appended.
     fn log(&self, name: &str) -> anyhow::Result<fs::File> {
         let path = self.outside(name);
         fs::File::options()
@@ -135,5 +137,5 @@ pub(crate) fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines.get(lines.len().saturating_sub(40)..).unwrap_or_default();
-    format!("--- the end of {}:\n{}\n---", log.display(), tail.join("\n"))
+    format!("--- end of {}:\n{}\n---", log.display(), tail.join("\n"))
 }

@@ -1,4 +1,4 @@
-//! A private `RabbitMQ` node, with a private epmd, and three that are one broker.
+//! A private `RabbitMQ` node with a private epmd, and a cluster of three nodes.
 
 mod cluster;
 
@@ -24,7 +24,7 @@ const ROOT: &str = "CAPTURE_TEST_RABBITMQ_ROOT";
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// A second of silence is no reason to wait; a small log and small memory limits fit a laptop.
+/// Short timeouts for fast tests; a small log and small memory limits for a laptop.
 const CONFIG: &str = "\
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 10MB
@@ -32,17 +32,18 @@ raft.wal_max_size_bytes = 33554432
 log.file.level = info
 ";
 
-/// A `RabbitMQ` node that lives as long as this value: folders, ports, node name, cookie and epmd are its own.
+/// A `RabbitMQ` node that lives as long as this value. It has its own folders, ports, node name,
+/// cookie and epmd.
 #[derive(Debug)]
 pub(crate) struct PrivateRabbit {
-    /// Before the epmd and the folder: dropped in this order.
+    /// Fields are dropped in order: the node must end before its epmd and its folder.
     node: Option<Guarded>,
-    /// Shared by the nodes of a cluster.
+    /// The port mapper. The nodes of a cluster share it.
     epmd: Arc<Guarded>,
     place: Place,
 }
 
-/// What the nodes of one cluster have in common.
+/// The cookie and the epmd that the nodes of one cluster share.
 #[derive(Debug)]
 struct Family {
     cookie: String,
@@ -55,7 +56,7 @@ impl Family {
     }
 }
 
-/// What stays the same when the node is stopped and started again.
+/// What a node keeps when it is stopped and started again.
 #[derive(Debug)]
 struct Place {
     root: Root,
@@ -67,12 +68,13 @@ struct Place {
 }
 
 impl PrivateRabbit {
-    /// A fresh node, ready for clients. Tries other ports if somebody was quicker to take one.
+    /// Starts a new node and waits until it is ready for clients. If another process took one of
+    /// its ports meanwhile, tries other ports.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         Self::start_with("listeners.ssl = none\n").await
     }
 
-    /// With more settings.
+    /// [`Self::start`] with additional lines of `rabbitmq.conf`.
     pub(crate) async fn start_with(config: &str) -> anyhow::Result<Self> {
         let mut tries_left = 3;
         loop {
@@ -98,7 +100,7 @@ impl PrivateRabbit {
         Root::from_env(ROOT).folder()
     }
 
-    /// For clients: the default user and virtual host.
+    /// The URL for clients, with the default user and virtual host.
     pub(crate) fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.place.amqp_port)
     }
@@ -107,12 +109,12 @@ impl PrivateRabbit {
         self.place.amqp_port
     }
 
-    /// The process ids that must be gone when this is: the node's and its epmd's.
+    /// The ids of the processes that must end when this is dropped: the node and its epmd.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.node.iter().chain([&*self.epmd]).map(Guarded::pid).collect()
     }
 
-    /// Runs `rabbitmqctl` against this node: what it printed, or an error if it failed. Takes a second or two.
+    /// Runs `rabbitmqctl` against this node and returns its output. Takes one or two seconds.
     pub(crate) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = self.place.command("rabbitmqctl")?;
         command.arg("-q").args(arguments);
@@ -124,7 +126,7 @@ impl PrivateRabbit {
         Ok(stdout)
     }
 
-    /// In good order, as an operator would.
+    /// Stops the node cleanly, as an operator does.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
         let mut node = self.node.take().context("the node is not running")?;
         node.signal(Signal::SIGTERM)?;
@@ -132,20 +134,23 @@ impl PrivateRabbit {
         Ok(())
     }
 
-    /// Makes the names of new quorum queues safe from [`Self::kill9`].
+    /// Writes the names of new quorum queues to disk, so that they survive [`Self::kill9`].
     ///
-    /// Letters are on disk once they are confirmed, but 3.10 writes the name under which it finds a queue's log only about a
-    /// second after the declaration: a node killed before that has a queue that never again gets a leader.
+    /// Confirmed messages are on disk. But 3.10 writes the name under which it finds a queue's log
+    /// only about one second after the declaration. If the node is killed before that, the queue
+    /// never gets a leader again.
     pub(crate) async fn write_queue_names(&self) -> anyhow::Result<()> {
         self.ctl(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]).await.map(drop)
     }
 
-    /// At once, as if the power had failed. First [`Self::write_queue_names`] if queues are younger than a few seconds.
+    /// Sends SIGKILL, like a power failure. Call [`Self::write_queue_names`] before if queues are
+    /// younger than a few seconds.
     pub(crate) fn kill9(&mut self) {
         drop(self.node.take());
     }
 
-    /// On the same folders and ports, after [`Self::stop`] or [`Self::kill9`].
+    /// Starts the node again with the same folders and ports, after [`Self::stop`] or
+    /// [`Self::kill9`].
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
         ensure!(self.node.is_none(), "the node is running");
         let log = self.place.folder.log("output.log")?;
@@ -164,7 +169,7 @@ impl PrivateRabbit {
         bail!("RabbitMQ did not start: {}", self.log())
     }
 
-    /// Frozen, connections stay open: what a stalled machine looks like.
+    /// Freezes the node with its connections open, like a stalled machine.
     pub(crate) fn pause(&self) -> anyhow::Result<()> {
         self.node.as_ref().context("the node is not running")?.signal(Signal::SIGSTOP)
     }
@@ -199,13 +204,14 @@ impl Place {
         })
     }
 
-    /// With these settings and those that every node has.
+    /// Writes `rabbitmq.conf` with these settings and those of every node.
     fn configure(&self, config: &str) -> anyhow::Result<()> {
         let file = self.folder.outside("rabbitmq.conf");
         fs::write(file, format!("{CONFIG}{config}")).context("a node's settings")
     }
 
-    /// In the foreground and before the node, which would else start one that survives it.
+    /// Starts epmd in the foreground, before the node. Otherwise the node starts one that survives
+    /// it.
     async fn start_epmd(&self) -> anyhow::Result<Guarded> {
         let program = self.root.find(&["/usr/bin/epmd"])?;
         let log = self.folder.log("epmd.log")?;
@@ -226,7 +232,7 @@ impl Place {
         bail!("epmd did not start (eaddrinuse?): {}", tail(&self.folder.outside("epmd.log")))
     }
 
-    /// A command of `RabbitMQ`'s own, past the wrapper that would switch to the system's user.
+    /// A command of `RabbitMQ`, called directly: the system's wrapper would switch to another user.
     fn command(&self, name: &str) -> anyhow::Result<Command> {
         let program = self.root.find(&[&format!("/usr/lib/rabbitmq/bin/{name}")])?;
         let mut command = self.root.command(&program);
@@ -250,12 +256,14 @@ impl Place {
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            // The three last keep an idle node from spinning, which costs a core on a small machine.
+            // The last three flags keep an idle node from spinning, which uses a core.
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none",
+                "-kernel inet_dist_use_interface {127,0,0,1} \
+                 +sbwt none +sbwtdcpu none +sbwtdio none",
             )
-            // Makes the start script become the node instead of waiting for it: its process id is the node's.
+            // Makes the start script replace itself by the node, so that its process id is the
+            // node's.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .current_dir("/");
         Ok(command)
@@ -266,7 +274,7 @@ impl Place {
     }
 }
 
-/// Whether the listener answers AMQP's greeting, which it does only when the node has booted.
+/// Whether the listener answers the AMQP protocol header, which it does only after the boot.
 fn speaks_amqp(port: u16) -> std::io::Result<()> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;

@@ -1,4 +1,4 @@
-//! A private Redis, and enough of its protocol to look inside; and several that stand in for each other.
+//! A private Redis and a minimal client for tests, and Redis servers with failover.
 
 mod failover;
 
@@ -20,43 +20,43 @@ const ROOT: &str = "CAPTURE_TEST_REDIS_ROOT";
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// What a Redis still knows after it was killed.
+/// The data that a Redis keeps when it is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Persistence {
-    /// Nothing.
+    /// It keeps no data.
     None,
-    /// Every write that it answered (an append-only file, synced each time).
+    /// Every acknowledged write: an append-only file, synced after each write.
     Always,
 }
 
 /// A Redis that lives as long as this value.
 #[derive(Debug)]
 pub(crate) struct PrivateRedis {
-    /// Before the folder: dropped in this order.
+    /// Fields are dropped in order: the server must end before its folder is removed.
     server: Option<Guarded>,
     root: Root,
     folder: Folder,
     port: u16,
-    /// Where a Cluster's node speaks with the others: by default ten thousand higher than it may be.
+    /// The port of the Cluster bus. The default, the client port plus 10,000, may exceed 65,535.
     bus_port: u16,
     persistence: Persistence,
     role: Role,
-    /// More words for its command line.
+    /// Additional arguments of the command line.
     more: Vec<String>,
 }
 
-/// What a server is to its clients.
+/// The role of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// A server on its own.
+    /// A standalone server without replicas.
     Single,
     /// A node of a Cluster.
     Cluster,
-    /// A Sentinel of a server on this port; so many of them must agree that it is lost.
+    /// A Sentinel of the server on this port. `quorum` Sentinels must agree that it has failed.
     SentinelOf { port: u16, quorum: usize },
 }
 
-/// An answer of Redis.
+/// A reply of Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Nil,
@@ -66,17 +66,18 @@ pub(crate) enum Reply {
 }
 
 impl PrivateRedis {
-    /// A fresh server, ready for clients. Tries other ports if somebody was quicker to take one.
+    /// Starts a new server and waits until it is ready for clients. If another process took one of
+    /// its ports meanwhile, tries other ports.
     pub(crate) async fn start(persistence: Persistence) -> anyhow::Result<Self> {
         Self::start_as(persistence, Role::Single, &[]).await
     }
 
-    /// With more words on its command line.
+    /// Starts a server with additional arguments.
     pub(crate) async fn start_with(more: &[String]) -> anyhow::Result<Self> {
         Self::start_as(Persistence::None, Role::Single, more).await
     }
 
-    /// A Cluster of one node.
+    /// Starts a Cluster of one node.
     pub(crate) async fn start_cluster() -> anyhow::Result<Self> {
         let node = Self::start_as(Persistence::None, Role::Cluster, &[]).await?;
         node.cmd(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"])?;
@@ -84,16 +85,16 @@ impl PrivateRedis {
             Ok(Reply::Text(info)) => info.contains("cluster_state:ok"),
             _ => false,
         };
-        within(START_LIMIT, whole).await.context("the Cluster did not become whole")?;
+        within(START_LIMIT, whole).await.context("the Cluster does not serve all slots")?;
         Ok(node)
     }
 
-    /// A Sentinel that watches this server under the name `main`.
+    /// Starts a Sentinel that monitors this server under the name `main`.
     pub(crate) async fn start_sentinel(&self) -> anyhow::Result<Self> {
         self.start_sentinel_with(&[]).await
     }
 
-    /// The same with more words on its command line, such as those by which it asks for a password.
+    /// [`Self::start_sentinel`] with additional arguments, such as those that require a password.
     pub(crate) async fn start_sentinel_with(&self, more: &[String]) -> anyhow::Result<Self> {
         let role = Role::SentinelOf { port: self.port, quorum: 1 };
         let sentinel = Self::start_as(Persistence::None, role, more).await?;
@@ -103,7 +104,7 @@ impl PrivateRedis {
         Ok(sentinel)
     }
 
-    /// What clients must sign in with.
+    /// The password that clients need, if the arguments set one.
     fn password(&self) -> Option<&str> {
         let at = self.more.iter().position(|word| word == "--requirepass")?;
         self.more.get(at + 1).map(String::as_str)
@@ -152,12 +153,12 @@ impl PrivateRedis {
         self.port
     }
 
-    /// The process ids that must be gone when this is.
+    /// The ids of the processes that must end when this is dropped.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.server.iter().map(Guarded::pid).collect()
     }
 
-    /// In good order.
+    /// Stops the server cleanly.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
         let mut server = self.server.take().context("Redis is not running")?;
         server.signal(Signal::SIGTERM)?;
@@ -165,12 +166,13 @@ impl PrivateRedis {
         Ok(())
     }
 
-    /// At once, as if the power had failed.
+    /// Sends SIGKILL, like a power failure.
     pub(crate) fn kill9(&mut self) {
         drop(self.server.take());
     }
 
-    /// On the same folder and port, after [`Self::stop`] or [`Self::kill9`].
+    /// Starts the server again with the same folder and port, after [`Self::stop`] or
+    /// [`Self::kill9`].
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
         ensure!(self.server.is_none(), "Redis is running");
         let program = self.root.find(&["/usr/bin/redis-server", "/usr/local/bin/redis-server"])?;
@@ -218,7 +220,7 @@ impl PrivateRedis {
         bail!("Redis did not start: {}", self.log())
     }
 
-    /// Frozen, connections stay open.
+    /// Freezes the server with its connections open.
     pub(crate) fn pause(&self) -> anyhow::Result<()> {
         self.server.as_ref().context("Redis is not running")?.signal(Signal::SIGSTOP)
     }
@@ -227,7 +229,7 @@ impl PrivateRedis {
         self.server.as_ref().context("Redis is not running")?.signal(Signal::SIGCONT)
     }
 
-    /// One command on a connection of its own.
+    /// Sends one command on a new connection.
     pub(crate) fn cmd(&self, words: &[&str]) -> anyhow::Result<Reply> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -257,7 +259,7 @@ fn read_reply(stream: &mut BufReader<TcpStream>) -> anyhow::Result<Reply> {
     let (kind, rest) = line.split_at_checked(1).ok_or_else(|| anyhow!("no reply"))?;
     match kind {
         "+" => Ok(Reply::Text(rest.to_owned())),
-        "-" => bail!("Redis says {rest}"),
+        "-" => bail!("Redis replied {rest}"),
         ":" => Ok(Reply::Int(rest.parse()?)),
         "$" | "*" if rest == "-1" => Ok(Reply::Nil),
         "$" => {

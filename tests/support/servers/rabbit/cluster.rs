@@ -1,4 +1,4 @@
-//! Three `RabbitMQ` nodes that are one broker.
+//! A cluster of three `RabbitMQ` nodes.
 
 use std::{fmt::Write as _, fs, sync::Arc, time::Duration};
 
@@ -7,10 +7,11 @@ use anyhow::{Context as _, ensure};
 use super::{Family, Place, PrivateRabbit};
 use crate::support::poll::within;
 
-/// What was on its way from a wait queue to the jobs when a node was lost is sent again after this time: by default 180 s.
+/// The time after which the broker repeats a transfer from a wait queue to the jobs that a lost
+/// node interrupted. The default is 180 s.
 const SETTINGS: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}].\n";
 const NODES: usize = 3;
-/// How long nodes may take to find each other, and queues to have all their members again.
+/// The time limit for nodes to join, and for queues to have all members again.
 const JOIN_LIMIT: Duration = Duration::from_secs(90);
 
 /// A cluster that lives as long as this value. Its quorum queues have a member on each node.
@@ -20,7 +21,8 @@ pub(crate) struct RabbitCluster {
 }
 
 impl RabbitCluster {
-    /// A fresh cluster, ready for clients at each of its nodes. Tries other ports if somebody was quicker to take one.
+    /// Starts a new cluster and waits until each node is ready for clients. If another process took
+    /// one of the ports meanwhile, tries other ports.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let mut tries_left = 3;
         loop {
@@ -52,7 +54,7 @@ impl RabbitCluster {
             fs::write(place.folder.outside("advanced.config"), SETTINGS)?;
             nodes.push(PrivateRabbit { node: None, epmd: Arc::clone(&epmd), place });
         }
-        // All at once: newer ones wait for each other before they decide whose cluster it is.
+        // Start all at once: newer versions wait for each other before they form a cluster.
         futures_util::future::try_join_all(nodes.iter_mut().map(PrivateRabbit::start_again))
             .await?;
         let first = nodes.first().context("a node")?;
@@ -61,12 +63,12 @@ impl RabbitCluster {
         Ok(Self { nodes })
     }
 
-    /// A node, by its place in [`Self::ports`].
+    /// A node, by its index in [`Self::ports`].
     pub(crate) fn node(&mut self, n: usize) -> &mut PrivateRabbit {
         &mut self.nodes[n]
     }
 
-    /// Where clients are served.
+    /// The ports for clients, one per node.
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.nodes.iter().map(PrivateRabbit::port).collect()
     }
@@ -79,7 +81,7 @@ impl RabbitCluster {
         Ok(())
     }
 
-    /// Which node leads a queue.
+    /// The index of the node that leads a queue.
     pub(crate) async fn leader_of(&self, queue: &str) -> anyhow::Result<usize> {
         let leaders = self.list_queues("leader").await?;
         let leader = leaders.iter().find(|(name, _)| name == queue).context("no such queue")?;
@@ -87,7 +89,7 @@ impl RabbitCluster {
         self.nodes.iter().position(led).with_context(|| format!("{queue} is led by {leader:?}"))
     }
 
-    /// Waits until every queue has a member that runs on every node: until any one of them can be missed.
+    /// Waits until every queue has a running member on every node, so that any one node may fail.
     pub(crate) async fn becomes_whole(&self) -> anyhow::Result<()> {
         let whole = within(JOIN_LIMIT, async || {
             let queues = self.list_queues("online").await.ok()?;
@@ -98,11 +100,11 @@ impl RabbitCluster {
         });
         whole.await.with_context(|| {
             let logs: Vec<String> = self.nodes.iter().map(PrivateRabbit::log).collect();
-            format!("queues lack members:\n{}", logs.join("\n"))
+            format!("some queues have no member on some node:\n{}", logs.join("\n"))
         })
     }
 
-    /// Name and one more column of each quorum queue.
+    /// The name and one more column of each quorum queue.
     async fn list_queues(&self, column: &str) -> anyhow::Result<Vec<(String, String)>> {
         let node = self.nodes.iter().find(|node| node.node.is_some()).context("no node runs")?;
         let arguments = ["list_queues", "--no-table-headers", "type", "name", column];

@@ -1,4 +1,5 @@
-//! Redis of several servers, where a replica takes over from a primary that is lost: a Cluster, and one behind Sentinels.
+//! Redis servers where a replica takes over from a failed primary: a Cluster, and servers behind
+//! Sentinels.
 
 use std::time::Duration;
 
@@ -7,18 +8,19 @@ use anyhow::{Context as _, bail, ensure};
 use super::{Persistence, PrivateRedis, Reply, Role};
 use crate::support::poll::within;
 
-/// How long servers may take to find each other, and to take over.
+/// The time limit for servers to join and to take over.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 const PRIMARIES: usize = 3;
 
-/// Three primaries, each with a replica.
+/// A Cluster of three primaries with one replica each.
 #[derive(Debug)]
 pub(crate) struct RedisCluster {
     nodes: Vec<PrivateRedis>,
 }
 
 impl RedisCluster {
-    /// A fresh Cluster, with every replica in step. A lost primary is replaced within some seconds.
+    /// Starts a new Cluster and waits until every replica is in sync. A failed primary is replaced
+    /// within some seconds.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let settings = ["--cluster-node-timeout", "2000"].map(str::to_owned);
         let start = || PrivateRedis::start_as(Persistence::None, Role::Cluster, &settings);
@@ -45,7 +47,7 @@ impl RedisCluster {
         }
         let all_met = format!("cluster_known_nodes:{}", self.nodes.len());
         let met = within(JOIN_LIMIT, async || self.nodes.iter().all(|node| tells(node, &all_met)));
-        met.await.context("the nodes did not all meet")?;
+        met.await.context("some nodes of the Cluster did not join")?;
         for (primary, replica) in primaries.iter().zip(replicas) {
             let Reply::Text(id) = primary.cmd(&["CLUSTER", "MYID"])? else { bail!("no id") };
             replica.cmd(&["CLUSTER", "REPLICATE", &id])?;
@@ -53,18 +55,18 @@ impl RedisCluster {
         self.becomes_whole().await
     }
 
-    /// Waits until every node sees all slots served, and every primary has a replica that is in step: until any one of
-    /// them can be missed.
+    /// Waits until every node reports that all slots are served, and every primary has a replica in
+    /// sync, so that any one node may fail.
     pub(crate) async fn becomes_whole(&self) -> anyhow::Result<()> {
         let whole = within(JOIN_LIMIT, async || {
             let served = self.nodes.iter().all(|node| tells(node, "cluster_state:ok"));
             let replicas = self.nodes.iter().filter(|node| is_replica_in_step(node));
             served && replicas.count() == self.nodes.len() - PRIMARIES
         });
-        whole.await.context("the Cluster did not become whole")
+        whole.await.context("the Cluster lacks slots or replicas in sync")
     }
 
-    /// As the setting `redis.url` names it.
+    /// The value of the setting `redis.url`.
     pub(crate) fn url(&self) -> String {
         self.nodes.iter().map(PrivateRedis::url).collect::<Vec<_>>().join(",")
     }
@@ -79,9 +81,9 @@ impl RedisCluster {
         &mut self.nodes[n]
     }
 
-    /// Which node serves a key, as a living one sees it.
+    /// The index of the node that serves a key, as a running node reports it.
     pub(crate) fn primary_of(&self, key: &str) -> anyhow::Result<usize> {
-        let living = self.nodes.iter().find(|node| node.server.is_some()).context("none lives")?;
+        let living = self.nodes.iter().find(|node| node.server.is_some()).context("no node")?;
         let Reply::Int(slot) = living.cmd(&["CLUSTER", "KEYSLOT", key])? else { bail!("no slot") };
         let Reply::List(ranges) = living.cmd(&["CLUSTER", "SLOTS"])? else { bail!("no slots") };
         let serves = ranges.iter().find_map(|range| {
@@ -93,12 +95,12 @@ impl RedisCluster {
             let Some(Reply::Int(port)) = primary.get(1) else { return None };
             (from..=to).contains(&&slot).then_some(*port)
         });
-        let port = serves.context("nobody serves it")?;
+        let port = serves.context("no node serves the slot")?;
         let node = self.nodes.iter().position(|node| i64::from(node.port) == port);
-        node.context("an unknown node serves it")
+        node.context("an unknown node serves the slot")
     }
 
-    /// Changes a setting of every living node.
+    /// Changes a setting of every running node.
     pub(crate) fn set(&self, name: &str, value: &str) -> anyhow::Result<()> {
         for node in self.nodes.iter().filter(|node| node.server.is_some()) {
             node.cmd(&["CONFIG", "SET", name, value])?;
@@ -115,7 +117,8 @@ pub(crate) struct WatchedRedis {
 }
 
 impl WatchedRedis {
-    /// Fresh servers, in step and known to every Sentinel. A primary takes writes only while a replica follows it.
+    /// Starts new servers and waits until they are in sync and known to every Sentinel. The primary
+    /// accepts writes only while a replica follows it.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let careful = ["--min-replicas-to-write", "1"].map(str::to_owned);
         let start = |more: &[String]| {
@@ -136,7 +139,8 @@ impl WatchedRedis {
         Ok(watched)
     }
 
-    /// Waits until both replicas are in step, and every Sentinel knows them and the others: until the primary can be missed.
+    /// Waits until both replicas are in sync, and every Sentinel knows them and the other
+    /// Sentinels, so that the primary may fail.
     pub(crate) async fn becomes_whole(&self) -> anyhow::Result<()> {
         let whole = within(JOIN_LIMIT, async || {
             let replicas = self.servers.iter().filter(|server| is_replica_in_step(server));
@@ -146,10 +150,10 @@ impl WatchedRedis {
             };
             replicas.count() == 2 && self.sentinels.iter().all(knows_all)
         });
-        whole.await.context("replicas or Sentinels did not find each other")
+        whole.await.context("replicas are not in sync, or Sentinels do not know each other")
     }
 
-    /// As the setting `redis.url` names it.
+    /// The value of the setting `redis.url`.
     pub(crate) fn url(&self) -> String {
         let sentinels = self.sentinels.iter().map(|node| format!("127.0.0.1:{}", node.port));
         format!("redis-sentinel://{}#main", sentinels.collect::<Vec<_>>().join(","))
@@ -160,18 +164,18 @@ impl WatchedRedis {
         &mut self.servers[n]
     }
 
-    /// Which server is the primary, as the Sentinels see it.
+    /// The index of the primary, as the Sentinels report it.
     pub(crate) fn primary(&self) -> anyhow::Result<usize> {
         let asked = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"];
         let sentinel = self.sentinels.first().context("a Sentinel")?;
         let Reply::List(address) = sentinel.cmd(&asked)? else { bail!("no primary") };
         ensure!(address.len() == 2, "no address: {address:?}");
         let is_it = |server: &PrivateRedis| address[1] == Reply::Text(server.port.to_string());
-        self.servers.iter().position(is_it).context("an unknown primary")
+        self.servers.iter().position(is_it).context("the Sentinels name an unknown primary")
     }
 }
 
-/// Whether a node says this of its Cluster.
+/// Whether a node's `CLUSTER INFO` contains this text.
 fn tells(node: &PrivateRedis, what: &str) -> bool {
     let info = node.cmd(&["CLUSTER", "INFO"]);
     matches!(info, Ok(Reply::Text(info)) if info.lines().any(|line| line == what))
