@@ -1,4 +1,4 @@
-//! `capture-worker audit`.
+//! `capture-worker audit`: prints the audit records of operators.
 
 use std::{collections::VecDeque, path::Path, str::FromStr, time::Duration};
 
@@ -11,8 +11,8 @@ use super::{
     desk::plain,
     json::Array,
     name_list::{NameList, all},
-    say,
     settings::{self, Service},
+    table::TextTable,
     watch::Watch,
 };
 use crate::{
@@ -22,40 +22,53 @@ use crate::{
     telemetry,
 };
 
-/// Records that are printed if nothing else is said.
+/// How many records are printed without `--limit` and `--all`.
 const LIMIT: usize = 100;
 
-/// Who did what to which dead letters, when and why; the newest last
+const EXAMPLES: &str = "\
+Examples:
+  capture-worker audit --newer-than 1d
+  capture-worker audit --action discard --class in_doubt,conflict
+  capture-worker audit --id shipment-1001 --json";
+
+/// Print who did what to which dead letters, when and why
+///
+/// The newest record is printed last. Reading changes nothing.
+///
+/// Exit codes: 0: the records were printed. 1: the broker could not be used, or the command was
+/// interrupted. 64: bad usage or settings.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Audit {
-    /// Only records about letters of these classes
+    /// Only records about dead letters of these classes, separated by commas
     #[arg(long, value_name = "CLASS")]
     class: Vec<NameList<Class>>,
-    /// Only records of these actions: replay, settle, discard, refuse, fail
+    /// Only records of these actions: replay, settle, discard, refuse, fail; separated by commas
     #[arg(long, value_name = "ACTION")]
     action: Vec<NameList<Action>>,
-    /// Only records about this captureRequestId, before or after a replay; may be repeated
+    /// Only records about this captureRequestId, whether it was replayed or is the fresh id of a
+    /// replay. May be repeated
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
-    /// Only records about this paymentId; may be repeated
+    /// Only records about this paymentId. May be repeated
     #[arg(long, value_name = "ID")]
     payment: Vec<String>,
-    /// Only records of whose user or name this is a part
+    /// Only records whose user, host or `--as` name contains this text
     #[arg(long, value_name = "TEXT")]
     who: Option<String>,
-    /// Only records older than this: 90s, 15m, 2h, 3d
+    /// Only records older than this age, such as 90s, 15m, 2h or 3d
     #[arg(long, value_name = "AGE", value_parser = duration::parse)]
     older_than: Option<Duration>,
-    /// Only records newer than this
+    /// Only records newer than this age
     #[arg(long, value_name = "AGE", value_parser = duration::parse)]
     newer_than: Option<Duration>,
-    /// The newest so many; 100 if nothing else is said
+    /// Print at most this many records, the newest ones; 100 by default
     #[arg(long, value_name = "N", conflicts_with = "all")]
     limit: Option<usize>,
-    /// All records
+    /// Print all records that match, not only the newest ones
     #[arg(long)]
     all: bool,
-    /// Print one JSON document: an array
+    /// Print one JSON document: an array of records
     #[arg(long)]
     json: bool,
 }
@@ -72,7 +85,7 @@ impl FromStr for Action {
 impl Audit {
     pub(super) async fn run(self, config: Option<&Path>) -> Exit {
         let broker = settings::load(config, &[Service::Broker]).and_then(|settings| {
-            // An error says that logs go somewhere already.
+            // An error means that logging was started already, which is no problem here.
             drop(telemetry::start(settings.log.format, "capture_worker=warn", None));
             settings::broker_options(&settings).map_err(|errors| {
                 errors.iter().for_each(|error| complain(&format!("error: {error}")));
@@ -87,7 +100,7 @@ impl Audit {
         let session = match Session::open(&broker).await {
             Ok(session) => session,
             Err(error) => {
-                complain(&format!("error: the broker: {error}"));
+                complain(&format!("error: cannot use the broker: {error}"));
                 return Exit::Failed;
             }
         };
@@ -96,7 +109,7 @@ impl Audit {
         match printed {
             Ok(true) => Exit::Done,
             Ok(false) => {
-                complain("interrupted");
+                complain("interrupted: no record was printed");
                 Exit::Failed
             }
             Err(error) => {
@@ -106,12 +119,17 @@ impl Audit {
         }
     }
 
-    /// Whether it came to its end.
+    /// Prints the records. False if it was interrupted.
     async fn print(&self, session: &Session, stop: &CancellationToken) -> Result<bool, LookError> {
         let limit = if self.all { usize::MAX } else { self.limit.unwrap_or(LIMIT) };
         let (mut newest, mut older) = (VecDeque::new(), 0_u64);
         let mut unreadable = 0_u64;
-        let waits = || complain("somebody else looks at the audit: waiting");
+        let waits = || {
+            complain(
+                "another command is reading the audit queue: waiting for it to end (Ctrl-C stops \
+                 waiting)",
+            );
+        };
         if let Some(mut look) = Look::open(session, Browsed::Audit, waits).await? {
             look.may_republish(session).await?;
             let now = OffsetDateTime::now_utc();
@@ -137,14 +155,26 @@ impl Audit {
             let mut array = Array::begin();
             newest.iter().flat_map(serde_json::to_value).for_each(|record| array.add(&record));
             array.end();
-        } else {
-            newest.iter().for_each(|record| say(&line(record)));
+        } else if !newest.is_empty() {
+            let mut table = TextTable::new([
+                "TIME",
+                "WHO",
+                "ACTION",
+                "CLASS",
+                "CAPTURE REQUEST ID",
+                "AMOUNT",
+                "DETAILS",
+            ]);
+            newest.iter().for_each(|record| table.add(row(record)));
+            table.flush();
         }
         if older > 0 {
-            complain(&format!("{older} older records match too: --limit N, or --all"));
+            complain(&format!("{older} older records match too: use --limit N or --all"));
         }
         if unreadable > 0 {
-            complain(&format!("{unreadable} messages in the audit's queue are no records"));
+            complain(&format!(
+                "warning: {unreadable} messages in the audit queue are not audit records: skipped"
+            ));
         }
         Ok(true)
     }
@@ -173,31 +203,31 @@ impl Audit {
     }
 }
 
-fn line(record: &Record) -> String {
+/// An audit record as a row of the table.
+fn row(record: &Record) -> [String; 7] {
     let letter = &record.letter;
     let or_none = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), plain);
     let amount = letter.capture_amount.map_or_else(|| "-".to_owned(), |amount| amount.to_string());
-    let mut line = format!(
-        "{} {}{} {} {} {} {amount}",
-        record.at,
-        plain(&record.who),
-        record.as_.as_deref().map(|as_| format!(" as {}", plain(as_))).unwrap_or_default(),
-        record.action.name(),
-        letter.class,
-        or_none(letter.capture_request_id.as_deref()),
-    );
+    let as_ = record.as_.as_deref().map(|as_| format!(" as {}", plain(as_))).unwrap_or_default();
+    let mut details = Vec::new();
     if let Some(to) = &record.to {
         let id = or_none(to.capture_request_id.as_deref());
         let lowered = to.capture_amount.filter(|sent| Some(*sent) != letter.capture_amount);
         let lowered = lowered.map_or_else(String::new, |sent| format!(", {sent}"));
-        line.push_str(&format!(" -> {id} ({}{lowered})", to.policy));
+        details.push(format!("-> {id} ({}{lowered})", to.policy));
     }
     for (name, text) in
         [("refused", &record.refusal), ("gateway", &record.evidence), ("reason", &record.reason)]
     {
-        if let Some(text) = text {
-            line.push_str(&format!("; {name}: {}", plain(text)));
-        }
+        details.extend(text.as_ref().map(|text| format!("{name}: {}", plain(text))));
     }
-    line
+    [
+        record.at.clone(),
+        format!("{}{as_}", plain(&record.who)),
+        record.action.name().to_owned(),
+        letter.class.to_string(),
+        or_none(letter.capture_request_id.as_deref()),
+        amount,
+        if details.is_empty() { "-".to_owned() } else { details.join("; ") },
+    ]
 }

@@ -1,4 +1,4 @@
-//! `capture-worker check`.
+//! `capture-worker check`: prints the settings and tests every service that a worker needs.
 
 use std::{path::Path, time::Duration};
 
@@ -22,19 +22,20 @@ use crate::{
     lease::{Leases, Role},
 };
 
-/// How long Redis may take to be connected to, and to be tried.
+/// How long Redis may take to accept a connection, and again to run the scripts.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
-/// A payment that no gateway knows: asking about it tries address, keys and signatures, and moves no money.
+/// A paymentId that does not exist. An inquiry about it tests the address, the keys and the
+/// signatures, and moves no money.
 const NO_PAYMENT: &str = "capture-worker-check";
 
 #[derive(clap::Args)]
 pub(super) struct Check {
-    /// Print one JSON document
+    /// Print one JSON document with the settings, the warnings and the result of each test
     #[arg(long)]
     json: bool,
 }
 
-/// What one look came to.
+/// The result of testing one service: what works, or what is wrong and what to do.
 struct Finding {
     what: &'static str,
     result: Result<String, String>,
@@ -115,13 +116,13 @@ async fn try_broker(options: &BrokerOptions) -> Result<String, String> {
     session.close().await;
     match rights {
         Ok(missing) if missing.is_empty() => {
-            Ok("connected, and the topology is as it must be".into())
+            Ok("connected; exchanges and queues match, and no permission is missing".into())
         }
         Ok(missing) => Err(format!(
-            "connected, but a worker with this user can't:\n  {}",
+            "connected, but this user lacks permissions that a worker needs:\n  {}",
             missing.join("\n  ")
         )),
-        Err(error) => Err(format!("connected, but what this user may do is not known: {error}")),
+        Err(error) => Err(format!("connected, but cannot test the user's permissions: {error}")),
     }
 }
 
@@ -129,9 +130,9 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
     match tokio::time::timeout(REDIS_TIMEOUT, leases.try_out()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(error.reason().to_owned()),
-        Err(_) => return Err(format!("it does not answer within {} s", REDIS_TIMEOUT.as_secs())),
+        Err(_) => return Err(format!("no reply within {} s", REDIS_TIMEOUT.as_secs())),
     }
-    // And as a worker connects: whether its leases can be relied on.
+    // Then connect as a worker does, which also finds out whether leases can be relied on.
     let mut up = leases.up();
     let is_up = tokio::select! {
         () = leases.keep_connected(CancellationToken::new()) => false,
@@ -140,15 +141,15 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
     if !is_up {
         return Err(leases.absence());
     }
-    let tried = "every script ran, and left nothing behind";
+    let tried = "every script ran and left no key behind";
     let mut found = match leases.withheld().await {
-        Some(why) => format!("{tried}; {why}"),
-        None => format!("it gives leases: {tried}"),
+        Some(why) => format!("{tried}, but no lease can be acquired now: {why}"),
+        None => format!("leases can be acquired; {tried}"),
     };
     if let Some(policy) = leases.eviction_policy() {
         found.push_str(&format!(
-            "; warning: maxmemory-policy is {policy}, so Redis may evict outcomes and sent markers: \
-             set noeviction"
+            "; warning: maxmemory-policy is {policy}, so Redis may evict recorded outcomes and \
+             sent markers: set noeviction"
         ));
     }
     Ok(found)
@@ -160,37 +161,42 @@ async fn try_gateway(gateway: &Gateway) -> Result<String, String> {
     let GatewayResult { status, code, .. } = &answer.result;
     let is_access = *status == Status::F && Codes::default().class_of(code) == Class::Access;
     match (flaw, status) {
-        (None, _) if is_access => Err(format!("it knows us, and refuses: {code}")),
+        (None, _) if is_access => Err(format!("authenticated, but access is denied: {code}")),
         (None, Status::S | Status::F) => Ok(format!(
             "credentials accepted; response signature verified{}",
             clocks(gateway.clock_ahead_ms())
         )),
-        (None, _) => Ok(format!("it answers, with {code}{}", clocks(gateway.clock_ahead_ms()))),
+        (None, _) => Ok(format!(
+            "response signature verified; the inquiry ended with {code}{}",
+            clocks(gateway.clock_ahead_ms())
+        )),
         (Some(Flaw::NoSignature), _) if is_access => Err(format!(
-            "it does not know us: {code} (look at gateway.client_id, key_version and private_key)"
+            "credentials rejected ({code}, unsigned): check gateway.client_id, gateway.key_version \
+             and gateway.private_key"
         )),
         (Some(flaw @ (Flaw::Key | Flaw::OtherClient | Flaw::Stale)), _) => {
-            Err(format!("its answer ({code}) can't be believed: {flaw}"))
+            Err(format!("cannot trust the reply ({code}): {flaw}"))
         }
         (Some(flaw), _) => Err(format!(
-            "its answer ({code}) can't be believed: {flaw}. Look at what stands between (a proxy, a \
-             firewall), and whether gateway.base_url is the gateway's"
+            "cannot trust the reply ({code}): {flaw}. Check whether a proxy or a firewall changes \
+             replies, and whether gateway.base_url is the address of the gateway"
         )),
     }
 }
 
-/// How far the gateway's clock is from ours. Its answers tell whole seconds, as a rule.
+/// How far the gateway's clock is from ours, for people. Most gateways report whole seconds, so a
+/// difference below a second may be rounding.
 fn clocks(ahead_ms: Option<i64>) -> String {
     let Some(ahead_ms) = ahead_ms else { return String::new() };
     let apart = duration::show(Duration::from_millis(ahead_ms.unsigned_abs()));
     let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
-    format!("; its clock is {apart} {side} ours")
+    format!("; the gateway's clock is {apart} {side} ours")
 }
 
 fn describe(reply: &InquiryReply) -> String {
     match reply {
-        Reply::NotSent(reason) => format!("it can't be reached: {reason}"),
-        Reply::NoAnswer(reason) => format!("it gives no answer of the gateway's: {reason}"),
-        Reply::Answered(_) => "it answers".into(),
+        Reply::NotSent(reason) => format!("cannot reach the gateway: {reason}"),
+        Reply::NoAnswer(reason) => format!("no valid reply from the gateway: {reason}"),
+        Reply::Answered(_) => "the gateway replied".into(),
     }
 }

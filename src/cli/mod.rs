@@ -1,11 +1,13 @@
-//! The command line: the only place that prints. Logs go to stderr; output is for people on a terminal, and for programs
-//! with `--json`.
+//! The command line. Only this module prints: the output of a command goes to stdout, as text for
+//! people or, with `--json`, as JSON for programs; errors, questions and logs go to stderr.
 
 mod audit;
 mod check;
+mod completions;
 mod dead;
 mod desk;
 mod json;
+mod manpage;
 mod name_list;
 mod print;
 mod run;
@@ -13,6 +15,7 @@ mod sandbox;
 mod settings;
 mod status;
 mod submit;
+mod table;
 mod tls;
 mod watch;
 
@@ -25,18 +28,19 @@ use clap::{
 
 use self::print::{complain, has_failed, is_lost, say, say_json, say_json_part};
 
-/// Header tables nest as deep as their sender likes, and what walks them goes down with them. Only what is used of a stack
-/// takes memory.
+/// The stack of each thread, in bytes. A publisher decides how deep header tables and JSON bodies
+/// are nested, and the code that walks them recurses once per level: a default stack can overflow.
+/// Only the part of a stack that is used takes memory.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Exit codes of the contract.
+/// The exit codes that the documents promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done.
+    /// 0: the command did everything that it was asked to do.
     Done,
-    /// Failed.
+    /// 1: something failed or was refused.
     Failed,
-    /// Bad usage or settings; nothing was connected to.
+    /// 64: the arguments or the settings are wrong. No connection was opened.
     Usage,
 }
 
@@ -50,11 +54,57 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Turns shipment jobs from RabbitMQ into exactly one capture each at the Alipay+/Antom gateway.
+const EXAMPLES: &str = "\
+Examples:
+  capture-worker check                      # are settings, keys and services usable?
+  capture-worker --config worker.toml run   # consume jobs until SIGTERM or Ctrl-C
+  capture-worker dead list                  # what failed, and what to do about it";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  capture-worker run
+  capture-worker run --config worker.toml";
+
+const DEAD_EXAMPLES: &str = "\
+Examples:
+  capture-worker dead list
+  capture-worker dead replay --all --dry-run
+  capture-worker dlq show shipment-1001 --inquire";
+
+const SUBMIT_EXAMPLES: &str = "\
+Examples:
+  capture-worker submit jobs.jsonl
+  jq -r .body archive.jsonl | capture-worker submit";
+
+const SANDBOX_EXAMPLES: &str = "\
+Examples:
+  capture-worker sandbox
+  capture-worker sandbox --listen 127.0.0.1:0 --json
+  capture-worker sandbox --strict --latency 200ms --keys ./sandbox-keys";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  capture-worker check
+  capture-worker check --config worker.toml --json | jq .checks";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  capture-worker completions bash > ~/.local/share/bash-completion/completions/capture-worker
+  capture-worker completions zsh > ~/.zfunc/_capture-worker
+  capture-worker completions fish > ~/.config/fish/completions/capture-worker.fish";
+
+const MANPAGE_EXAMPLES: &str = "\
+Examples:
+  capture-worker manpage | man -l -
+  capture-worker manpage dead replay > capture-worker-dead-replay.1";
+
+/// Consumes shipment jobs from RabbitMQ and makes exactly one capture for each of them at the
+/// Alipay+/Antom gateway.
 #[derive(Parser)]
-#[command(name = "capture-worker", version, max_term_width = 100)]
+#[command(name = "capture-worker", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
-    /// Settings file (TOML). Its keys override the built-in defaults; variables `CAPTURE__SECTION__KEY` override both.
+    /// Settings file (TOML). Its keys override the built-in defaults. Environment variables
+    /// `CAPTURE__SECTION__KEY` override both.
     #[arg(
         long,
         global = true,
@@ -69,34 +119,71 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Consume jobs until SIGTERM or SIGINT; then finish those in flight and hand the rest back
+    /// Consume jobs until SIGTERM or SIGINT, then finish the jobs in flight and stop
     ///
-    /// Exit codes: 0 drained; 1 the drain overran, a second signal came a second or more after the first, or the broker's
-    /// topology is not as it must be; 64 bad settings.
+    /// Jobs that were delivered but not begun return to the queue. A broker, Redis or gateway that
+    /// is unavailable at start or later is waited for.
+    ///
+    /// Exit codes: 0: all jobs in flight were settled. 1: the drain took longer than
+    /// `drain.timeout`, a second signal came a second or more after the first, the address
+    /// `http.listen` cannot be used, or exchange or queue declarations do not match. 64: bad
+    /// settings.
+    #[command(after_help = RUN_EXAMPLES)]
     Run,
-    /// Publish jobs, confirmed; nothing if one of them is invalid
+    /// Publish jobs and wait for the broker's confirms
     ///
-    /// Exit codes: 0 all are in the queue; 1 something was invalid or not confirmed; 64 bad settings.
+    /// All jobs are validated first. If one of them is invalid, none is published.
+    ///
+    /// Exit codes: 0: all jobs are in the queue. 1: a job is invalid or was not confirmed. 64: bad
+    /// settings.
+    #[command(after_help = SUBMIT_EXAMPLES)]
     Submit(submit::Submit),
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "dlq", after_help = DEAD_EXAMPLES)]
     Dead(dead::Dead),
     Audit(audit::Audit),
     Status(status::StatusArgs),
-    /// The gateway's double, to play with and to test against: signatures, ledger, idempotency, faults
-    Sandbox(sandbox::SandboxArgs),
-    /// Show the settings, and try the keys, the broker, Redis and the gateway; all errors at once
+    /// Run a simulated gateway for development and tests
     ///
-    /// Exit codes: 0 all is well; 1 something does not answer as it must; 64 bad settings.
+    /// It verifies and makes signatures, keeps a ledger, is idempotent by captureRequestId, and can
+    /// be scripted over HTTP to fail, to delay or not to reply. Its page in a browser shows
+    /// payments and requests. It stops on SIGTERM or SIGINT.
+    #[command(after_help = SANDBOX_EXAMPLES)]
+    Sandbox(sandbox::SandboxArgs),
+    /// Print the settings, and test the broker, Redis, the gateway and its keys
+    ///
+    /// It reports everything that is wrong at once. It leaves no message and no key behind, and
+    /// captures nothing.
+    ///
+    /// Exit codes: 0: everything works. 1: a service cannot be used as a worker needs it. 64: bad
+    /// settings.
+    #[command(after_help = CHECK_EXAMPLES)]
     Check(check::Check),
+    /// Print a script that completes command lines in a shell
+    ///
+    /// It reads no settings.
+    ///
+    /// Exit codes: 0: the script was printed. 1: the output could not be written. 64: the shell is
+    /// not supported.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(completions::Completions),
+    /// Print the manual page of a command, in the format of `man`
+    ///
+    /// It reads no settings.
+    ///
+    /// Exit codes: 0: the page was printed. 1: the output could not be written. 64: there is no
+    /// such command.
+    #[command(after_help = MANPAGE_EXAMPLES)]
+    Manpage(manpage::ManPage),
 }
 
-/// Parses the arguments, does what they say, and returns the exit code.
+/// Parses the arguments, runs the command, and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     crate::install_crypto();
     let parsed = Cli::command().try_get_matches().and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
-        // A variable that is empty counts as absent, as all others do: `CAPTURE_CONFIG=${NOT_SET}`.
+        // An empty variable counts as absent, like every other one: `CAPTURE_CONFIG=${NOT_SET}`
+        // must not name a file without a name.
         if matches.value_source("config") == Some(ValueSource::EnvVariable) {
             cli.config.take_if(|file| file.is_empty());
         }
@@ -113,16 +200,17 @@ pub fn main() -> ExitCode {
             return print::finish(exit).into();
         }
     };
-    // Bodies of others may be nested deeper than the stack of a first thread takes.
+    // The stack of the main thread is too small for deeply nested bodies: see STACK_BYTES.
     let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(|| run(cli));
     match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(exit)) => exit,
         Ok(Err(_)) => Exit::Failed.into(),
-        Err(error) => fail(&format!("no thread can start: {error}"), Exit::Failed),
+        Err(error) => fail(&format!("cannot start a thread: {error}"), Exit::Failed),
     }
 }
 
-/// A worker runs on one thread: it takes less CPU for each job than on several, and more workers use more cores.
+/// Runs a command. A worker runs on one thread: it then needs less CPU for each job than on
+/// several. To use more cores, start more workers.
 fn run(cli: Cli) -> ExitCode {
     let mut runtime = match cli.command {
         Command::Run => tokio::runtime::Builder::new_current_thread(),
@@ -130,7 +218,9 @@ fn run(cli: Cli) -> ExitCode {
     };
     let runtime = match runtime.thread_stack_size(STACK_BYTES).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("the runtime can't start: {error}"), Exit::Failed),
+        Err(error) => {
+            return fail(&format!("cannot start the async runtime: {error}"), Exit::Failed);
+        }
     };
     let config = cli.config.as_deref().map(Path::new);
     let exit = runtime.block_on(async {
@@ -142,9 +232,11 @@ fn run(cli: Cli) -> ExitCode {
             Command::Status(status) => status.run(config).await,
             Command::Sandbox(sandbox) => sandbox.run().await,
             Command::Check(check) => check.run(config).await,
+            Command::Completions(completions) => completions.run(),
+            Command::Manpage(page) => page.run(),
         }
     });
-    // Blocking readers of stdin and threads of half-open connections must not hold up the end.
+    // A thread that blocks on stdin or on a half-open connection must not delay the exit.
     runtime.shutdown_background();
     print::finish(exit).into()
 }

@@ -1,8 +1,8 @@
-//! Lists on the command line.
+//! Lists of names in arguments, such as `--class risk,payer`.
 
 use std::{fmt, str::FromStr};
 
-/// Names in one argument, separated by commas or blanks, as in lists of settings.
+/// The names in one argument, separated by commas or blanks, as in lists of settings.
 #[derive(Clone, Debug)]
 pub(super) struct NameList<T>(Vec<T>);
 
@@ -15,12 +15,13 @@ impl<T: FromStr<Err: fmt::Display>> FromStr for NameList<T> {
             .filter(|name| !name.is_empty())
             .map(|name| name.parse().map_err(|error: T::Err| error.to_string()))
             .collect::<Result<_, _>>()?;
-        // An empty list would mean "all of them".
-        if names.is_empty() { Err("must hold at least one name".into()) } else { Ok(Self(names)) }
+        // A filter without names selects everything, so an empty argument (an unset shell variable)
+        // must be an error.
+        if names.is_empty() { Err("must name at least one".into()) } else { Ok(Self(names)) }
     }
 }
 
-/// All names of an option that was given several times.
+/// All names of an option that may be given several times.
 pub(super) fn all<T: Clone>(lists: &[NameList<T>]) -> Vec<T> {
     lists.iter().flat_map(|list| list.0.iter().cloned()).collect()
 }

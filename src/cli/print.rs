@@ -1,10 +1,11 @@
-//! Output on stdout, for people and for programs; messages on stderr, for the person who called.
+//! Output to stdout, for people and for programs; errors and questions to stderr.
 //!
-//! Somebody may rely on output: a cut-off audit must not pass for the whole. So the first error of
-//! stdout is kept, nothing more is written after it (what followed would have a gap before it), and
-//! [`finish`] makes it the exit code: a reader that went away has read enough, any other error is a
-//! failure. Errors are kept here rather than returned by each function: a process has one stdout,
-//! and a caller that forgets a result would report a lost document as done.
+//! A truncated document must not look complete: somebody may archive an audit that lacks its end.
+//! So this module keeps the first error of stdout, writes nothing after it (later output would
+//! follow a gap), and [`finish`] turns it into the exit code. A closed pipe is not a failure: the
+//! reader has read what it wanted. Any other error is one. Errors are kept here instead of returned
+//! by each function, because a process has one stdout, and a caller that ignored a result would
+//! report a lost document as complete.
 
 use std::{
     io::{self, ErrorKind, Write as _},
@@ -20,19 +21,25 @@ fn failed() -> MutexGuard<'static, Option<io::Error>> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prints a line of output for people.
+/// Prints one line for people. Hidden and control characters are escaped.
 pub(super) fn say(line: &str) {
     write(&format!("{}\n", sanitize::text(line)));
 }
 
-/// Prints a line that is a JSON document or its end.
+/// Prints a JSON document, or the end of one, and a line feed.
 pub(super) fn say_json(document: &impl ToString) {
     write(&format!("{}\n", sanitize::json(&document.to_string())));
 }
 
-/// Prints a part of a JSON document.
+/// Prints a part of a JSON document, without a line feed.
 pub(super) fn say_json_part(part: &str) {
     write(&sanitize::json(part));
+}
+
+/// Prints a text that has its own line feeds and needs no escapes: a script, a manual page, or a
+/// table whose cells are escaped.
+pub(super) fn say_verbatim(text: &str) {
+    write(text);
 }
 
 fn write(text: &str) {
@@ -43,7 +50,7 @@ fn write(text: &str) {
     }
 }
 
-/// Notes what became of output that a library printed.
+/// Records whether output that a library printed (the help text) was written.
 pub(super) fn printed(result: io::Result<()>) {
     let result = result.and_then(|()| io::stdout().flush());
     let mut failed = failed();
@@ -52,28 +59,30 @@ pub(super) fn printed(result: io::Result<()>) {
     }
 }
 
-/// Whether nobody will read what is printed from now on: there is no use in gathering more of it.
+/// Whether stdout failed or its reader closed it. A command that only reads can stop then.
 pub(super) fn is_lost() -> bool {
     failed().is_some()
 }
 
-/// Whether the output is lost, and not because its reader went away.
+/// Whether output was lost for another reason than a closed pipe, such as a full disk.
 pub(super) fn has_failed() -> bool {
     failed().as_ref().is_some_and(|error| error.kind() != ErrorKind::BrokenPipe)
 }
 
-/// The exit code of a command that came to this: a failure if its output could not be written.
+/// The exit code of a command that ended with `exit`: [`Exit::Failed`] instead of [`Exit::Done`] if
+/// its output could not be written.
 pub(super) fn finish(exit: Exit) -> Exit {
     if !has_failed() {
         return exit;
     }
     if let Some(error) = failed().take() {
-        complain(&format!("error: the output could not be written: {error}"));
+        complain(&format!("error: cannot write the output: {error}"));
     }
     if exit == Exit::Done { Exit::Failed } else { exit }
 }
 
-/// Prints an error, for the person who called. If nobody reads it, the exit code still tells.
+/// Prints an error, a warning or a question to stderr. Whether that works does not matter: the exit
+/// code reports a failure too.
 pub(super) fn complain(line: &str) {
     let line = format!("{}\n", sanitize::lines(line));
     io::stderr().lock().write_all(line.as_bytes()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `capture-worker run`.
+//! `capture-worker run`: builds a worker from the settings and runs it until a signal.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
     worker::{Drained, Worker},
 };
 
-/// A second signal sooner than this after the first is the same wish to stop.
+/// A second signal that comes sooner than this after the first is ignored: see [`on_signals`].
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
-/// Runs a worker until it is told to stop.
+/// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Option<&Path>) -> Exit {
     let settings = match settings::load(config, Service::ALL) {
         Ok(settings) => settings,
@@ -59,7 +59,8 @@ async fn run_traced(settings: &Settings) -> Exit {
     let listener = match TcpListener::bind(settings.http.listen).await {
         Ok(listener) => listener,
         Err(error) => {
-            complain(&format!("error: http.listen {}: {error}", settings.http.listen));
+            let address = settings.http.listen;
+            complain(&format!("error: cannot listen on {address} (http.listen): {error}"));
             return Exit::Failed;
         }
     };
@@ -107,7 +108,7 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
     let second = match on_signals(stop.clone()) {
         Ok(second) => second,
         Err(error) => {
-            complain(&format!("error: signals can't be handled: {error}"));
+            complain(&format!("error: cannot handle SIGTERM and SIGINT: {error}"));
             return Exit::Failed;
         }
     };
@@ -121,7 +122,7 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
             }
         },
         () = second.cancelled() => {
-            tracing::error!("a second signal: the drain is cut short; what is unacked comes again");
+            tracing::error!("second signal received: drain aborted, unacked jobs are redelivered");
             Exit::Failed
         }
     };
@@ -130,9 +131,11 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
     exit
 }
 
-/// The first SIGTERM or SIGINT drains; the second is the token that is returned. A second one counts
-/// only [`SECOND_SIGNAL_AFTER`] the first: some init processes and `timeout` send each signal twice, to
-/// the process and to its group, and nobody means that as "at once".
+/// Cancels `stop` on the first SIGTERM or SIGINT, and the token that is returned on a second one.
+///
+/// A second signal counts only if it comes [`SECOND_SIGNAL_AFTER`] or later after the first. Some
+/// init processes and `timeout` send each signal twice, to the process and to its process group,
+/// and that must not abort the drain.
 pub(super) fn on_signals(stop: CancellationToken) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -151,7 +154,7 @@ pub(super) fn on_signals(stop: CancellationToken) -> std::io::Result<Cancellatio
                     return cut_short.cancel();
                 }
                 Some(_) => {
-                    tracing::info!("another signal came within a second of the first: ignored");
+                    tracing::info!("signal ignored: it came within a second of the first");
                 }
             }
             first.get_or_insert_with(Instant::now);

@@ -1,4 +1,4 @@
-//! `capture-worker sandbox`.
+//! `capture-worker sandbox`: serves the simulated gateway and manages its keys.
 
 use std::{
     fs,
@@ -25,24 +25,25 @@ use crate::{
     telemetry,
 };
 
-/// Arguments of `capture-worker sandbox`.
 #[derive(clap::Args)]
 pub(super) struct SandboxArgs {
-    /// Where to listen; port 0 takes a free one
+    /// Address to listen on. Port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Keep the keys in this folder, as `private_key`, `public_key` (the settings `gateway.*_file`) and `gateway_private_key`;
-    /// made if absent. Without it they are fresh at each start
+    /// Keep the keys in this folder, which is created if it is absent: `private_key` and
+    /// `public_key`, for the worker's settings `gateway.private_key_file` and
+    /// `gateway.public_key_file`, and `gateway_private_key`. Without this option, each start makes
+    /// new keys
     #[arg(long, value_name = "FOLDER")]
     keys: Option<PathBuf>,
-    /// Capture only payments that were authorized by `PUT /sandbox/payments/{paymentId}`, and take
-    /// a capture without captureType as FINAL, as the gateway does
+    /// Capture only payments that were authorized with `PUT /sandbox/payments/{paymentId}`, and
+    /// treat a capture without captureType as FINAL, as the gateway does
     #[arg(long)]
     strict: bool,
-    /// How long every call takes
+    /// How long the sandbox takes to reply to each call
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration::parse)]
     latency: Duration,
-    /// Print where it listens and its keys as one line of JSON
+    /// Print its address and keys as one line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -68,13 +69,13 @@ impl SandboxArgs {
         let sandbox = Arc::new(Sandbox::new(keys, options)?);
         let listener = TcpListener::bind(self.listen)
             .await
-            .with_context(|| format!("listen on {}", self.listen))?;
+            .with_context(|| format!("cannot listen on {}", self.listen))?;
         let stop = CancellationToken::new();
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         self.tell(listener.local_addr()?, sandbox.keys());
         if has_failed() {
-            // Nobody knows where it listens.
+            // The address and the keys were not printed, so no worker can call it.
             return Ok(());
         }
         let told = stop.clone();
@@ -88,7 +89,7 @@ impl SandboxArgs {
         Ok(sandbox::serve(listener, sandbox, stop).await?)
     }
 
-    /// Says that it listens, and what a worker needs to call it.
+    /// Prints the address, and the settings that a worker needs to call the sandbox.
     fn tell(&self, address: SocketAddr, keys: &Keys) {
         if self.json {
             say_json(&json!({
@@ -98,8 +99,8 @@ impl SandboxArgs {
                 "public_key": keys.public_key,
             }));
         } else {
-            say(&format!("# The gateway's sandbox listens. A page for people: http://{address}/"));
-            say("# For a worker (these keys are worth nothing elsewhere):");
+            say(&format!("# The sandbox is listening. Open http://{address}/ in a browser."));
+            say("# Settings for a worker (these keys work only with this sandbox):");
             say(&format!("export CAPTURE__GATEWAY__BASE_URL=http://{address}"));
             say(&format!("export CAPTURE__GATEWAY__CLIENT_ID={}", keys.client_id));
             say(&format!("export CAPTURE__GATEWAY__PRIVATE_KEY={}", keys.private_key));
@@ -108,16 +109,17 @@ impl SandboxArgs {
     }
 }
 
-/// The keys in a folder, written first if they are not there.
+/// Reads the keys in a folder. If there are none, makes new ones and writes them first.
 fn keys_in(folder: &Path) -> anyhow::Result<Keys> {
     let read = |name: &str| {
         let path = folder.join(name);
-        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     };
     if !folder.join("gateway_private_key").exists() {
         let keys = Keys::generate()?;
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        // Last the one by which the next start knows that all are there.
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        // The next start takes this last file as proof that all of them were written.
         for (name, text) in [
             ("private_key", &keys.private_key),
             ("public_key", &keys.public_key),
@@ -142,6 +144,6 @@ fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("write {}", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

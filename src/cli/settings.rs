@@ -1,4 +1,4 @@
-//! From settings to the parts of a worker.
+//! Builds the parts of a worker from the settings.
 
 use std::{num::NonZeroU32, path::Path, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     worker::BreakerOptions,
 };
 
-/// A service that a command needs.
+/// A service whose settings a command needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Broker,
@@ -30,10 +30,11 @@ impl Service {
     pub(super) const ALL: &[Self] = &[Self::Broker, Self::Redis, Self::Gateway];
 }
 
-/// Loads the settings, or says everything that is wrong with them. What is missing or wrong for one
-/// of these services is said with the rest.
+/// Loads the settings, or prints everything that is wrong with them: syntax, values, and what is
+/// missing or wrong for these services.
 pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settings, Exit> {
-    // A variable of another program may hold anything; one of ours that is no text fails as a bad value.
+    // Variables of other programs may hold any bytes and must not stop this one. A variable of this
+    // program that is not UTF-8 is reported as a bad value.
     let ours = std::env::vars_os().filter_map(|(name, value)| {
         Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
     });
@@ -50,7 +51,7 @@ pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settin
         let mut told = errors.into_texts();
         more.retain(|error| !told.contains(error));
         told.append(&mut more);
-        complain(&format!("error: the settings can't be used:\n  {}", told.join("\n  ")));
+        complain(&format!("error: the settings are not valid:\n  {}", told.join("\n  ")));
         Exit::Usage
     })
 }
@@ -60,14 +61,14 @@ pub(super) fn start_telemetry(settings: &Settings) -> Result<Traces, String> {
     telemetry::start(log.format, &log.filter, traces.endpoint.as_deref())
 }
 
-/// The broker's options, with every delay that needs a queue.
+/// The options of the broker. `delays` holds each delay of both schedules once: each needs a queue.
 pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<String>> {
     let broker = &settings.broker;
     let (ca, client) = tls::read("broker", &broker.tls)?;
     let ca = ca
         .map(String::from_utf8)
         .transpose()
-        .map_err(|_| vec!["broker.ca_file is no PEM text".to_owned()])?;
+        .map_err(|_| vec!["broker.ca_file is not PEM: it is not UTF-8 text".to_owned()])?;
     if !Session::takes(broker.url.expose_secret()) {
         return Err(vec![BROKER_URL.to_owned()]);
     }
@@ -88,8 +89,8 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
     })
 }
 
-/// The leases of these settings. Each command that uses them calls the gateway too, and [`gateway`] reports a
-/// `gateway.client_id` that is missing: no key is ever written without it.
+/// The leases of these settings. Each command that uses them also calls [`gateway`], which reports
+/// a missing `gateway.client_id`. So no key is ever written to Redis without it.
 pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<String>> {
     let client_id = settings.gateway.client_id.as_deref().unwrap_or_default();
     let owner = Owner::new(&settings.broker.prefix, client_id);
@@ -110,7 +111,7 @@ pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<Stri
     Leases::new(&options, owner, role, times).map_err(|error| vec![error.to_string()])
 }
 
-/// The gateway of these settings, or every key that is missing or bad.
+/// The gateway of these settings, or one error for each setting that is missing or wrong.
 pub(super) fn gateway(settings: &Settings) -> Result<Gateway, Vec<String>> {
     let access = settings.require_gateway();
     let private_key = settings.gateway.private_key.as_ref();

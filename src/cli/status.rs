@@ -1,4 +1,4 @@
-//! `capture-worker status`.
+//! `capture-worker status`: prints what Redis and the gateway know about one capture.
 
 use std::path::Path;
 
@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::{
     Exit, complain,
     desk::{age, connect_redis, plain},
-    say, say_json,
+    say_json,
     settings::{self, Service},
+    table::TextTable,
 };
 use crate::{
     dead_letters::{Shown, StatusOf},
@@ -16,18 +17,27 @@ use crate::{
     lease::{Inspection, Role},
 };
 
-/// What is known of one capture: its outcome, or where it is; and its family of fresh ids
+const EXAMPLES: &str = "\
+Examples:
+  capture-worker status shipment-1001 --payment pay-77
+  capture-worker status shipment-1001 --payment pay-77 --json";
+
+/// Print what Redis and the gateway know about one capture
 ///
-/// Exit codes: 0 told; 1 Redis or the gateway could not be asked; 64 bad usage or settings.
+/// The outcome if it is final, else where the job is; then the ids that it replaced and the fresh
+/// ids that replaced it. Reading changes nothing.
+///
+/// Exit codes: 0: Redis and the gateway replied. 1: one of them did not. 64: bad usage or settings.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct StatusArgs {
-    /// The captureRequestId
+    /// The captureRequestId of the capture
     #[arg(value_name = "CAPTURE_REQUEST_ID")]
     id: String,
-    /// Its paymentId
+    /// The paymentId of the same job
     #[arg(long, value_name = "PAYMENT_ID")]
     payment: String,
-    /// Print one JSON document
+    /// Print one JSON document with the same facts
     #[arg(long)]
     json: bool,
 }
@@ -53,69 +63,67 @@ impl StatusArgs {
         if self.json {
             say_json(&self.document(&status));
         } else {
-            self.lines(&status).iter().for_each(|line| say(line));
+            let mut table = TextTable::untitled();
+            self.facts(&status).into_iter().for_each(|fact| table.add(fact));
+            table.flush();
         }
         if status.redis.is_ok() && status.is_answered { Exit::Done } else { Exit::Failed }
     }
 
-    fn lines(&self, status: &StatusOf) -> Vec<String> {
-        let mut lines = vec![
-            format!("captureRequestId  {}", plain(&self.id)),
-            format!("paymentId         {}", plain(&self.payment)),
-            format!("it is             {}", plain(&self.place(status))),
+    fn facts(&self, status: &StatusOf) -> Vec<[String; 2]> {
+        let fact = |name: &str, text: &str| [name.to_owned(), plain(text)];
+        let mut facts = vec![
+            fact("captureRequestId", &self.id),
+            fact("paymentId", &self.payment),
+            fact("state", &self.state(status).describe()),
         ];
         match &status.redis {
-            Ok(redis) => lines.extend(redis_lines(redis)),
-            Err(why) => lines.push(format!("redis             not known: {}", plain(why))),
+            Ok(redis) => facts.extend(redis_facts(redis)),
+            Err(why) => facts.push(fact("Redis", &format!("unknown: {why}"))),
         }
-        lines.push(match &status.gateway {
-            Ok(Some(shown)) => format!("the gateway       {}", plain(&words(shown))),
-            Ok(None) => "the gateway       knows of no such capture".to_owned(),
-            Err(why) => format!("the gateway       not known: {}", plain(why)),
-        });
+        let gateway = match &status.gateway {
+            Ok(Some(shown)) => words(shown),
+            Ok(None) => "knows of no such capture".to_owned(),
+            Err(why) => format!("unknown: {why}"),
+        };
+        facts.push(fact("gateway", &gateway));
         for relative in &status.family {
-            let kin = if relative.is_forebear { "forebear" } else { "child" };
+            let kin = if relative.is_forebear { "ancestor" } else { "descendant" };
             let known = relative.redis.as_ref().and_then(|redis| redis.known.as_ref());
             let word = match (&relative.gateway, known) {
                 (Some(shown), _) => words(shown),
                 (None, Some(fate)) => fate_words(fate),
-                (None, None) => "sent, and not known at the gateway".to_owned(),
+                (None, None) => "may have been sent; unknown at the gateway".to_owned(),
             };
-            let id = plain(&relative.capture_request_id);
-            lines.push(format!("{kin:<18}{id}: {}", plain(&word)));
+            facts.push(fact(kin, &format!("{}: {word}", relative.capture_request_id)));
         }
-        lines
+        facts
     }
 
-    /// The final outcome if it is known, else where it is.
-    fn place(&self, status: &StatusOf) -> String {
+    /// The final outcome if it is known, else where the job is.
+    fn state<'s>(&self, status: &'s StatusOf) -> State<'s> {
         let shown = status.gateway.as_ref().ok().and_then(Option::as_ref);
         let redis = status.redis.as_ref().ok();
         match (shown.map(|shown| shown.standing), redis.and_then(|redis| redis.known.as_ref())) {
-            (Some(Standing::Captured), _) | (_, Some(Fate::Captured(_))) => {
-                return "captured".into();
-            }
-            (Some(Standing::InProcess), _) => return "in process at the gateway".into(),
+            (Some(Standing::Captured), _) | (_, Some(Fate::Captured(_))) => return State::Captured,
+            (Some(Standing::InProcess), _) => return State::InProcess,
             (Some(Standing::Failed), _) | (_, Some(Fate::Failed(_) | Fate::Closed(_))) => {
-                return "failed".into();
+                return State::Failed;
             }
             _ => {}
         }
-        let Some(redis) = redis else { return "not known".into() };
+        let Some(redis) = redis else { return State::Unknown };
         match &redis.hold {
             Some(hold) if hold.capture_request_id == self.id => {
                 if redis.lease_left_ms.is_some() {
-                    "being captured just now".into()
+                    State::UnderWay
                 } else {
-                    "in doubt: it is tried again, or lies with the dead letters; others of its payment wait"
-                        .into()
+                    State::InDoubt
                 }
             }
-            Some(hold) => format!("not settled; its payment waits for {}", hold.capture_request_id),
-            None if redis.sent => "sent, and not settled: waiting, or with the dead letters (dead show)".into(),
-            None => {
-                "not sent, as far as is known: in the queue, waiting, with the dead letters (dead show), or never published".into()
-            }
+            Some(hold) => State::Blocked(&hold.capture_request_id),
+            None if redis.sent => State::Sent,
+            None => State::NotSent,
         }
     }
 
@@ -132,7 +140,7 @@ impl StatusArgs {
         json!({
             "captureRequestId": self.id,
             "paymentId": self.payment,
-            "is": self.place(status),
+            "is": self.state(status).value(),
             "outcome": redis.and_then(outcome),
             "sent": redis.map(|redis| redis.sent),
             "leaseLeftMs": redis.and_then(|redis| redis.lease_left_ms),
@@ -150,7 +158,72 @@ impl StatusArgs {
     }
 }
 
-/// The outcome on record: how a failure was proven is of no use to a reader.
+/// What is known of the capture, when Redis and the gateway are put together.
+enum State<'s> {
+    Captured,
+    Failed,
+    InProcess,
+    UnderWay,
+    InDoubt,
+    Blocked(&'s str),
+    Sent,
+    NotSent,
+    Unknown,
+}
+
+impl State<'_> {
+    /// The value in JSON. Programs compare it: it must not change.
+    fn value(&self) -> String {
+        let value = match self {
+            Self::Captured => "captured",
+            Self::Failed => "failed",
+            Self::InProcess => "in process at the gateway",
+            Self::UnderWay => "being captured just now",
+            Self::InDoubt => {
+                "in doubt: it is tried again, or lies with the dead letters; others of its payment \
+                 wait"
+            }
+            Self::Blocked(id) => return format!("not settled; its payment waits for {id}"),
+            Self::Sent => "sent, and not settled: waiting, or with the dead letters (dead show)",
+            Self::NotSent => {
+                "not sent, as far as is known: in the queue, waiting, with the dead letters (dead \
+                 show), or never published"
+            }
+            Self::Unknown => "not known",
+        };
+        value.to_owned()
+    }
+
+    /// A sentence for people.
+    fn describe(&self) -> String {
+        let sentence = match self {
+            Self::Captured => "captured",
+            Self::Failed => "failed",
+            Self::InProcess => "in process at the gateway",
+            Self::UnderWay => "a worker is capturing it now",
+            Self::InDoubt => {
+                "in doubt: it waits for a retry or is a dead letter (see dead show). Other \
+                 captures of its payment wait"
+            }
+            Self::Blocked(id) => {
+                return format!("not settled: it waits, because {id} of its payment is in doubt");
+            }
+            Self::Sent => {
+                "a request may have been sent, and there is no final outcome: it waits for a retry \
+                 or is a dead letter (see dead show)"
+            }
+            Self::NotSent => {
+                "not sent, as far as Redis remembers: it is in the queue, waits for a retry, is a \
+                 dead letter (see dead show), or was never published"
+            }
+            Self::Unknown => "unknown",
+        };
+        sentence.to_owned()
+    }
+}
+
+/// The recorded outcome for JSON. How a failure was proven makes no difference to a reader, so both
+/// kinds of failure look the same.
 fn outcome(redis: &Inspection) -> Option<Fate> {
     redis.known.clone().map(|fate| match fate {
         Fate::Closed(verdict) => Fate::Failed(verdict),
@@ -158,23 +231,20 @@ fn outcome(redis: &Inspection) -> Option<Fate> {
     })
 }
 
-fn redis_lines(redis: &Inspection) -> Vec<String> {
+fn redis_facts(redis: &Inspection) -> Vec<[String; 2]> {
     let known = redis.known.as_ref().map_or_else(|| "none".to_owned(), fate_words);
-    let mut lines = vec![
-        format!("outcome on record {}", plain(&known)),
-        format!("sent              {}", if redis.sent { "may have been" } else { "no mark" }),
-    ];
+    let sent = if redis.sent { "set: a request may have been sent" } else { "not set" };
+    let mut facts = vec![("recorded outcome", known), ("sent marker", sent.to_owned())];
     if let Some(ms) = redis.lease_left_ms {
-        lines.push(format!(
-            "lease             held, for {ms} ms more; {} workers wait",
-            redis.waiting
-        ));
+        let waiting = redis.waiting;
+        let lease = format!("held for another {ms} ms; workers waiting for it: {waiting}");
+        facts.push(("lease", lease));
     }
     if let Some(hold) = &redis.hold {
-        let (id, left) = (plain(&hold.capture_request_id), age(hold.left_ms));
-        lines.push(format!("hold              by {id}, for {left} more"));
+        let (id, left) = (&hold.capture_request_id, age(hold.left_ms));
+        facts.push(("in-doubt block", format!("by {id}, for another {left}")));
     }
-    lines
+    facts.into_iter().map(|(name, text)| [name.to_owned(), plain(&text)]).collect()
 }
 
 fn fate_words(fate: &Fate) -> String {

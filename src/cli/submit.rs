@@ -1,4 +1,4 @@
-//! `capture-worker submit`.
+//! `capture-worker submit`: validates jobs and publishes all of them or none.
 
 use std::{
     fmt::Write,
@@ -23,17 +23,19 @@ use crate::{
     },
 };
 
-/// The most input that is read at once, in bytes.
+/// The largest input, in bytes. All of it is held in memory, because every job is validated before
+/// the first one is published.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
-/// Publishes under way at once.
+/// How many publishes may wait for their confirms at the same time.
 const CONCURRENT: usize = 128;
 
 #[derive(clap::Args)]
 pub(super) struct Submit {
-    /// Jobs: one JSON object, a JSON array of them, or one object after the other (JSON lines). Standard input if absent or `-`
+    /// File of jobs: one JSON object, a JSON array of objects, or one object after the other (JSON
+    /// lines). Standard input if it is absent or `-`
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Print one JSON document
+    /// Print one JSON document with the number of jobs and of confirms
     #[arg(long)]
     json: bool,
 }
@@ -75,9 +77,12 @@ impl Submit {
                 std::io::stdin().take(INPUT_BYTES_MAX).read_to_end(&mut bytes),
             ),
         };
-        let length = read.map_err(|error| format!("{name}: {error}"))?;
+        let length =
+            read.map_err(|error| format!("nothing was published: cannot read {name}: {error}"))?;
         if u64::try_from(length).unwrap_or(u64::MAX) == INPUT_BYTES_MAX {
-            return Err("the input is 1 GiB or more: split it".into());
+            return Err(format!(
+                "nothing was published: {name}: the input is 1 GiB or more: split it"
+            ));
         }
         text_of(&bytes)
             .map(str::to_owned)
@@ -88,7 +93,7 @@ impl Submit {
         let session = match Session::open(broker).await {
             Ok(session) => session,
             Err(error) => {
-                complain(&format!("error: nothing was published: {error}"));
+                complain(&format!("error: nothing was published: cannot use the broker: {error}"));
                 return Exit::Failed;
             }
         };
@@ -113,8 +118,8 @@ impl Submit {
             None => Exit::Done,
             Some(error) => {
                 complain(&format!(
-                    "error: {} jobs were not confirmed: {error}. Submitting them all again is safe: a \
-                     captureRequestId is captured once.",
+                    "error: {} of {total} jobs were not confirmed: {error}. Submit all of them \
+                     again: that is safe, because a captureRequestId is captured once",
                     failed.len()
                 ));
                 Exit::Failed
@@ -123,7 +128,7 @@ impl Submit {
     }
 }
 
-/// Every job of the input, or everything that is wrong with it.
+/// The body of every job in the input, byte for byte; or an error that names every invalid job.
 fn jobs(text: &str, forward: &ForwardFields) -> Result<Vec<String>, String> {
     let mut bodies: Vec<String> = Vec::new();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -131,10 +136,11 @@ fn jobs(text: &str, forward: &ForwardFields) -> Result<Vec<String>, String> {
         let at = values.byte_offset();
         match values.next() {
             None => break,
-            Some(Err(error)) => return Err(format!("nothing was published: {error}")),
+            Some(Err(error)) => return Err(format!("nothing was published: the input: {error}")),
             Some(Ok(value)) if value.get().starts_with('[') => {
-                let list: Vec<&RawValue> = serde_json::from_str(value.get())
-                    .map_err(|error| format!("nothing was published: byte {at}: {error}"))?;
+                let list: Vec<&RawValue> = serde_json::from_str(value.get()).map_err(|error| {
+                    format!("nothing was published: the input: array at byte {at}: {error}")
+                })?;
                 bodies.extend(list.into_iter().map(|job| job.get().to_owned()));
             }
             Some(Ok(value)) => bodies.push(value.get().to_owned()),
@@ -150,7 +156,7 @@ fn jobs(text: &str, forward: &ForwardFields) -> Result<Vec<String>, String> {
             let id =
                 malformed.subject.capture_request_id.as_deref().map_or_else(|| "?".into(), plain);
             let reason = plain(&malformed.reason.to_string());
-            // Writing to a string can't fail.
+            // Writing to a string cannot fail.
             write!(wrong, "\n  job {} ({id}): {reason}", n + 1).unwrap_or_default();
         }
     }
@@ -169,17 +175,20 @@ mod tests {
         super::jobs(text, &ForwardFields::default())
     }
 
-    const JOB: &str = r#"{"captureRequestId":"c","paymentId":"p","captureAmount":{"currency":"HKD","value":"1"}}"#;
+    const JOB: &str = concat!(
+        r#"{"captureRequestId":"c","paymentId":"p","#,
+        r#""captureAmount":{"currency":"HKD","value":"1"}}"#
+    );
 
     #[test]
-    fn one_job_a_list_and_lines_are_read_byte_for_byte() {
+    fn one_job_an_array_and_json_lines_are_read_byte_for_byte() {
         assert_eq!(jobs(JOB).unwrap(), [JOB]);
         assert_eq!(jobs(&format!("[{JOB}, {JOB}]")).unwrap(), [JOB, JOB]);
         assert_eq!(jobs(&format!("{JOB}\n{JOB}\n\n")).unwrap(), [JOB, JOB]);
     }
 
     #[test]
-    fn one_bad_job_keeps_all_back_and_every_bad_one_is_named() {
+    fn one_invalid_job_stops_all_and_every_invalid_one_is_named() {
         let error = jobs(&format!("{JOB}\n{{}}\n{{\"captureRequestId\":\"x\"}}")).unwrap_err();
         assert!(error.contains("job 2 (?): `captureRequestId` is missing"), "{error}");
         assert!(error.contains("job 3 (x): `paymentId` is missing"), "{error}");

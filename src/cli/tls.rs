@@ -1,5 +1,5 @@
-//! Private certificates of broker and Redis, read and tried at start: no later try would end
-//! otherwise.
+//! The TLS files of the broker and of Redis, read and tested at start. A file that cannot work is a
+//! bad setting: a worker that retried with it would never connect.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +14,11 @@ use crate::config::{Tls, shown_path};
 
 type Pem = Vec<u8>;
 
-/// A private authority, and our certificate with its key.
+/// The certificates of a private authority, and the client certificate with its key; all of them
+/// PEM.
 pub(super) type TlsFiles = (Option<Pem>, Option<(Pem, Pem)>);
 
-/// Reads and tries the files of a section. An error names the key that is wrong.
+/// Reads and tests the files of a section. Each error names the setting that is wrong.
 pub(super) fn read(section: &str, tls: &Tls) -> Result<TlsFiles, Vec<String>> {
     let mut errors = Vec::new();
     let mut read = |key: &str, file: &Option<PathBuf>, check: fn(&[u8]) -> Result<(), String>| {
@@ -39,7 +40,8 @@ pub(super) fn read(section: &str, tls: &Tls) -> Result<TlsFiles, Vec<String>> {
     if errors.is_empty() { Ok((ca, client)) } else { Err(errors) }
 }
 
-/// The text of a file, without a byte order mark: readers of PEM would not see the line behind it.
+/// The content of a file without a byte order mark: a PEM parser would not recognize the first
+/// line.
 fn read_pem(file: &Path) -> Result<Pem, String> {
     let mut pem = std::fs::read(file).map_err(|error| error.to_string())?;
     if pem.starts_with("\u{feff}".as_bytes()) {
@@ -53,16 +55,16 @@ fn authority(pem: &[u8]) -> Result<(), String> {
     certificates(pem)?.into_iter().try_for_each(|certificate| {
         roots
             .add(certificate)
-            .map_err(|error| format!("a certificate in it can't be used: {error}"))
+            .map_err(|error| format!("the file holds a certificate that cannot be used: {error}"))
     })
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| "a certificate in it is damaged".to_owned())?;
+        .map_err(|_| "the file holds a damaged certificate".to_owned())?;
     if certificates.is_empty() {
-        return Err("it holds no certificate (PEM with the label CERTIFICATE)".into());
+        return Err("the file holds no certificate (PEM with the label CERTIFICATE)".into());
     }
     Ok(certificates)
 }
@@ -71,26 +73,26 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     let text = String::from_utf8_lossy(pem);
     if text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains(",ENCRYPTED") {
         return Err(
-            "it is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` \
-                    and use key.pem"
+            "the key is encrypted: decrypt it with `openssl pkey -in encrypted.pem -out key.pem` \
+             and use key.pem"
                 .into(),
         );
     }
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
-        "it holds no private key (PEM with the label PRIVATE KEY, RSA PRIVATE KEY or \
+        "the file holds no private key (PEM with the label PRIVATE KEY, RSA PRIVATE KEY or \
          EC PRIVATE KEY)"
             .into()
     })
 }
 
-/// Whether the key can sign, and is that of the certificate.
+/// Tests that the key can sign and belongs to the certificate.
 fn pair(certificate: &[u8], key: &[u8]) -> Result<(), String> {
     match CertifiedKey::from_der(certificates(certificate)?, private_key(key)?, &default_provider())
     {
         Ok(_) => Ok(()),
         Err(rustls::Error::InconsistentKeys(_)) => {
-            Err("it is not the key of the certificate in client_cert_file".into())
+            Err("the key does not belong to the certificate in client_cert_file".into())
         }
-        Err(error) => Err(format!("it can't be used: {error}")),
+        Err(error) => Err(format!("the key cannot be used: {error}")),
     }
 }

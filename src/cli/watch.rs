@@ -1,4 +1,4 @@
-//! The progress of work at many letters, on a terminal; and Ctrl-C, which ends it cleanly.
+//! The progress bar of commands that read many dead letters, and their clean end on Ctrl-C.
 
 use std::{cell::RefCell, io::IsTerminal as _, rc::Rc};
 
@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::complain;
 use crate::dead_letters::Progress;
 
-/// Fewer letters are looked at before anybody could read it.
+/// The smallest queue that gets a progress bar. A smaller one is read before anybody could read
+/// the bar.
 const SHOWN_FROM: u32 = 500;
 
-/// What is shown of the progress, and the way to stop.
+/// The progress bar, if there is one, and the token that Ctrl-C cancels.
 #[derive(Clone)]
 pub(super) struct Watch {
     stop: CancellationToken,
@@ -20,14 +21,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Begins to listen for Ctrl-C and SIGTERM. `prints`: lines are printed meanwhile, which a bar on the same terminal would
-    /// break up.
+    /// Starts to listen for Ctrl-C and SIGTERM. `prints`: the command prints lines while it works,
+    /// so a bar on the same terminal would break them up and is not shown.
     pub(super) fn start(prints: bool) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let second = super::run::on_signals(stop.clone())?;
         tokio::spawn(async move {
             second.cancelled().await;
-            complain("cut short: the broker takes the letters back");
+            complain("aborted: unacked messages are requeued");
             std::process::exit(1);
         });
         let shows = std::io::stderr().is_terminal() && !(prints && std::io::stdout().is_terminal());
@@ -38,7 +39,7 @@ impl Watch {
         self.stop.clone()
     }
 
-    /// Whom a desk tells how far it has come.
+    /// A callback for [`crate::dead_letters::Desk::watcher`] that draws the bar.
     pub(super) fn watcher(&self) -> Box<dyn Fn(Progress)> {
         let watch = self.clone();
         Box::new(move |progress| watch.tell(progress))
@@ -49,7 +50,8 @@ impl Watch {
         match progress {
             Progress::Waits(class) => {
                 complain(&format!(
-                    "somebody else looks at letters of class {class}: waiting (Ctrl-C ends it)"
+                    "another command is reading the dead letters of class {class}: waiting for \
+                     it to end (Ctrl-C stops waiting)"
                 ));
             }
             Progress::Begins(class, letters) if self.shows && letters >= SHOWN_FROM => {

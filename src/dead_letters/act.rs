@@ -1,8 +1,9 @@
-//! One letter's replay: decided, written down, done.
+//! The replay of one dead letter: decide, record in the audit, act.
 //!
-//! A fresh id goes only after its parent was closed: under the lease of the payment the gateway is asked, and the lease is given
-//! back with the parent recorded as failed. An inquiry alone would not do: a copy of the parent that waits somewhere could
-//! capture after it, beside the child.
+//! A fresh id is sent only after its parent can no longer capture: the command takes the lease of
+//! the payment, asks the gateway, and releases the lease with the parent recorded as failed. An
+//! inquiry alone is not enough: a copy of the parent in some queue could capture after the inquiry,
+//! beside the child.
 
 use std::time::Duration;
 
@@ -22,33 +23,33 @@ use crate::{
     lease::{Acquired, Away, Claim, Inspection, Lease, Released},
 };
 
-/// What the decision on one letter rests on.
+/// The decision about one dead letter, what it rests on, and what Redis must record.
 pub(super) struct Decided {
     pub(super) decision: Decision,
-    /// What was found out, for people.
+    /// What the gateway replied or Redis had recorded, in words.
     pub(super) evidence: Option<String>,
-    /// What a capture that is settled rests on.
+    /// The `evidence` of the result, if the decision is to settle a capture.
     pub(super) proof: Evidence,
     pub(super) closing: Closing,
 }
 
-/// What is done in Redis once the decision is written down.
+/// What is done in Redis after the decision is recorded in the audit.
 pub(super) enum Closing {
-    /// Nothing.
+    /// Nothing: no lease is held and no outcome changes.
     None,
-    /// The lease of the payment is given back.
+    /// The lease of the payment is released, and the outcome of the id is recorded with it.
     Lease(Box<Lease>, Box<Release>),
-    /// It is recorded that a fresh id replaces one whose failure is on record.
+    /// The failure of the id is recorded already; that a fresh id replaces it is added.
     Replace(Claim, Box<Fate>),
 }
 
 impl Decided {
-    /// By what an inquiry showed.
+    /// A decision that rests on an inquiry.
     fn inquired(decision: Decision, seen: &Seen, closing: Closing) -> Self {
         Self { decision, evidence: Some(seen.words()), proof: Evidence::Inquiry, closing }
     }
 
-    /// Without asking the gateway.
+    /// A decision that was made without asking the gateway.
     pub(super) const fn unasked(decision: Decision) -> Self {
         Self { decision, evidence: None, proof: Evidence::Inquiry, closing: Closing::None }
     }
@@ -60,31 +61,34 @@ impl Decided {
     fn on_record(capture: Capture) -> Self {
         Self {
             decision: Decision::Settle(capture),
-            evidence: Some("its capture is on record".into()),
+            evidence: Some("its capture is recorded in Redis".into()),
             proof: Evidence::Record,
             closing: Closing::None,
         }
     }
 }
 
-const WHEN_OVER: &str = "try again when that is over";
+const WHEN_OVER: &str = "try again when it has ended";
 
 impl Desk {
-    /// The same id captures once, whatever became of it; but not beside its child, of which a worker would not know. What is
-    /// captured already needs no worker.
+    /// Decides on a replay under the same id. The same id captures once, whatever became of it. But
+    /// it must not be sent beside its child, because a worker would not know of the child; and if
+    /// it is captured already, the dead letter is settled without a worker.
     pub(super) async fn same_id(&self, letter: &DeadLetter, job: &Job, replay: Replay) -> Decided {
         let (seen, payment) = self.inquire(job, &letter.history).await;
         let decision = decide(letter, replay, &seen, &payment, OffsetDateTime::now_utc());
         if let Decision::Settle(capture) = &decision {
             let fate = Fate::Captured(capture.clone());
             if let Err(away) = self.leases.remember(&self.leases.claim(job, false), fate).await {
-                tracing::warn!(%away, "its outcome is not on record");
+                tracing::warn!(%away, "Redis unavailable: outcome of a dead letter not recorded");
             }
         }
         Decided::inquired(decision, &seen, Closing::None)
     }
 
-    /// Finds out what the id of a letter came to, so that no copy of it can capture beside its child.
+    /// Decides on a replay under a fresh id. Takes the lease of the payment, unless the outcome of
+    /// the id is recorded already, and asks the gateway under it, so that no copy of the parent can
+    /// capture beside its child.
     pub(super) async fn close_parent(
         &self,
         letter: &DeadLetter,
@@ -95,21 +99,22 @@ impl Desk {
         let acquired = match self.leases.acquire(&claim, false).await {
             Ok(acquired) => acquired,
             Err(away) => {
-                // Whether the lease was taken is not known; it ends by its time.
+                // The lease may have been acquired although the reply was lost: try to give it up.
+                // If that fails too, it ends when its TTL does.
                 drop(self.leases.forget(&claim).await);
                 return Err(away.into());
             }
         };
         Ok(match acquired {
             Acquired::Held { .. } => {
-                Decided::refusing("a capture of its payment is under way", WHEN_OVER)
+                Decided::refusing("a capture of its payment is in progress", WHEN_OVER)
             }
             Acquired::OnHold { .. } => {
                 Decided::refusing("another capture of its payment is in doubt", WHEN_OVER)
             }
             Acquired::Replaced => Decided::refusing(
-                "a fresh id replaced its id already, for another amount",
-                "dead discard; what is missing of it needs a job of its own",
+                "a fresh id with another amount has already replaced its id",
+                "run dead discard; the missing amount needs a new job",
             ),
             Acquired::Known(Fate::Captured(capture)) => Decided::on_record(capture),
             Acquired::Known(fate) => {
@@ -126,7 +131,8 @@ impl Desk {
                 };
                 Decided::inquired(decision, &seen, closing)
             }
-            // A normal verdict ended the hold of its id: another copy is in doubt.
+            // The verdict in the dead letter has removed the in-doubt block of its id. So a block
+            // that exists now belongs to another copy, which is in doubt.
             Acquired::Taken(lease) if lease.is_on_hold() => {
                 drop(self.leases.release(&lease, &Release::Forget).await);
                 Decided::refusing("a copy of it is in doubt", WHEN_OVER)
@@ -138,8 +144,10 @@ impl Desk {
         })
     }
 
-    /// Writes a decision down, closes the id in Redis, and publishes what is to be published. What was recorded
-    /// meanwhile may change a fresh id into a capture to tell, or a refusal: never a refusal into a fresh id.
+    /// Records a decision in the audit, then in Redis, then publishes the job or the result.
+    ///
+    /// An outcome that Redis recorded since the decision can turn a fresh id into a capture to
+    /// report, or into a refusal. It never turns a refusal into a fresh id.
     pub(super) async fn carry_out(
         &self,
         found: &Found,
@@ -174,9 +182,10 @@ impl Desk {
             Decision::Refuse(_) => Ok(()),
         };
         if let Err(error) = published {
-            // The broker may be gone: then this is lost too, and the record before says what was meant.
+            // The connection may be lost, and this record with it. Then the record before still
+            // says what was about to be done.
             drop(self.audit(&self.record(Action::Fail, letter)).await);
-            let what = if is_fresh { "the fresh job" } else { "what replaces the letter" };
+            let what = if is_fresh { "the job with the fresh id" } else { "the job or result" };
             return Err(DeskError::Publish { what, error });
         }
         Ok(Told { decision, evidence })
@@ -196,7 +205,8 @@ impl Desk {
         record.seeing(evidence)
     }
 
-    /// Does in Redis what was decided, if the decision is written down; else takes back what was written there.
+    /// Records in Redis what was decided, if the audit has the decision. Otherwise only rolls back
+    /// what acquiring the lease wrote.
     async fn close(&self, closing: Closing, is_written: bool) -> Result<Released, Away> {
         let kept = Released { kept: true, recorded: None };
         match closing {
@@ -206,7 +216,8 @@ impl Desk {
             Closing::Lease(lease, _) => self.leases.release(&lease, &Release::Forget).await,
             Closing::Replace(claim, fate) if is_written => {
                 let recorded = self.leases.replace(&claim, &fate).await?;
-                // The failure that was on record is the ground to close the id without its lease.
+                // Without the recorded failure there is no proof that the parent cannot capture:
+                // if it is gone, no fresh id may be sent.
                 Ok(Released { kept: recorded.is_some(), recorded })
             }
             Closing::Replace(..) | Closing::None => Ok(kept),
@@ -214,34 +225,38 @@ impl Desk {
     }
 }
 
-/// What is done in place of sending a fresh id, where closing its parent showed that it must not go.
+/// What to do instead of sending a fresh id, if releasing the lease showed that it must not be
+/// sent.
 fn instead_of_fresh(closed: Released) -> Option<Decided> {
-    let of_another = |reason| Some(Decided::refusing(reason, "dead discard, once the books agree"));
+    let of_another = |reason| {
+        let instead = "make your records agree, then run dead discard";
+        Some(Decided::refusing(reason, instead))
+    };
     match closed.recorded {
         Some(Recorded::Same(Fate::Captured(capture))) => Some(Decided::on_record(capture)),
-        Some(Recorded::CapturedOther) => of_another("its id captured another amount meanwhile"),
+        Some(Recorded::CapturedOther) => of_another("its id has captured another amount since"),
         Some(Recorded::ReplacedOther) => {
-            of_another("a fresh id replaced its id meanwhile, for another amount")
+            of_another("a fresh id with another amount has replaced its id since")
         }
         _ if !closed.kept => {
-            Some(Decided::refusing("its lease or its record was lost meanwhile", "try again"))
+            Some(Decided::refusing("its lease or recorded outcome was lost", "try again"))
         }
         Some(Recorded::Same(_)) | None => None,
     }
 }
 
-/// Why a fresh id would have to wait.
+/// Why a fresh id cannot be sent now, as far as Redis shows: for the dry run, which takes no lease.
 pub(super) fn occupied(known: &Inspection, id: &str) -> Option<Refusal> {
     let reason = match &known.hold {
-        _ if known.lease_left_ms.is_some() => "a capture of its payment is under way",
+        _ if known.lease_left_ms.is_some() => "a capture of its payment is in progress",
         Some(hold) if hold.capture_request_id != id => "another capture of its payment is in doubt",
         Some(_) => "a copy of it is in doubt",
         None => return None,
     };
-    Some(Refusal::new(reason, "try again when that is over"))
+    Some(Refusal::new(reason, WHEN_OVER))
 }
 
-/// What the evidence makes of it, and how the lease is given back.
+/// The decision that the evidence allows, and how the lease is released with it.
 fn under_lease(
     letter: &DeadLetter,
     replay: Replay,
@@ -269,7 +284,7 @@ fn under_lease(
     Decided::inquired(decision, seen, Closing::Lease(Box::new(lease), Box::new(release)))
 }
 
-/// The result of a capture that stands, as the worker would publish it.
+/// The result message of a capture that succeeded, as a worker would publish it.
 fn result_of(letter: &DeadLetter, capture: Capture, proof: Evidence) -> Option<Box<ResultMessage>> {
     let attempt = Attempt {
         subject: letter.subject(),

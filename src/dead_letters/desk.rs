@@ -1,4 +1,4 @@
-//! Where letters are taken up one by one, in their order, and put back.
+//! Browses the queues of dead letters: each one is read in its order, and returned or removed.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Filter, Record, Summary, Who};
+use super::{Filter, Record, Summaries, Who};
 use crate::{
     broker::{Browsed, Found, Look, LookError, PublishError, Session},
     domain::{
@@ -28,93 +28,97 @@ use crate::{
     lease::{Away, Leases},
 };
 
-/// The broker takes back what is held for half an hour, and others wait to look: letters are put back and taken up again.
+/// The longest time that messages stay unacked while a queue is browsed. Then they are returned,
+/// and browsing continues with a new pass. RabbitMQ closes a channel whose messages stay unacked
+/// for 30 minutes (`consumer_timeout`), and other commands wait for the queue until then.
 const HOLD_MAX: Duration = Duration::from_secs(120);
-/// Between two such times, others may look.
+/// The pause between two passes, in which another command can browse the queue.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why work at the desk ended early. Whatever was taken up is back in its queue.
+/// Why a command ended early. Every message that it had read is back in its queue.
 #[derive(Debug, thiserror::Error)]
 pub enum DeskError {
-    /// Looking failed.
+    /// Browsing the queue failed.
     #[error(transparent)]
     Look(#[from] LookError),
-    /// The audit could not be written: the act that was to be written down was not done.
-    #[error("the audit can't be written, so nothing was done to the letter: {0}")]
+    /// The audit record could not be published, so the act was not done.
+    #[error("cannot write the audit record, so the dead letter is unchanged: {0}")]
     Audit(PublishError),
-    /// What was written down could not be done.
-    #[error("{what} could not be published, so the letter stays: {error}")]
+    /// The audit has the act, but its job or result could not be published.
+    #[error("cannot publish {what}, so the dead letter stays in its queue: {error}")]
     Publish {
-        /// What.
+        /// The message that was not published, in words.
         what: &'static str,
-        /// Why.
+        /// Why the broker did not confirm it.
         error: PublishError,
     },
-    /// A fresh id needs the payment's lease.
+    /// Redis is unavailable, and a fresh id needs the lease of its payment.
     #[error("{0}: a fresh id is sent only under the lease of its payment")]
     Redis(#[from] Away),
-    /// The first of several did not end well.
-    #[error("the canary did not end well, and nothing more was sent: {0}")]
+    /// One of the first jobs of a replay was not captured in time, so the rest was not sent.
+    #[error("the canary failed, so nothing more was sent: {0}")]
     Canary(String),
-    /// Told to stop.
+    /// The operator stopped the command.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// What becomes of a letter, and of the walk.
+/// What to do with a dead letter that was visited, and whether to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// The letter stays.
+    /// The dead letter stays; go on with the next one.
     Keep,
-    /// The letter is taken out.
+    /// The dead letter is removed from its queue; go on with the next one.
     Remove,
-    /// The letter stays, and no other is taken up.
+    /// The dead letter stays; stop browsing.
     Stop,
 }
 
-/// How far a walk has come.
+/// The progress of browsing, for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Somebody else looks at this class.
+    /// Another command is browsing this class; this one waits.
     Waits(Class),
-    /// So many letters are to be looked at.
+    /// Browsing this class begins, with this many dead letters.
     Begins(Class, u32),
-    /// One more was.
+    /// One more dead letter was read.
     Advances,
-    /// All letters of the class are back.
+    /// The class is done: all its messages were returned or removed.
     Ends,
 }
 
-/// All that is needed for looks and acts.
+/// What is needed to browse dead letters and to act on them.
 pub struct Desk {
-    /// The broker.
+    /// The connection to the broker.
     pub session: Arc<Session>,
-    /// The gateway, if there is one to ask; else why not.
+    /// The gateway, or why the settings give none.
     pub gateway: Result<Gateway, String>,
-    /// The leases.
+    /// The leases and recorded outcomes in Redis.
     pub leases: Leases,
-    /// The table of codes.
+    /// The class of each result code.
     pub codes: Codes,
-    /// The fields of jobs that go to the gateway.
+    /// The fields of a job that are forwarded to the gateway.
     pub forward: ForwardFields,
-    /// Who acts.
+    /// The operator, for the audit.
     pub who: Who,
-    /// Why.
+    /// The reason that the operator gave, for the audit.
     pub reason: Option<String>,
-    /// Told to stop.
+    /// Cancelled when the operator stops the command.
     pub stop: CancellationToken,
-    /// Who watches.
+    /// Called with the progress of browsing.
     pub watcher: Box<dyn Fn(Progress)>,
-    /// Whether a queue may be republished whose messages the broker has counted so often that a
-    /// policy's delivery limit may be near. Without that, each browse counts towards such a limit.
+    /// Whether to republish a queue whose messages were delivered so often that the delivery limit
+    /// of a policy may be near. Otherwise browsing could make the broker drop them.
     pub may_republish: bool,
 }
 
 impl Desk {
-    /// Takes up the letters of a class that are there now and meant by the filter, and does with each what `visit` says.
+    /// Browses the dead letters of a class that are in its queue now. Calls `visit` for each one
+    /// that the filter selects, and does what it returns.
     ///
     /// # Errors
-    /// What `visit` says, or the broker is lost, or told to stop; all letters are back, or will be.
+    /// An error of `visit`, a lost connection, or [`DeskError::Interrupted`]. The broker returns
+    /// every message that was not removed.
     pub async fn walk(
         &self,
         class: Class,
@@ -129,9 +133,9 @@ impl Desk {
             else {
                 return Ok(Flow::Keep);
             };
-            // Not to be interrupted: half of a queue that is republished is out of order.
+            // Not cancellable: a queue that is republished by half is out of order.
             if self.may_republish && look.may_republish(&self.session).await? && left.is_some() {
-                // What came meanwhile stands among the rest.
+                // Dead letters that arrived since then are now mixed with the rest: visit them too.
                 let kept = kept.values().sum::<u32>();
                 left = Some(look.total().saturating_sub(kept));
             }
@@ -152,28 +156,25 @@ impl Desk {
         }
     }
 
-    /// Each class at a glance that has letters meant by the filter, of the first so many; and how the walk ended: what was
-    /// counted before an error counts.
+    /// The summary of each class that has dead letters which the filter selects, up to `limit` of
+    /// them; and how browsing ended. What was counted before an error is returned too.
     pub async fn summaries(
         &self,
         filter: &Filter,
         limit: Option<u64>,
-    ) -> (Vec<Summary>, Result<Flow, DeskError>) {
-        let (mut summaries, mut left) = (Vec::new(), limit);
+    ) -> (Summaries, Result<Flow, DeskError>) {
+        let (mut summaries, mut left) = (Summaries::default(), limit);
         for class in filter.classes() {
-            let mut summary = Summary::of(class);
             let visit = async |_: &Found, letter: DeadLetter| {
                 if left == Some(0) {
                     return Ok(Flow::Stop);
                 }
                 left = left.map(|left| left - 1);
-                summary.add(&letter);
+                summaries.add(&letter);
                 Ok(Flow::Keep)
             };
             let walked = self.walk(class, filter, visit).await;
-            if summary.letters > 0 {
-                summaries.push(summary);
-            }
+            summaries.end_class();
             if !matches!(walked, Ok(Flow::Keep)) {
                 return (summaries, walked);
             }
@@ -181,7 +182,8 @@ impl Desk {
         (summaries, Ok(Flow::Keep))
     }
 
-    /// Goes on where the last pass ended: what that one kept is passed over.
+    /// Browses from the head of the queue, at most for [`HOLD_MAX`]. Skips the dead letters that an
+    /// earlier pass visited and kept: they are at the head again.
     async fn pass(
         &self,
         look: &mut Look,
@@ -193,7 +195,8 @@ impl Desk {
         let until = Instant::now() + HOLD_MAX;
         let mut known = pass.kept.clone();
         while pass.left > 0 && Instant::now() < until {
-            // What is ready comes soon; a look that is left in the middle would give back out of order.
+            // Stop only between two messages: cancelling a read in the middle would return messages
+            // out of order. The next message arrives soon, because it is in the queue already.
             if self.stop.is_cancelled() {
                 return Err(DeskError::Interrupted);
             }
@@ -231,7 +234,7 @@ impl Desk {
         }
     }
 
-    /// Asks the gateway what became of a job's capture, and of its payment.
+    /// Asks the gateway what became of the capture of a job, and of its payment.
     pub async fn inquire(&self, job: &Job, history: &History) -> (Seen, PaymentSeen) {
         match &self.gateway {
             Ok(gateway) => {
@@ -239,24 +242,24 @@ impl Desk {
                 (Seen::of(&reply, job, &self.codes), PaymentSeen::of(&reply, job, history))
             }
             Err(why) => {
-                let reason = format!("the gateway was not asked: {why}");
+                let reason = format!("cannot ask the gateway: {why}");
                 (Seen::Nothing { reason, code: None }, PaymentSeen::default())
             }
         }
     }
 
-    /// Writes a record of an action on a letter, by this desk's operator and for its reason.
+    /// An audit record of an action on a dead letter, with the operator and the reason.
     pub(super) fn record(&self, action: super::Action, letter: &DeadLetter) -> Record {
         Record::of(&self.who, self.reason.as_deref(), action, letter)
     }
 
-    /// Writes a record down.
+    /// Publishes an audit record, and waits for the confirm.
     pub(super) async fn audit(&self, record: &Record) -> Result<(), DeskError> {
         let record = serde_json::to_vec(record).unwrap_or_default();
         self.session.audit(record).await.map_err(DeskError::Audit)
     }
 
-    /// Writes down that a letter stays, and why.
+    /// Records in the audit that a dead letter stays, and why.
     pub(super) async fn refuse(
         &self,
         letter: &DeadLetter,
@@ -268,15 +271,16 @@ impl Desk {
     }
 }
 
-/// How far the passes have come.
+/// The progress of the passes through one queue.
 struct Pass {
-    /// Letters that were there at the beginning and were not taken up yet.
+    /// How many dead letters of those at the beginning were not visited yet.
     left: u32,
-    /// Those that were taken up and stayed, and how many copies of each.
+    /// The dead letters that were visited and kept, by [`which`], with the number of copies of
+    /// each.
     kept: HashMap<u64, u32>,
 }
 
-/// Tells letters apart, for as long as one command runs.
+/// A hash that tells dead letters apart while one command runs.
 fn which(letter: &DeadLetter) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&letter.body, letter.dead_at_ms, letter.history.replays, &letter.code).hash(&mut hasher);

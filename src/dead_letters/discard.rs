@@ -1,4 +1,5 @@
-//! Throwing letters away, with a reason, and with the evidence where money may have moved.
+//! Discards dead letters: with a reason and, where money may have moved, only with evidence from
+//! the gateway.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +11,25 @@ use crate::domain::{
     replay::{Policy, Refusal},
 };
 
-/// What is thrown away.
+/// Which dead letters a command discards.
 #[derive(Clone, Debug, Default)]
 pub struct Discard {
-    /// Which letters.
+    /// Selects the dead letters.
     pub filter: Filter,
-    /// At most so many.
+    /// The most dead letters that are visited.
     pub limit: Option<u64>,
-    /// And so many of each class: those that somebody was asked about.
+    /// The most of each class: as many as the operator confirmed. A class that is absent has none.
     pub caps: Option<BTreeMap<Class, u64>>,
-    /// Nothing is thrown away, and nothing written down.
+    /// A dry run: nothing is discarded, and nothing is recorded in the audit.
     pub is_plan: bool,
 }
 
 impl Desk {
-    /// Discards letters, each written down before; `told` hears of each, with why it stays if it does.
+    /// Discards dead letters. Each one is recorded in the audit first. `told` is called for each
+    /// one, with the evidence or with the reason why it stays.
     ///
     /// # Errors
-    /// The walk ended early; letters that were not told of are where they were.
+    /// The command ended early. Dead letters that were not reported to `told` are unchanged.
     pub async fn discard(
         &self,
         discard: &Discard,
@@ -82,31 +84,33 @@ impl Desk {
     }
 }
 
-/// Whether nobody knows, by the letter alone, that its id captured nothing.
+/// Whether the dead letter alone does not prove that its id captured nothing.
 fn may_have_captured(letter: &DeadLetter) -> bool {
     matches!(letter.class, Class::Conflict | Class::InDoubt | Class::Poison)
         || Policy::of(letter.class, letter.signed) == Policy::FreshId && !letter.signed
 }
 
-/// Why a letter that may have captured must stay: its money would be forgotten.
+/// Why a dead letter that may have captured must stay, if it must: without it, no operator would
+/// find out about the money.
 fn keep(letter: &DeadLetter, seen: &Seen) -> Option<Refusal> {
     let is_conflict = letter.class == Class::Conflict;
-    // The gateway says that there is no such payment, or that its authorization is gone: nothing more will be known.
+    // The gateway has no such payment, or its authorization has ended: another inquiry will not
+    // show more.
     let is_gone = |code: &Option<String>| {
         let class = code.as_deref().map(|code| Codes::default().class_of(code));
         matches!(class, Some(Class::Order | Class::Authorization))
     };
     match seen {
         Seen::Captured(_) if !is_conflict => Some(Refusal::new(
-            "it is captured, and its publisher was not told so yet",
-            "dead replay tells it and closes the letter",
+            "it is captured, and the result is not published yet",
+            "run dead replay, which publishes the result and removes the dead letter",
         )),
         Seen::InProcess => Some(Refusal::new(
             "the gateway is still processing a capture of its id",
-            "wait until that is over",
+            "try again when the gateway has finished",
         )),
         Seen::Nothing { code, reason } if !is_gone(code) => Some(Refusal::new(
-            format!("nobody can say what its id came to: {reason}"),
+            format!("the outcome of its id is unknown: {reason}"),
             "try again when the gateway answers inquiries",
         )),
         _ => None,
@@ -119,7 +123,7 @@ mod tests {
     use crate::domain::{outcome::Capture, tests::letter};
 
     #[test]
-    fn a_letter_that_may_have_captured_goes_only_with_evidence() {
+    fn what_may_have_captured_is_discarded_only_with_evidence() {
         let silent = Seen::Nothing { reason: "time-out".into(), code: None };
         let denied = Seen::Nothing { reason: "F".into(), code: Some("ACCESS_DENIED".into()) };
         let refused = Seen::Nothing { reason: "F".into(), code: Some("ORDER_NOT_EXIST".into()) };

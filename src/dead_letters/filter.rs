@@ -1,41 +1,43 @@
-//! Which letters are meant.
+//! The filter that selects dead letters, for every command that has one.
 
 use std::time::Duration;
 
 use crate::domain::{class::Class, letter::DeadLetter};
 
-/// Every condition must hold; of a list, one entry. An empty list holds always.
+/// Selects dead letters. Every condition must hold. A list holds if one entry matches; an empty
+/// list always holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// In the queue of one of these classes.
+    /// The dead letter is in the queue of one of these classes.
     pub classes: Vec<Class>,
-    /// With one of these codes.
+    /// Its result code is one of these.
     pub codes: Vec<String>,
-    /// With one of these ids.
+    /// Its captureRequestId is one of these.
     pub ids: Vec<String>,
-    /// Of one of these payments.
+    /// Its paymentId is one of these.
     pub payments: Vec<String>,
-    /// Given up longer ago than this.
+    /// It was dead-lettered longer ago than this.
     pub older_than: Option<Duration>,
-    /// Given up less long ago than this.
+    /// It was dead-lettered at most this long ago.
     pub newer_than: Option<Duration>,
 }
 
 impl Filter {
-    /// The classes whose queues have to be looked at.
+    /// The classes whose queues must be browsed.
     #[must_use]
     pub fn classes(&self) -> Vec<Class> {
         let is_meant = |class: &Class| self.classes.is_empty() || self.classes.contains(class);
         Class::ALL.into_iter().filter(is_meant).collect()
     }
 
-    /// Whether nothing is named, and so everything is meant.
+    /// Whether there is no condition, so that every dead letter is selected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether a letter is meant. One that has no readable id, code or age is not meant by a condition on it.
+    /// Whether a dead letter is selected. A condition on an id, a code or an age does not hold for
+    /// a dead letter that lacks a readable one.
     #[must_use]
     pub fn takes(&self, letter: &DeadLetter, now_ms: i64) -> bool {
         let is_one = |list: &[String], text: Option<&str>| {
@@ -85,7 +87,7 @@ mod tests {
             Filter { older_than: minute, ..Filter::default() },
             Filter { newer_than: minute, ..Filter::default() },
         ] {
-            assert!(!filter.takes(&risk, 61_000), "no age is neither");
+            assert!(!filter.takes(&risk, 61_000), "without an age, neither condition holds");
         }
     }
 }

@@ -1,10 +1,13 @@
-//! Dead letters, for those who answer for them: looked at, replayed by the policy of their class, discarded with a reason.
+//! Dead letters for operators: browse them, replay them by the policy of their class, and discard
+//! them with a reason.
 //!
-//! A look loses, reorders and changes nothing. An act is written down in the audit first; a letter leaves its queue only after
-//! what replaces it is confirmed. What the policy refuses stays, with the reason and the safe alternative. All of it is safe to
-//! do twice, and by two at once: the same id captures once, and one parent has one child.
+//! Browsing loses, reorders and changes nothing. An act is recorded in the audit before it is done.
+//! A dead letter leaves its queue only after the broker confirmed what replaces it. What the policy
+//! refuses stays, and the operator gets the reason and a safe alternative. Every act is safe to
+//! repeat, also by two operators at once: the same id captures once, and one parent has one child.
 
 mod act;
+mod captures;
 mod desk;
 mod discard;
 mod filter;
@@ -16,11 +19,12 @@ mod summary;
 pub(crate) use self::record::rfc3339;
 
 pub use self::{
+    captures::Captures,
     desk::{Desk, DeskError, Flow, Progress},
     discard::Discard,
     filter::Filter,
     record::{Action, Audited, Record, Who},
     replay::{Replays, Told},
     status::{Relative, Shown, StatusOf},
-    summary::Summary,
+    summary::{Summaries, Summary},
 };

@@ -1,4 +1,5 @@
-//! The audit: who did what to which letter, when, why, from what to what. Written before the act.
+//! Audit records: who did what to which dead letter, when and why. A record is published before the
+//! act.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -12,33 +13,33 @@ use crate::domain::{
     settle::epoch_ms,
 };
 
-/// Who acts.
+/// The operator who acts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Who {
-    /// The user of the operating system, and the host.
+    /// The user of the operating system and the host: `user@host`.
     pub user: String,
-    /// In whose name, if that is somebody else.
+    /// On whose behalf, if that is somebody else: `--as`.
     pub as_: Option<String>,
 }
 
-/// What is done to a letter.
+/// What an operator does with a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Its job goes to the queue of jobs again.
+    /// Its job is sent to the queue of jobs again.
     Replay,
-    /// Its capture stands: its publisher is told so.
+    /// Its capture succeeded: the result is published, and the dead letter is removed.
     Settle,
-    /// It is thrown away.
+    /// It is removed for good.
     Discard,
-    /// It stays, for this reason.
+    /// It stays in its queue, because the act was refused.
     Refuse,
-    /// What was written down before could not be done; it stays.
+    /// The act of the record before could not be done: it stays in its queue.
     Fail,
 }
 
 impl Action {
-    /// The name in records.
+    /// The value of `action` in records.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,81 +52,81 @@ impl Action {
     }
 }
 
-/// One record.
+/// One audit record, as it is published in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// When, RFC 3339.
+    /// When the record was made, in RFC 3339.
     pub at: String,
-    /// The user of the operating system, and the host.
+    /// The user of the operating system and the host: `user@host`.
     pub who: String,
-    /// In whose name.
+    /// On whose behalf the operator acts.
     #[serde(rename = "as", default, skip_serializing_if = "Option::is_none")]
     pub as_: Option<String>,
-    /// What.
+    /// What the operator does with the dead letter.
     pub action: Action,
-    /// Why, by the operator.
+    /// The reason that the operator gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Which letter.
+    /// The dead letter that is acted on.
     pub letter: Audited,
-    /// What a replay sends.
+    /// The job that a replay sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Sent>,
-    /// What the gateway or the memory of outcomes said.
+    /// What the gateway replied, or the recorded outcome in Redis, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
-    /// Why it stays.
+    /// Why the dead letter stays, if the act was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
-    /// What to do instead.
+    /// The safe alternative to an act that was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead: Option<String>,
 }
 
-/// A letter, as far as it is needed to tell which one it was.
+/// The facts about a dead letter that identify it after it is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Audited {
-    /// Its class.
+    /// The class of its queue.
     pub class: Class,
-    /// Its id.
+    /// The captureRequestId, if it is readable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture_request_id: Option<String>,
-    /// Its payment.
+    /// The paymentId, if it is readable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_id: Option<String>,
-    /// Its amount.
+    /// The amount, if it is readable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture_amount: Option<Money>,
-    /// Its code.
+    /// The result code, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// When it was given up, RFC 3339.
+    /// When it was dead-lettered, in RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_at: Option<String>,
-    /// Replays before.
+    /// How often the job was replayed before.
     pub replays: u32,
-    /// SHA-256 of its body, in hexadecimal.
+    /// The SHA-256 of the body, in hexadecimal.
     pub body_sha256: String,
 }
 
-/// What a replay sends.
+/// The job that a replay sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sent {
-    /// Under which id.
+    /// Its captureRequestId: the same one, or a fresh id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture_request_id: Option<String>,
-    /// How much.
+    /// Its amount, which may be lower than that of the dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture_amount: Option<Money>,
-    /// By which policy.
+    /// The replay policy of the class, in words.
     pub policy: String,
 }
 
 impl Record {
-    /// A record of an action on a letter, made now.
+    /// A record, made now, of an action on a dead letter.
     #[must_use]
     pub fn of(who: &Who, reason: Option<&str>, action: Action, letter: &DeadLetter) -> Self {
         Self {
@@ -142,7 +143,7 @@ impl Record {
         }
     }
 
-    /// With what a replay sends.
+    /// Adds the job that a replay sends.
     #[must_use]
     pub fn sending(mut self, replay: &Replay) -> Self {
         self.to = Some(Sent {
@@ -153,14 +154,14 @@ impl Record {
         self
     }
 
-    /// With what was seen.
+    /// Adds the evidence, in words.
     #[must_use]
     pub fn seeing(mut self, evidence: Option<String>) -> Self {
         self.evidence = evidence;
         self
     }
 
-    /// With why it stays.
+    /// Adds why the act is refused, and the safe alternative.
     #[must_use]
     pub fn refusing(mut self, refusal: &Refusal) -> Self {
         self.refusal = Some(refusal.reason.clone());
@@ -170,7 +171,7 @@ impl Record {
 }
 
 impl Audited {
-    /// Of a letter.
+    /// The identifying facts of a dead letter.
     #[must_use]
     pub fn of(letter: &DeadLetter) -> Self {
         Self {
@@ -189,7 +190,7 @@ impl Audited {
     }
 }
 
-/// A time of epoch milliseconds as text.
+/// A time in epoch milliseconds as RFC 3339, if it is in the range of that format.
 pub(crate) fn rfc3339(ms: i64) -> Option<String> {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
     time.format(&Rfc3339).ok()

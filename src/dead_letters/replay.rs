@@ -1,4 +1,5 @@
-//! Sending letters back to the one pipeline, by the policy of their class and within the operator's own bounds.
+//! Replays dead letters: sends their jobs back to the queue of jobs, as the policy of their class
+//! allows, and within the limits that the operator set.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
-    Desk, DeskError, Filter, Flow,
+    Captures, Desk, DeskError, Filter, Flow,
     act::{Decided, occupied},
 };
 use crate::{
@@ -24,38 +25,39 @@ use crate::{
     },
 };
 
-/// The first letters of a replay have ended well if they are captured within this time.
+/// How long a replay waits until all canaries are captured.
 const CANARY_WAIT: Duration = Duration::from_secs(60);
 
-/// What is sent back.
+/// Which dead letters a command replays, and within which limits.
 #[derive(Clone, Debug, Default)]
 pub struct Replays {
-    /// Which letters.
+    /// Selects the dead letters.
     pub filter: Filter,
-    /// What changes.
+    /// What the operator changes in the jobs.
     pub changes: Changes,
-    /// At most so many are taken up.
+    /// The most dead letters that are visited.
     pub limit: Option<u64>,
-    /// And so many of each class: those that somebody was asked about.
+    /// The most of each class: as many as the operator confirmed. A class that is absent has none.
     pub caps: Option<BTreeMap<Class, u64>>,
-    /// The time between two.
+    /// The least time between two dead letters.
     pub every: Duration,
-    /// So many are sent first, and must be captured before others are.
+    /// How many are sent first. The rest is sent only after all of these are captured.
     pub canary: Option<u64>,
-    /// The most that is sent, by currency, in the smallest unit; if any is named, others are not sent.
+    /// The most money that is sent in each currency, in its smallest unit. If it names a currency,
+    /// other currencies are refused. Copies of one capture count once.
     pub max_money: BTreeMap<Currency, u64>,
 }
 
-/// What came of one letter, or would.
+/// What was done with one dead letter or, in a dry run, what would be done.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// What was, or would be, done.
+    /// The decision that was made.
     pub decision: Decision,
-    /// What the gateway or the memory of outcomes said, if anybody asked.
+    /// What the gateway replied or Redis had recorded, in words; `None` if neither was asked.
     pub evidence: Option<String>,
 }
 
-/// How far a replay has come.
+/// The progress of a replay towards its limits.
 struct Run<'a> {
     desk: &'a Desk,
     replays: &'a Replays,
@@ -63,15 +65,17 @@ struct Run<'a> {
     taken_of: BTreeMap<Class, u64>,
     sent: u64,
     next: Instant,
-    money: BTreeMap<Currency, u64>,
+    /// The captures that were sent, for [`Replays::max_money`].
+    captures: Captures,
     canary: Option<(Results, BTreeSet<String>)>,
 }
 
 impl Desk {
-    /// What a replay would do with each letter, by the gateway's word now. Nothing is sent and nothing is written.
+    /// Reports what a replay would do with each dead letter, as the gateway replies now. Nothing is
+    /// sent, and nothing is recorded.
     ///
     /// # Errors
-    /// The walk ended early.
+    /// The command ended early.
     pub async fn plan(
         &self,
         replays: &Replays,
@@ -111,10 +115,10 @@ impl Desk {
             Ok(known) => occupied(known, &job.capture_request_id),
             Err(away) => Some(Refusal::new(
                 format!("{away}, and a fresh id is sent only under the lease of its payment"),
-                "try again when Redis answers",
+                "try again when Redis is available",
             )),
         };
-        let withheld = self.leases.withheld().await.map(|why| Refusal::new(why, "try again then"));
+        let withheld = self.leases.withheld().await.map(|why| Refusal::new(why, "then try again"));
         if let (Some(refusal), true) = (refusal.or(withheld), is_fresh) {
             return Told { decision: Decision::Refuse(refusal), evidence: None };
         }
@@ -126,10 +130,12 @@ impl Desk {
         Told { decision, evidence: Some(seen.words()) }
     }
 
-    /// Replays letters, each written down before; `told` hears of each once it is done.
+    /// Replays dead letters. Each one is recorded in the audit first. `told` is called for each one
+    /// after it is done.
     ///
     /// # Errors
-    /// The walk ended early; letters that were not told of are where they were, and doing it again is safe.
+    /// The command ended early. Dead letters that were not reported to `told` are unchanged, except
+    /// perhaps the one that was being replayed. Running the command again is safe.
     pub async fn replay(
         &self,
         replays: &Replays,
@@ -139,7 +145,7 @@ impl Desk {
         if replays.canary.is_some() {
             let results = Results::subscribe(&self.session).await;
             let results = results.map_err(|error| {
-                DeskError::Canary(format!("its results can't be listened to: {error}"))
+                DeskError::Canary(format!("cannot subscribe to results: {error}"))
             })?;
             run.canary = Some((results, BTreeSet::new()));
         }
@@ -175,12 +181,12 @@ impl<'a> Run<'a> {
             taken_of: BTreeMap::new(),
             sent: 0,
             next: Instant::now(),
-            money: BTreeMap::new(),
+            captures: Captures::default(),
             canary: None,
         }
     }
 
-    /// Whether a limit is reached; counts one more of the class if not.
+    /// Whether a limit is reached. If not, counts one more dead letter of the class.
     fn is_enough(&mut self, class: Class) -> bool {
         let of_class = self.taken_of.entry(class).or_default();
         let caps = self.replays.caps.as_ref();
@@ -195,7 +201,7 @@ impl<'a> Run<'a> {
         false
     }
 
-    /// Keeps to the rate.
+    /// Waits for the next time that the rate allows.
     async fn wait(&mut self) -> Result<(), DeskError> {
         tokio::select! {
             () = self.desk.stop.cancelled() => return Err(DeskError::Interrupted),
@@ -205,30 +211,29 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What the operator's own bounds leave of a replay.
+    /// Refuses a replay that exceeds the operator's limits.
     fn bounded(&self, replay: Replay) -> Result<Replay, Refusal> {
         if self.canary.is_some() && replay.id.is_none() {
             return Err(Refusal::new(
-                "a letter without a readable id has no result, so it can be no canary",
+                "without a readable id there is no result, so it cannot be a canary",
                 "replay it without --canary",
             ));
         }
         if self.replays.max_money.is_empty() {
             return Ok(replay);
         }
-        let is_within = |amount: Money| {
-            let sent = self.money.get(&amount.currency()).copied().unwrap_or_default();
-            let max = self.replays.max_money.get(&amount.currency()).copied().unwrap_or_default();
-            sent.saturating_add(amount.value()) <= max
+        let max_of = |amount: Money| {
+            self.replays.max_money.get(&amount.currency()).copied().unwrap_or_default()
         };
+        let id = replay.id.as_deref();
         match replay.amount {
-            Some(amount) if is_within(amount) => Ok(replay),
+            Some(amount) if self.captures.is_within(id, amount, max_of(amount)) => Ok(replay),
             Some(amount) => Err(Refusal::new(
-                format!("{amount} more would be above --max-money"),
-                "raise --max-money, or name a currency with it",
+                format!("another {amount} would exceed --max-money"),
+                "raise --max-money, or add this currency to it",
             )),
             None => Err(Refusal::new(
-                "its amount can't be read, and --max-money is given",
+                "its amount is not readable, so --max-money cannot be checked",
                 "replay it without --max-money",
             )),
         }
@@ -237,14 +242,13 @@ impl<'a> Run<'a> {
     fn count(&mut self, decision: &Decision) {
         if let Decision::Send(replay) = decision {
             self.sent += 1;
-            if let Some(amount) = replay.amount {
-                let sum = self.money.entry(amount.currency()).or_default();
-                *sum = sum.saturating_add(amount.value());
+            if !self.replays.max_money.is_empty() {
+                self.captures.add(replay.id.as_deref(), replay.amount);
             }
         }
     }
 
-    /// Decides, writes it down, does it.
+    /// Decides on a dead letter, records the decision in the audit, and acts on it.
     async fn act(&mut self, found: &Found, letter: &DeadLetter) -> Result<Told, DeskError> {
         let now = OffsetDateTime::now_utc();
         let prepared = prepare(letter, &self.replays.changes, now);
@@ -268,7 +272,7 @@ impl<'a> Run<'a> {
         Ok(told)
     }
 
-    /// Once the canaries are sent, waits until all of them are captured.
+    /// After the canaries are sent, waits until all of them are captured.
     async fn canary_ended(&mut self) -> Result<(), DeskError> {
         if self.replays.canary.is_none_or(|canary| self.sent < canary) {
             return Ok(());
@@ -284,7 +288,9 @@ impl<'a> Run<'a> {
             let Some(result) = result else {
                 let without: Vec<&str> = ids.iter().map(String::as_str).collect();
                 let (without, waited) = (without.join(", "), CANARY_WAIT.as_secs());
-                return Err(DeskError::Canary(format!("no result of {without} in {waited} s")));
+                return Err(DeskError::Canary(format!(
+                    "no result for {without} within {waited} s"
+                )));
             };
             let text = |name: &str| result[name].as_str().unwrap_or_default();
             let id = text("captureRequestId");
@@ -293,7 +299,7 @@ impl<'a> Run<'a> {
             }
             if text("status") != "CAPTURED" {
                 let (status, code) = (text("status"), text("resultCode"));
-                return Err(DeskError::Canary(format!("{id} came to {status} {code}")));
+                return Err(DeskError::Canary(format!("{id} ended as {status} {code}")));
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What is known of one capture: by Redis, by the gateway, and of its family of fresh ids.
+//! What Redis and the gateway know about one capture and its family of fresh ids.
 
 use crate::{
     domain::{
@@ -10,54 +10,55 @@ use crate::{
     lease::{Inspection, Leases},
 };
 
-/// A family ends somewhere: each generation is an operator's replay.
+/// How many generations of ancestors and of descendants are searched. Each generation is a replay
+/// by an operator, so real families are much smaller.
 const GENERATIONS_MAX: usize = 32;
 
-/// What is known of one id.
+/// What is known about one id.
 #[derive(Clone, Debug)]
 pub struct StatusOf {
-    /// By Redis; an error if it is away.
+    /// What Redis knows; an error if Redis is unavailable.
     pub redis: Result<Inspection, String>,
-    /// By the gateway; an error says why it shows nothing.
+    /// What the gateway shows, if it knows the id; an error if the reply proves nothing.
     pub gateway: Result<Option<Shown>, String>,
-    /// Whether the gateway answered at all.
+    /// Whether the gateway replied at all.
     pub is_answered: bool,
-    /// Its forebears, the first one first, then its descendants.
+    /// The ancestors, the oldest first, then the descendants.
     pub family: Vec<Relative>,
 }
 
-/// What the gateway shows of an id: the best of its transactions.
+/// What the gateway shows about an id: the transaction of it that says most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// What it says.
+    /// What the transaction proves.
     pub standing: Standing,
-    /// SUCCESS, FAIL, PROCESSING, …
+    /// The status as the gateway wrote it: SUCCESS, FAIL, PROCESSING or another one.
     pub status: String,
-    /// Of a failure.
+    /// The result code, if there is one.
     pub code: Option<String>,
     /// The gateway's id of the capture.
     pub capture_id: Option<String>,
-    /// How much, if it can be read.
+    /// The amount, if it is readable.
     pub amount: Option<Money>,
-    /// When, as the gateway wrote it.
+    /// The time, as the gateway wrote it.
     pub time: Option<String>,
 }
 
-/// Another id of the family.
+/// Another id of the same family: an ancestor or a descendant.
 #[derive(Clone, Debug)]
 pub struct Relative {
-    /// Its id.
+    /// The captureRequestId of the relative.
     pub capture_request_id: String,
-    /// Whether it is older than the id that is asked about.
+    /// Whether it is an ancestor; otherwise it is a descendant.
     pub is_forebear: bool,
-    /// What the gateway shows of it.
+    /// What the gateway shows about it, if anything.
     pub gateway: Option<Shown>,
-    /// What Redis knows of it, if it answers.
+    /// What Redis knows about it; `None` if Redis is unavailable.
     pub redis: Option<Inspection>,
 }
 
 impl StatusOf {
-    /// Asks Redis and the gateway about an id of a payment.
+    /// Asks Redis and the gateway about an id of a payment and about its family.
     pub async fn ask(gateway: &Gateway, leases: &Leases, payment_id: &str, id: &str) -> Self {
         let reply = gateway.inquire(payment_id).await;
         let is_answered = matches!(reply, Reply::Answered(_));
@@ -70,7 +71,8 @@ impl StatusOf {
             let gateway = shown(items, &child);
             let redis = leases.inspect(payment_id, &child).await.ok();
             let next = fresh_id(&child);
-            // One that nobody knows is no end: the gateway may have refused it before it looked at the id.
+            // An unknown child is not the end of the family: the gateway may have refused it before
+            // it read the id, and an operator may then have replayed it.
             let is_known = gateway.is_some()
                 || redis.as_ref().is_some_and(|redis| redis.sent || redis.known.is_some());
             if is_known {
@@ -87,7 +89,8 @@ impl StatusOf {
     }
 }
 
-/// A child's id tells nothing of its parent's; but the gateway lists all ids of the payment, and each has one child.
+/// The ancestors of an id, the oldest first. The id of a child is a hash and does not reveal its
+/// parent. But the gateway lists every id of the payment, and each id has exactly one child.
 fn forebears(items: &[Transaction], id: &str) -> Vec<Relative> {
     let mut forebears: Vec<Relative> = Vec::new();
     let mut youngest = id.to_owned();
@@ -106,29 +109,30 @@ fn forebears(items: &[Transaction], id: &str) -> Vec<Relative> {
     forebears
 }
 
-/// The transactions that a signed inquiry shows, or why it shows none.
+/// The transactions in a signed reply to an inquiry, or why there are none.
 fn transactions(reply: InquiryReply, payment_id: &str) -> Result<Vec<Transaction>, String> {
     let answer = match reply {
         Reply::Answered(answer) => answer,
-        Reply::NotSent(reason) => return Err(format!("it can't be reached: {reason}")),
+        Reply::NotSent(reason) => return Err(format!("cannot reach the gateway: {reason}")),
         Reply::NoAnswer(reason) => return Err(reason.to_string()),
     };
     let code = &answer.result.code;
     if answer.signature != Signature::Good {
-        return Err(format!("its answer is not signed by it: {code}"));
+        return Err(format!("the reply is not signed by the gateway: {code}"));
     }
     if answer.result.status != Status::S {
-        return Err(format!("it answers {code}"));
+        return Err(format!("the inquiry ended with {code}"));
     }
     match answer.body.payment_id {
         Some(answered) if answered == payment_id => {}
-        Some(_) => return Err("its answer is about another payment".into()),
-        None => return Err("its answer names no payment".into()),
+        Some(_) => return Err("the reply is about another payment".into()),
+        None => return Err("the reply names no payment".into()),
     }
-    answer.body.transactions.ok_or_else(|| "its answer has no readable transactions".into())
+    answer.body.transactions.ok_or_else(|| "the reply has no readable transactions".into())
 }
 
-/// SUCCESS beats PROCESSING beats FAIL. An item that contradicts itself is shown, and proves no end.
+/// The transaction of an id that says most: captured, then one that contradicts itself (it is
+/// shown, but proves no final outcome), then in process, then failed.
 fn shown(items: &[Transaction], id: &str) -> Option<Shown> {
     let ours = items.iter().filter(|item| item.request_id.as_deref() == Some(id));
     let rank = |item: &&Transaction| match item.standing() {
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_is_found_from_any_of_its_ids() {
+    fn the_ancestors_of_an_id_are_found_among_the_transactions() {
         let child = fresh_id("first");
         let grandchild = fresh_id(&child);
         let item = |id: &str, status: &str| Transaction {

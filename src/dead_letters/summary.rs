@@ -1,46 +1,96 @@
-//! One class at a glance.
+//! Summaries of dead letters, class by class.
 
 use std::collections::BTreeMap;
 
-use crate::domain::{class::Class, letter::DeadLetter, money::Currency, replay::Policy};
+use super::Captures;
+use crate::domain::{class::Class, letter::DeadLetter, replay::Policy};
 
-/// Codes beyond so many are counted together: others may write what they like there.
+/// How many different codes are counted one by one. A code is text from outside, so the number of
+/// different ones has no limit of its own.
 const CODES_MAX: usize = 100;
-/// What the rest is counted as.
+/// The name under which all further codes are counted.
 const OTHERS: &str = "others";
 
-/// What the letters of a class come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The summaries of the classes that have dead letters, and the captures of all of them.
+#[derive(Clone, Debug, Default)]
+pub struct Summaries {
+    /// One summary for each class, in the order in which the classes were read.
+    pub classes: Vec<Summary>,
+    /// The captures of all classes. One that has copies in two classes counts once here.
+    pub captures: Captures,
+}
+
+impl Summaries {
+    /// Adds a dead letter. Those of one class must follow each other, and end with
+    /// [`Self::end_class`].
+    pub(super) fn add(&mut self, letter: &DeadLetter) {
+        if self.classes.last().is_none_or(|last| last.class != letter.class) {
+            self.classes.push(Summary::of(letter.class));
+        }
+        if let Some(summary) = self.classes.last_mut() {
+            summary.add(letter);
+        }
+    }
+
+    /// Adds the captures of the class that was added last to those of all classes.
+    pub(super) fn end_class(&mut self) {
+        if let Some(last) = self.classes.last_mut() {
+            self.captures.absorb(&mut last.captures);
+        }
+    }
+
+    /// The number of dead letters of all classes.
+    #[must_use]
+    pub fn letters(&self) -> u64 {
+        self.classes.iter().map(|summary| summary.letters).sum()
+    }
+
+    /// When the oldest and the newest of all were dead-lettered, in epoch milliseconds.
+    #[must_use]
+    pub fn dead_at_ms(&self) -> Option<(i64, i64)> {
+        let ages = self.classes.iter().filter_map(|summary| summary.dead_at_ms);
+        ages.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))
+    }
+
+    /// The number of dead letters whose amount is not readable.
+    #[must_use]
+    pub fn without_amount(&self) -> u64 {
+        self.classes.iter().map(|summary| summary.without_amount).sum()
+    }
+}
+
+/// How many dead letters a class has, their ages, money, codes and policies.
+#[derive(Clone, Debug)]
 pub struct Summary {
-    /// The class.
+    /// The class of all these dead letters.
     pub class: Class,
-    /// How many letters.
+    /// The number of dead letters. Copies of one capture count one by one.
     pub letters: u64,
-    /// When the first and the last of them were given up, in epoch milliseconds.
+    /// When the oldest and the newest were dead-lettered, in epoch milliseconds.
     pub dead_at_ms: Option<(i64, i64)>,
-    /// The sum by currency, in the smallest unit, and of how many letters.
-    pub money: BTreeMap<Currency, (u128, u64)>,
-    /// Letters whose amount can't be read.
+    /// The distinct captures among them, and their money.
+    pub captures: Captures,
+    /// The number of dead letters whose amount is not readable.
     pub without_amount: u64,
-    /// How many of each code.
+    /// The number of dead letters with each code.
     pub codes: BTreeMap<String, u64>,
-    /// How many the broker itself dead-lettered, by its reason.
+    /// The number that the broker itself dead-lettered, by its reason.
     pub broker_reasons: BTreeMap<&'static str, u64>,
-    /// What to do, in the order in which it was first met.
+    /// What to do, each advice once, in the order of the queue.
     pub advice: Vec<&'static str>,
-    /// How many may be replayed in which way.
+    /// The number of dead letters under each replay policy.
     pub policies: BTreeMap<Policy, u64>,
 }
 
 impl Summary {
-    /// Of no letters.
+    /// The summary of a class without dead letters.
     #[must_use]
-    pub const fn of(class: Class) -> Self {
+    pub fn of(class: Class) -> Self {
         Self {
             class,
             letters: 0,
             dead_at_ms: None,
-            money: BTreeMap::new(),
+            captures: Captures::default(),
             without_amount: 0,
             codes: BTreeMap::new(),
             broker_reasons: BTreeMap::new(),
@@ -49,21 +99,15 @@ impl Summary {
         }
     }
 
-    /// Counts a letter.
+    /// Adds a dead letter to the summary.
     pub fn add(&mut self, letter: &DeadLetter) {
         self.letters += 1;
         if let Some(at) = letter.dead_at_ms {
             let (first, last) = self.dead_at_ms.unwrap_or((at, at));
             self.dead_at_ms = Some((first.min(at), last.max(at)));
         }
-        match letter.amount() {
-            Some(amount) => {
-                let (sum, count) = self.money.entry(amount.currency()).or_default();
-                *sum += u128::from(amount.value());
-                *count += 1;
-            }
-            None => self.without_amount += 1,
-        }
+        self.captures.add(letter.id(), letter.amount());
+        self.without_amount += u64::from(letter.amount().is_none());
         if let Some(code) = &letter.code {
             let is_room = self.codes.len() < CODES_MAX || self.codes.contains_key(code);
             let code = if is_room { code.as_str() } else { OTHERS };
@@ -79,7 +123,7 @@ impl Summary {
         *self.policies.entry(Policy::of(letter.class, letter.signed)).or_default() += 1;
     }
 
-    /// The codes by how often they occur, most first.
+    /// The codes with their counts, the most frequent first.
     #[must_use]
     pub fn top_codes(&self) -> Vec<(&str, u64)> {
         let mut codes: Vec<_> =
@@ -98,23 +142,44 @@ mod tests {
     };
 
     #[test]
-    fn letters_are_counted_summed_and_dated() {
+    fn dead_letters_are_counted_summed_and_dated() {
         let mut summary = Summary::of(Class::Access);
         for (n, code) in ["A", "B", "B"].into_iter().enumerate() {
-            let mut access = letter(Class::Access, "c");
+            let mut access = letter(Class::Access, ["c", "d", "c"][n]);
             access.code = Some(code.into());
             access.signed = n == 0;
             access.dead_at_ms = [Some(5), None, Some(3)][n];
             summary.add(&access);
         }
         assert_eq!((summary.letters, summary.dead_at_ms), (3, Some((3, 5))));
-        assert_eq!(summary.money.values().collect::<Vec<_>>(), [&(300, 3)]);
+        assert_eq!(summary.captures.distinct(), 2);
+        assert_eq!(summary.captures.money().values().collect::<Vec<_>>(), [&200]);
         assert_eq!(summary.top_codes(), [("B", 2), ("A", 1)]);
         assert_eq!(summary.policies, [(Policy::SameId, 2), (Policy::FreshId, 1)].into());
     }
 
     #[test]
-    fn what_the_broker_gave_up_is_counted_by_its_reason() {
+    fn a_capture_with_copies_in_two_classes_counts_once_in_total() {
+        let mut summaries = Summaries::default();
+        for (class, ids) in
+            [(Class::Risk, [("a", 7), ("b", 9)]), (Class::InDoubt, [("a", 5), ("a", 6)])]
+        {
+            for (id, at) in ids {
+                let mut dead = letter(class, id);
+                dead.dead_at_ms = Some(at);
+                summaries.add(&dead);
+            }
+            summaries.end_class();
+        }
+        let distinct = |summary: &Summary| (summary.letters, summary.captures.distinct());
+        assert_eq!(summaries.classes.iter().map(distinct).collect::<Vec<_>>(), [(2, 2), (2, 1)]);
+        assert_eq!((summaries.letters(), summaries.captures.distinct()), (4, 2));
+        assert_eq!(summaries.captures.money().values().collect::<Vec<_>>(), [&200]);
+        assert_eq!(summaries.dead_at_ms(), Some((5, 9)));
+    }
+
+    #[test]
+    fn dead_letters_of_the_broker_are_counted_by_its_reason() {
         let mut summary = Summary::of(Class::Poison);
         for word in ["expired", "maxlen", "expired", "new in 9.0", ""] {
             let mut poison = letter(Class::Poison, "c");
@@ -131,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_without_number_take_no_memory_without_bound() {
+    fn the_memory_for_different_codes_is_bounded() {
         let mut summary = Summary::of(Class::UnknownCode);
         for n in 0..500 {
             let mut unknown = letter(Class::UnknownCode, "c");

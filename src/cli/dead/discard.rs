@@ -1,4 +1,4 @@
-//! `capture-worker dead discard`.
+//! `capture-worker dead discard`: confirms with the operator, then removes dead letters.
 
 use serde_json::json;
 use time::OffsetDateTime;
@@ -14,7 +14,7 @@ use crate::{
         watch::Watch,
     },
     config::Settings,
-    dead_letters::Discard,
+    dead_letters::{Captures, Discard},
     domain::{letter::DeadLetter, replay::Refusal, settle::epoch_ms},
 };
 
@@ -22,19 +22,19 @@ use crate::{
 pub(in crate::cli) struct DiscardArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Why; kept in the audit
+    /// Why the dead letters are discarded; recorded in the audit
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// Don't ask; needed where nobody can answer
+    /// Do not ask for confirmation. Required without a terminal
     #[arg(long)]
     yes: bool,
-    /// In whose name; kept in the audit
+    /// On whose behalf; recorded in the audit
     #[arg(long = "as", value_name = "NAME")]
     as_: Option<String>,
-    /// Say which letters are meant, and change nothing
+    /// Print what would be discarded, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON document
+    /// Print one JSON document with each dead letter and what was done
     #[arg(long)]
     json: bool,
 }
@@ -46,11 +46,14 @@ impl DiscardArgs {
             Err(exit) => return exit,
         };
         if self.reason.trim().is_empty() {
-            complain("error: --reason must say why");
+            complain("error: --reason is empty: write why the dead letters are discarded");
             return Exit::Usage;
         }
         if !(self.yes || self.dry_run || can_ask()) {
-            complain("error: nobody can be asked here: --yes discards without asking");
+            complain(
+                "error: cannot ask for confirmation without a terminal: use --yes to discard \
+                 without asking",
+            );
             return Exit::Usage;
         }
         let Ok(watch) = Watch::start(true) else { return Exit::Failed };
@@ -78,14 +81,14 @@ impl DiscardArgs {
                 complain("nothing was discarded");
                 return Exit::Failed;
             }
-            // No more than what was asked about.
+            // Discard at most what was confirmed: dead letters that arrived since then stay.
             discard.caps = Some(counted.letters);
         }
         self.discard(opened, &discard).await
     }
 
     async fn discard(&self, opened: &Opened, discard: &Discard) -> Exit {
-        let (mut discarded, mut refused) = (0, 0);
+        let (mut discarded, mut refused, mut captures) = (0_u64, 0_u64, Captures::default());
         if self.json {
             say_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
@@ -94,9 +97,10 @@ impl DiscardArgs {
             .desk
             .discard(discard, |letter, done| {
                 if done.is_ok() {
-                    discarded += 1
+                    discarded += 1;
+                    captures.add(letter.id(), letter.amount());
                 } else {
-                    refused += 1
+                    refused += 1;
                 }
                 match &mut array {
                     Some(array) => array.add(&document(letter, done)),
@@ -107,22 +111,29 @@ impl DiscardArgs {
                 }
             })
             .await;
+        let sums = match discarded {
+            0 => String::new(),
+            _ => format!(" ({})", letters::captures_in_words(&captures)),
+        };
         match array {
             Some(array) => {
                 array.end();
                 let error = json!(done.as_ref().err().map(ToString::to_string));
+                let distinct = captures.distinct();
                 say_json(&format!(
-                    ",\"discarded\":{discarded},\"refused\":{refused},\"error\":{error}}}"
+                    ",\"discarded\":{discarded},\"refused\":{refused},\
+                     \"distinctCaptures\":{distinct},\"error\":{error}}}"
                 ));
             }
-            None if self.dry_run => {
-                say(&format!("would discard {discarded}, refuse {refused}; nothing was changed"));
-            }
-            None => say(&format!("discarded {discarded}, refused {refused}")),
+            None if self.dry_run => say(&format!(
+                "would discard {discarded}{sums}, refuse {refused}; nothing was changed"
+            )),
+            None => say(&format!("discarded {discarded}{sums}, refused {refused}")),
         }
         if !self.dry_run && has_failed() {
             complain(
-                "the dead letters were acted on even so: `capture-worker audit` tells of each",
+                "the output is incomplete, but the command went on: `capture-worker audit` lists \
+                 what was done",
             );
         }
         match done {

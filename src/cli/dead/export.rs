@@ -1,4 +1,4 @@
-//! `capture-worker dead export`.
+//! `capture-worker dead export`: prints dead letters as JSON lines, with nothing left out.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::{
 pub(in crate::cli) struct Export {
     #[command(flatten)]
     filter: FilterArgs,
-    /// JSON lines are what is printed always
+    /// Accepted because every other command has it: the output is JSON lines anyway
     #[arg(long, hide = true)]
     json: bool,
 }
@@ -58,7 +58,8 @@ impl Export {
     }
 }
 
-/// A letter with everything that the broker keeps of it. `body` is text if it is UTF-8, else `bodyBase64` holds its bytes.
+/// A dead letter with the headers, the properties and the body of its message. `body` is the text
+/// if the body is UTF-8; otherwise `bodyBase64` holds its bytes.
 pub(super) fn whole(found: &Found, letter: &DeadLetter) -> Value {
     let mut document = letters::document(letter, epoch_ms(OffsetDateTime::now_utc()));
     let (headers, properties) = found.shown();

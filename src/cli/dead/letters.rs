@@ -1,16 +1,19 @@
-//! How a letter is written, for people and for programs.
+//! How a dead letter is printed, for people and for programs.
 
 use serde_json::{Value, json};
 
-use super::super::desk::{Table, age, plain};
 use crate::{
-    dead_letters::Audited,
-    domain::{letter::DeadLetter, replay::Policy},
+    cli::{
+        desk::{age, plain},
+        table::TextTable,
+    },
+    dead_letters::{Audited, Captures},
+    domain::{letter::DeadLetter, money::major, replay::Policy},
 };
 
-/// A table of letters.
-pub(super) fn table() -> Table<8> {
-    Table::new([
+/// An empty table of dead letters.
+pub(super) fn table() -> TextTable<8> {
+    TextTable::new([
         "CLASS",
         "CAPTURE REQUEST ID",
         "PAYMENT",
@@ -22,7 +25,21 @@ pub(super) fn table() -> Table<8> {
     ])
 }
 
-/// A letter as a row of it.
+/// The sum of each currency over distinct captures, in the major unit.
+pub(super) fn sums(captures: &Captures) -> Vec<String> {
+    let sums = captures.money().iter();
+    sums.map(|(currency, sum)| format!("{} {}", currency.code(), major(*currency, *sum))).collect()
+}
+
+/// The distinct captures and their money: `1 distinct capture, HKD 738.88`.
+pub(super) fn captures_in_words(captures: &Captures) -> String {
+    let noun = if captures.distinct() == 1 { "distinct capture" } else { "distinct captures" };
+    let mut words = vec![format!("{} {noun}", captures.distinct())];
+    words.extend(sums(captures));
+    words.join(", ")
+}
+
+/// A dead letter as a row of [`table`].
 pub(super) fn row(letter: &DeadLetter, now_ms: i64) -> [String; 8] {
     let or_none = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), plain);
     [
@@ -45,7 +62,7 @@ fn code_or_reason(letter: &DeadLetter) -> String {
     }
 }
 
-/// A letter as a JSON object.
+/// A dead letter as a JSON object.
 pub(super) fn document(letter: &DeadLetter, now_ms: i64) -> Value {
     let Audited { capture_request_id, payment_id, capture_amount, code, dead_at, .. } =
         Audited::of(letter);

@@ -1,4 +1,4 @@
-//! `capture-worker dead list`.
+//! `capture-worker dead list`: prints classes of dead letters, or the dead letters of a class.
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -7,27 +7,28 @@ use super::{FilterArgs, Opened, Purpose, ended, letters};
 use crate::{
     cli::{
         Exit,
-        desk::{Table, age, plain},
+        desk::{age, plain},
         is_lost,
         json::Array,
         say, say_json,
+        table::TextTable,
         watch::Watch,
     },
     config::Settings,
-    dead_letters::{DeskError, Flow, Summary, Who, rfc3339},
-    domain::{class::Class, money::major, replay::Policy, settle::epoch_ms},
+    dead_letters::{Captures, DeskError, Flow, Summaries, Summary, Who, rfc3339},
+    domain::{class::Class, replay::Policy, settle::epoch_ms},
 };
 
-/// Letters of a class that are listed if nothing else is said.
+/// How many dead letters are listed without `--limit` and `--all`.
 const LIMIT: u64 = 100;
-/// Codes of a class that are named in its line.
+/// How many of the most frequent codes are named in the row of a class.
 const TOP_CODES: usize = 3;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct List {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Print one JSON document: an array of classes, or with --class of letters
+    /// Print one JSON document: an array of classes or, with --class, of dead letters
     #[arg(long)]
     json: bool,
 }
@@ -55,29 +56,33 @@ impl List {
         let (summaries, walked) = opened.desk.summaries(&filter, self.filter.limit).await;
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
         if walked.is_err() && self.json {
-            // Half of a document would be taken for the whole.
+            // Nothing is printed: a part of the document would look like all of it.
             return walked.map(drop);
         }
         if self.json {
-            let documents = summaries.iter().map(|summary| document(summary, now_ms));
+            let documents = summaries.classes.iter().map(|summary| document(summary, now_ms));
             say_json(&Value::Array(documents.collect()));
-        } else if summaries.is_empty() {
+        } else if summaries.classes.is_empty() {
             say("no dead letters");
         } else {
-            let mut table = Table::new([
+            let mut table = TextTable::new([
                 "CLASS",
-                "LETTERS",
+                "DEAD LETTERS",
+                "DISTINCT CAPTURES",
                 "OLDEST",
                 "NEWEST",
                 "MONEY",
                 "TOP CODES",
                 "REPLAY; WHAT TO DO",
             ]);
-            summaries.iter().for_each(|summary| table.add(row(summary, now_ms)));
+            summaries.classes.iter().for_each(|summary| table.add(row(summary, now_ms)));
+            if summaries.classes.len() > 1 {
+                table.add(total(&summaries, now_ms));
+            }
             table.flush();
         }
         if matches!(walked, Ok(Flow::Stop)) && !self.json {
-            say("only so many letters were looked at; there are more");
+            say("stopped at --limit: more dead letters match");
         }
         walked.map(drop)
     }
@@ -113,9 +118,9 @@ impl List {
             None => {
                 table.flush();
                 let what = match (more, listed) {
-                    (true, _) => "shown; there are more: --limit N, or --all",
-                    (false, 1) => "letter",
-                    (false, _) => "letters",
+                    (true, _) => "printed; more dead letters match: use --limit N or --all",
+                    (false, 1) => "dead letter",
+                    (false, _) => "dead letters",
                 };
                 say(&format!("{listed} {what}"));
             }
@@ -124,14 +129,8 @@ impl List {
     }
 }
 
-/// Sums by currency in the major unit.
-fn money(summary: &Summary) -> Vec<String> {
-    let sums = summary.money.iter();
-    sums.map(|(currency, (sum, _))| format!("{} {}", currency.code(), major(*currency, *sum)))
-        .collect()
-}
-
-/// How its letters may be replayed; of class `access` some may be signed and some not.
+/// How the dead letters of a class may be replayed. Class `access` can have two policies: one for
+/// signed verdicts and one for unsigned ones.
 fn policies(summary: &Summary) -> String {
     let words = |(policy, count): (&Policy, &u64)| match (summary.class, summary.policies.len()) {
         (Class::Limit, _) => "fresh id, amount may go down".to_owned(),
@@ -141,9 +140,42 @@ fn policies(summary: &Summary) -> String {
     summary.policies.iter().map(words).collect::<Vec<_>>().join(", ")
 }
 
-fn row(summary: &Summary, now_ms: i64) -> [String; 7] {
-    let ages = summary.dead_at_ms.map(|(first, last)| (age(now_ms - first), age(now_ms - last)));
-    let (oldest, newest) = ages.unwrap_or_else(|| ("-".into(), "-".into()));
+fn or_none(texts: &[String]) -> String {
+    if texts.is_empty() { "-".to_owned() } else { texts.join(", ") }
+}
+
+/// How long ago the oldest and the newest were dead-lettered.
+fn ages(dead_at_ms: Option<(i64, i64)>, now_ms: i64) -> (String, String) {
+    let ages = dead_at_ms.map(|(first, last)| (age(now_ms - first), age(now_ms - last)));
+    ages.unwrap_or_else(|| ("-".into(), "-".into()))
+}
+
+fn money(captures: &Captures, without_amount: u64) -> String {
+    let mut amounts = letters::sums(captures);
+    if without_amount > 0 {
+        amounts.push(format!("{without_amount} without amount"));
+    }
+    or_none(&amounts)
+}
+
+/// The last row: all classes. A capture with copies in two classes counts once here, so it can be
+/// less than the sum of the rows above.
+fn total(summaries: &Summaries, now_ms: i64) -> [String; 8] {
+    let (oldest, newest) = ages(summaries.dead_at_ms(), now_ms);
+    [
+        "total".to_owned(),
+        summaries.letters().to_string(),
+        summaries.captures.distinct().to_string(),
+        oldest,
+        newest,
+        money(&summaries.captures, summaries.without_amount()),
+        "-".to_owned(),
+        "-".to_owned(),
+    ]
+}
+
+fn row(summary: &Summary, now_ms: i64) -> [String; 8] {
+    let (oldest, newest) = ages(summary.dead_at_ms, now_ms);
     let codes = summary.top_codes();
     let reasons = summary.broker_reasons.iter();
     let mut named: Vec<String> =
@@ -154,28 +186,25 @@ fn row(summary: &Summary, now_ms: i64) -> [String; 7] {
     if codes.len() > TOP_CODES {
         named.push(format!("{} more", codes.len() - TOP_CODES));
     }
-    let or_none = |texts: Vec<String>| if texts.is_empty() { "-".into() } else { texts.join(", ") };
-    let mut amounts = money(summary);
-    if summary.without_amount > 0 {
-        amounts.push(format!("{} without amount", summary.without_amount));
-    }
     let todo = format!("{}; {}", policies(summary), summary.advice.join("; "));
     [
         summary.class.name().to_owned(),
         summary.letters.to_string(),
+        summary.captures.distinct().to_string(),
         oldest,
         newest,
-        or_none(amounts),
-        or_none(named),
+        money(&summary.captures, summary.without_amount),
+        or_none(&named),
         todo,
     ]
 }
 
 fn document(summary: &Summary, now_ms: i64) -> Value {
     let money: Map<String, Value> = summary
-        .money
+        .captures
+        .money()
         .iter()
-        .map(|(currency, (sum, _))| (currency.code().to_owned(), json!(sum.to_string())))
+        .map(|(currency, sum)| (currency.code().to_owned(), json!(sum.to_string())))
         .collect();
     let codes: Map<String, Value> = summary
         .top_codes()
@@ -194,6 +223,7 @@ fn document(summary: &Summary, now_ms: i64) -> Value {
     json!({
         "class": summary.class,
         "letters": summary.letters,
+        "distinctCaptures": summary.captures.distinct(),
         "oldestDeadAt": at(|ages| ages.0).and_then(rfc3339),
         "newestDeadAt": at(|ages| ages.1).and_then(rfc3339),
         "oldestAgeSeconds": at(|ages| ages.0).map(|ms| (now_ms - ms).max(0) / 1000),

@@ -1,4 +1,4 @@
-//! `capture-worker dead`: looks and acts at dead letters.
+//! `capture-worker dead`: the commands that browse dead letters and act on them.
 
 mod discard;
 mod export;
@@ -26,26 +26,83 @@ use crate::{
     telemetry,
 };
 
-/// Dead letters: what failed, why, how much money it is, and what can safely be done
+const LIST_EXAMPLES: &str = "\
+Examples:
+  capture-worker dead list
+  capture-worker dead list --class risk,payer --newer-than 1d
+  capture-worker dead list --json | jq '.[] | {class, distinctCaptures, money}'";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  capture-worker dead show shipment-1001
+  capture-worker dead show shipment-1001 --inquire";
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  capture-worker dead replay --all --dry-run
+  capture-worker dead replay --class provider --rate 5/s --canary 3 --reason INC-412
+  capture-worker dead replay --id shipment-1001 --capture-value 2000";
+
+const DISCARD_EXAMPLES: &str = "\
+Examples:
+  capture-worker dead discard --class authorization --reason INC-412 --dry-run
+  capture-worker dead discard --id shipment-1001 --reason 'paid in cash' --yes";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  capture-worker dead export > dead-letters.jsonl
+  capture-worker dead export --id shipment-1001 | jq -r .body | capture-worker submit";
+
+/// Browse, replay and discard dead letters: jobs that failed and wait for an operator
 #[derive(clap::Subcommand)]
 pub(super) enum Dead {
-    /// One line for each class; with --class its letters. Nothing is changed by looking
+    /// Print a summary of each class; with --class, each dead letter
+    ///
+    /// The summary has the number of dead letters, of distinct captures among them and their money,
+    /// the ages, the most frequent codes and what to do. Two dead letters with the same
+    /// captureRequestId are one capture, whose money counts once. With --class, the first 100 are
+    /// printed unless --limit or --all is given. Reading changes nothing.
+    ///
+    /// Exit codes: 0: the list was printed. 1: the broker could not be used, or the command was
+    /// interrupted. 64: bad usage or settings.
+    #[command(after_help = LIST_EXAMPLES)]
     List(list::List),
-    /// Everything that is known of one letter, and what can be done about it
+    /// Print everything that is known about one dead letter, and the possible actions as commands
+    ///
+    /// Reading changes nothing.
+    ///
+    /// Exit codes: 0: the dead letter was printed. 1: it does not exist, or the broker could not be
+    /// used. 64: bad usage or settings.
+    #[command(after_help = SHOW_EXAMPLES)]
     Show(show::Show),
-    /// Send letters back to the queue of jobs, by the policy of their class
+    /// Send dead letters back to the queue of jobs, as the policy of their class allows
     ///
-    /// What the policy refuses stays, with the reason and the safe alternative. Doing it twice is safe.
+    /// The gateway is asked about each job first. A dead letter that the policy refuses stays, and
+    /// the reason and the safe alternative are printed. Running the command again is safe. On a
+    /// terminal it asks for confirmation; without a terminal it does not.
     ///
-    /// Exit codes: 0 all went; 1 something was refused or failed; 64 bad usage or settings.
+    /// Exit codes: 0: all were replayed. 1: something was refused or failed. 64: bad usage or
+    /// settings.
+    #[command(after_help = REPLAY_EXAMPLES)]
     Replay(replay::ReplayArgs),
-    /// Throw letters away, with a reason
+    /// Remove dead letters for good, with a reason
     ///
-    /// Letters that may have captured (`conflict`, `in_doubt`, `poison`) are inquired about first, and that evidence is kept.
+    /// The gateway is asked first about those that may have captured (the classes `conflict`,
+    /// `in_doubt` and `poison`, and verdicts without a signature), and its reply is kept in the
+    /// audit. Those whose capture succeeded without a published result, or whose outcome is
+    /// unknown, stay.
     ///
-    /// Exit codes: 0 all went; 1 something was refused or failed; 64 bad usage or settings.
+    /// Exit codes: 0: all were discarded. 1: something was refused or failed. 64: bad usage or
+    /// settings.
+    #[command(after_help = DISCARD_EXAMPLES)]
     Discard(discard::DiscardArgs),
-    /// Print letters as JSON lines, with their headers and bodies
+    /// Print dead letters as JSON lines, with their headers and bodies
+    ///
+    /// Reading changes nothing.
+    ///
+    /// Exit codes: 0: all were printed. 1: the broker could not be used, or the command was
+    /// interrupted. 64: bad usage or settings.
+    #[command(after_help = EXPORT_EXAMPLES)]
     Export(export::Export),
 }
 
@@ -69,31 +126,32 @@ impl Dead {
     }
 }
 
-/// Which letters.
+/// The options that select dead letters.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct FilterArgs {
-    /// Only letters of these classes
+    /// Only dead letters of these classes, separated by commas
     #[arg(long, value_name = "CLASS")]
     class: Vec<NameList<Class>>,
-    /// Only letters with these result codes
+    /// Only dead letters with these result codes, separated by commas
     #[arg(long, value_name = "CODE")]
     code: Vec<NameList<String>>,
-    /// Only letters with this captureRequestId; may be repeated
+    /// Only dead letters with this captureRequestId. May be repeated
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
-    /// Only letters of this paymentId; may be repeated
+    /// Only dead letters with this paymentId. May be repeated
     #[arg(long, value_name = "ID")]
     payment: Vec<String>,
-    /// Only letters that were given up longer ago than this: 90s, 15m, 2h, 3d
+    /// Only dead letters older than this age, such as 90s, 15m, 2h or 3d
     #[arg(long, value_name = "AGE", value_parser = duration::parse)]
     older_than: Option<Duration>,
-    /// Only letters that were given up less long ago than this
+    /// Only dead letters newer than this age
     #[arg(long, value_name = "AGE", value_parser = duration::parse)]
     newer_than: Option<Duration>,
-    /// At most so many letters, the oldest of each class first
+    /// At most this many dead letters, the oldest of each class first
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// All letters
+    /// Every dead letter that the other options select. Commands that change something need this
+    /// option if there is no filter
     #[arg(long)]
     all: bool,
 }
@@ -110,12 +168,14 @@ impl FilterArgs {
         }
     }
 
-    /// Whoever acts says on what.
+    /// The filter of a command that changes dead letters. Without a filter it would act on all of
+    /// them, so that needs an explicit `--all`.
     fn names_letters(&self) -> Result<Filter, Exit> {
         let filter = self.filter();
         if filter.is_empty() && !self.all {
             complain(
-                "error: name the letters: --class, --code, --id, --payment, --older-than, --newer-than, or --all",
+                "error: no dead letters are selected: use --class, --code, --id, --payment, \
+                 --older-than or --newer-than, or --all for every dead letter",
             );
             return Err(Exit::Usage);
         }
@@ -123,24 +183,24 @@ impl FilterArgs {
     }
 }
 
-/// A desk, and what keeps it.
+/// The open connections of a command, and the task that keeps Redis connected.
 pub(super) struct Opened {
     pub(super) desk: Desk,
     keeper: Option<JoinHandle<()>>,
 }
 
-/// What a desk is opened for.
+/// What a command is going to do, which decides what it connects to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Nothing is declared and nothing but the queues is needed.
+    /// Browse queues. Needs the broker alone, and declares nothing.
     Look,
-    /// And the gateway is asked.
+    /// Browse queues and ask the gateway.
     Inquire,
-    /// And Redis.
+    /// Predict a replay: browse queues, ask the gateway and Redis.
     Plan,
-    /// The audit must be there.
+    /// Discard: declares what is missing, because the audit queue must exist.
     Discard,
-    /// All of it.
+    /// Replay: declares what is missing, and needs the broker, Redis and the gateway.
     Replay,
 }
 
@@ -159,14 +219,14 @@ impl Purpose {
 }
 
 impl Opened {
-    /// Connects. Errors are told.
+    /// Connects to what the purpose needs. Prints the errors.
     pub(super) async fn open(
         settings: &Settings,
         purpose: Purpose,
         who: (Who, Option<String>),
         watch: &Watch,
     ) -> Result<Self, Exit> {
-        // An error says that logs go somewhere already.
+        // An error means that logging was started already, which is no problem here.
         drop(telemetry::start(settings.log.format, "capture_worker=warn", None));
         let (broker, leases) =
             match (settings::broker_options(settings), settings::leases(settings, Role::Command)) {
@@ -183,10 +243,10 @@ impl Opened {
             return Err(Exit::Usage);
         }
         let topology = if purpose.acts() { broker.topology } else { Topology::None };
-        // The delays are the workers' business.
+        // Wait queues are declared by workers. An operator's user need not have that permission.
         let broker = BrokerOptions { topology, delays: Vec::new(), ..broker };
         let session = Session::open(&broker).await.map_err(|error| {
-            complain(&format!("error: the broker: {error}"));
+            complain(&format!("error: cannot use the broker: {error}"));
             Exit::Failed
         })?;
         let keeper =
@@ -206,7 +266,7 @@ impl Opened {
         Ok(Self { desk, keeper })
     }
 
-    /// Disconnects.
+    /// Closes the connections to the broker and to Redis.
     pub(super) async fn close(self) {
         self.desk.session.close().await;
         if let Some(keeper) = self.keeper {
@@ -215,11 +275,11 @@ impl Opened {
     }
 }
 
-/// Says why work ended early.
+/// Prints why a command ended early.
 fn ended(error: &DeskError) -> Exit {
     match error {
         DeskError::Interrupted => {
-            complain("interrupted; every letter that was not told of is where it was")
+            complain("interrupted: dead letters that were not reported are unchanged")
         }
         error => complain(&format!("error: {error}")),
     }

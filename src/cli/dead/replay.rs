@@ -1,4 +1,4 @@
-//! `capture-worker dead replay`.
+//! `capture-worker dead replay`: plans a replay, or confirms it with the operator and runs it.
 
 use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
@@ -16,12 +16,12 @@ use crate::{
         watch::Watch,
     },
     config::{RateLimit, Settings},
-    dead_letters::{DeskError, Filter, Replays, Summary, Told},
+    dead_letters::{Captures, DeskError, Filter, Replays, Told},
     domain::{
         class::Class,
         evidence::Decision,
         letter::DeadLetter,
-        money::{Currency, Money, major},
+        money::{Currency, Money},
         replay::{Changes, Policy},
         settle::epoch_ms,
     },
@@ -31,40 +31,43 @@ use crate::{
 pub(in crate::cli) struct ReplayArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Ask the gateway what would happen, and print a plan; nothing is sent or changed
+    /// Ask the gateway and print what would happen. Nothing is sent or changed
     #[arg(long)]
     dry_run: bool,
-    /// Don't ask on a terminal
+    /// Do not ask for confirmation on a terminal
     #[arg(long)]
     yes: bool,
-    /// Why; kept in the audit
+    /// Why the dead letters are replayed; recorded in the audit
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// In whose name; kept in the audit
+    /// On whose behalf; recorded in the audit
     #[arg(long = "as", value_name = "NAME")]
     as_: Option<String>,
-    /// At most so many letters in so long: 10/s, 600/m
+    /// Maximum rate, such as 10/s or 600/m. By default the rate of `gateway.rate_limit`, if it is
+    /// set
     #[arg(long, value_name = "RATE")]
     rate: Option<RateLimit>,
-    /// Send so many first, and go on only if all of them are captured within a minute
+    /// Send this many first, and continue only if all of them are captured within 60 seconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     canary: Option<u64>,
-    /// Send at most so much of a currency, in its smallest unit; no other currency is sent then. May be repeated
+    /// Send at most this much of a currency, in its smallest unit. Copies of one capture count
+    /// once. Other currencies are refused then. May be repeated
     #[arg(long, value_name = "HKD=5000")]
     max_money: Vec<MaxMoney>,
-    /// A lower amount, in the smallest unit; for one letter of class limit, named by --id, without
-    /// goods. Unless its capture is not the final one, the rest of the authorization is given up
+    /// Capture this lower amount, in the smallest unit. Only for one dead letter of class limit,
+    /// named by --id, whose job has no goods. Unless its captureType is `NON_FINAL`, the gateway
+    /// gives up the rest of the authorization
     #[arg(long, value_name = "N")]
     capture_value: Option<u64>,
-    /// A new expiresAt: RFC 3339
+    /// Replace expiresAt by this RFC 3339 time, such as 2026-11-30T18:00:00Z
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
-    /// Print one JSON document
+    /// Print one JSON document with each dead letter and what was done
     #[arg(long)]
     json: bool,
 }
 
-/// `HKD=5000`.
+/// A currency and an amount in its smallest unit, written `HKD=5000`.
 #[derive(Clone, Copy, Debug)]
 struct MaxMoney(Currency, u64);
 
@@ -74,7 +77,8 @@ impl FromStr for MaxMoney {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "must be a currency and an amount in its smallest unit such as HKD=5000, found `{text}`"
+                "must be a currency and an amount in its smallest unit such as HKD=5000, found \
+                 `{text}`"
             )
         };
         let (currency, value) = text.split_once('=').ok_or_else(wrong)?;
@@ -83,13 +87,13 @@ impl FromStr for MaxMoney {
     }
 }
 
-/// What came of all.
+/// How many dead letters were sent, settled and refused, and the captures that were sent.
 #[derive(Default)]
 struct Tally {
     sent: u64,
     settled: u64,
     refused: u64,
-    money: BTreeMap<Currency, u128>,
+    captures: Captures,
 }
 
 impl ReplayArgs {
@@ -124,33 +128,38 @@ impl ReplayArgs {
             Exit::Usage
         };
         if self.capture_value.is_some() && self.filter.id.len() != 1 {
-            return Err(usage("--capture-value is for one letter: name it with --id"));
+            return Err(usage("--capture-value changes one dead letter: name it with one --id"));
         }
         let expires_at = match &self.expires_at {
             None => None,
             Some(text) => match OffsetDateTime::parse(text, &Rfc3339) {
                 Ok(at) if at > OffsetDateTime::now_utc() => Some(at),
-                Ok(_) => return Err(usage("--expires-at has passed")),
+                Ok(_) => {
+                    return Err(usage(&format!(
+                        "--expires-at must be in the future, found {text}"
+                    )));
+                }
                 Err(_) => {
-                    return Err(usage(
-                        "--expires-at must be an RFC 3339 time such as 2026-11-30T18:00:00Z",
-                    ));
+                    return Err(usage(&format!(
+                        "--expires-at must be an RFC 3339 time such as 2026-11-30T18:00:00Z, \
+                         found `{text}`"
+                    )));
                 }
             },
         };
         let max_money: BTreeMap<_, _> = self.max_money.iter().map(|max| (max.0, max.1)).collect();
         if max_money.len() < self.max_money.len() {
-            return Err(usage("--max-money names a currency twice"));
+            return Err(usage("--max-money names a currency twice: give one amount for each"));
         }
         for (name, text) in [("--reason", &self.reason), ("--as", &self.as_)] {
             if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
-                return Err(usage(&format!("{name} is empty")));
+                return Err(usage(&format!("{name} is empty: write a text or leave it out")));
             }
         }
         let mut limit = self.filter.limit;
         let mut filter = filter;
         if self.capture_value.is_some() {
-            // One letter: copies of it would each go with that amount.
+            // Only one: each copy of the dead letter would be sent with that amount.
             limit = Some(1);
             if filter.classes.is_empty() {
                 filter.classes = vec![Class::Limit];
@@ -161,7 +170,7 @@ impl ReplayArgs {
             changes: Changes { capture_value: self.capture_value, expires_at },
             limit,
             caps: None,
-            // Each letter is inquired about.
+            // Each dead letter costs one inquiry, so the limit of calls to the gateway applies.
             every: self
                 .rate
                 .or(settings.gateway.rate_limit)
@@ -171,7 +180,8 @@ impl ReplayArgs {
         })
     }
 
-    /// On a terminal, says what is meant and asks; then no more than that is meant.
+    /// On a terminal, asks for confirmation of how many dead letters and how much money. Then caps
+    /// the replay at what was confirmed, because more can arrive in the meantime.
     async fn ask(&self, opened: &Opened, replays: &mut Replays) -> Result<bool, DeskError> {
         if self.dry_run || self.yes || !can_ask() {
             return Ok(true);
@@ -207,18 +217,21 @@ impl ReplayArgs {
         match array {
             Some(array) => {
                 array.end();
-                let Tally { sent, settled, refused, .. } = tally;
+                let Tally { sent, settled, refused, captures } = &tally;
                 say_json(&format!(
-                    ",\"sent\":{sent},\"settled\":{settled},\"refused\":{refused},\"error\":{}}}",
+                    ",\"sent\":{sent},\"settled\":{settled},\"refused\":{refused},\
+                     \"distinctCaptures\":{},\"error\":{}}}",
+                    captures.distinct(),
                     json!(error)
                 ));
             }
-            None if tally.is_empty() && error.is_none() => say("no letters match"),
+            None if tally.is_empty() && error.is_none() => say("no dead letters match"),
             None => say(&tally.words(self.dry_run)),
         }
         if !self.dry_run && has_failed() {
             complain(
-                "the dead letters were acted on even so: `capture-worker audit` tells of each",
+                "the output is incomplete, but the command went on: `capture-worker audit` lists \
+                 what was done",
             );
         }
         match done {
@@ -230,7 +243,7 @@ impl ReplayArgs {
     }
 }
 
-/// How many letters of each class an act is about, and of how much money.
+/// How many dead letters of each class a command would act on, and their money in words.
 pub(super) struct Counted {
     pub(super) letters: BTreeMap<Class, u64>,
     pub(super) words: String,
@@ -244,19 +257,21 @@ impl Counted {
     ) -> Result<Self, DeskError> {
         let (summaries, walked) = opened.desk.summaries(filter, limit).await;
         walked?;
-        let (mut letters, mut parts) = (BTreeMap::new(), Vec::new());
-        for Summary { class, letters: count, money, .. } in summaries {
-            let sums = money.iter().map(|(currency, (sum, _))| {
-                format!("{} {}", currency.code(), major(*currency, *sum))
-            });
-            let sums: Vec<_> = sums.collect();
-            parts.push(format!("{count} of class {class} ({})", sums.join(", ")));
-            letters.insert(class, count);
-        }
-        if parts.is_empty() {
-            parts.push("no letters".into());
-        }
-        Ok(Self { letters, words: parts.join(", ") })
+        let words = |count: u64, of: &str, captures: &Captures| {
+            let noun = if count == 1 { "dead letter" } else { "dead letters" };
+            format!("{count} {noun}{of} ({})", letters::captures_in_words(captures))
+        };
+        let classes = summaries.classes.iter().map(|summary| {
+            words(summary.letters, &format!(" of class {}", summary.class), &summary.captures)
+        });
+        let classes = classes.collect::<Vec<_>>().join(", ");
+        let words = match summaries.classes.len() {
+            0 => "no dead letters".to_owned(),
+            1 => classes,
+            _ => format!("{}: {classes}", words(summaries.letters(), "", &summaries.captures)),
+        };
+        let letters = summaries.classes.iter().map(|summary| (summary.class, summary.letters));
+        Ok(Self { letters: letters.collect(), words })
     }
 }
 
@@ -269,9 +284,7 @@ impl Tally {
         match decision {
             Decision::Send(replay) => {
                 self.sent += 1;
-                if let Some(amount) = replay.amount {
-                    *self.money.entry(amount.currency()).or_default() += u128::from(amount.value());
-                }
+                self.captures.add(replay.id.as_deref(), replay.amount);
             }
             Decision::Settle(_) => self.settled += 1,
             Decision::Refuse(_) => self.refused += 1,
@@ -279,15 +292,15 @@ impl Tally {
     }
 
     fn words(&self, dry_run: bool) -> String {
-        let Self { sent, settled, refused, money } = self;
-        let sums: Vec<String> = money
-            .iter()
-            .map(|(currency, sum)| format!("{} {}", currency.code(), major(*currency, *sum)))
-            .collect();
-        let sums = if sums.is_empty() { String::new() } else { format!(" ({})", sums.join(", ")) };
+        let Self { sent, settled, refused, captures } = self;
+        let sums = match sent {
+            0 => String::new(),
+            _ => format!(" ({})", letters::captures_in_words(captures)),
+        };
         if dry_run {
             format!(
-                "would send {sent}{sums}, settle {settled} as captured, refuse {refused}; nothing was changed"
+                "would send {sent}{sums}, settle {settled} as captured, refuse {refused}; nothing \
+                 was changed"
             )
         } else {
             format!("sent {sent}{sums}, settled {settled} as captured, refused {refused}")

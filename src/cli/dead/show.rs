@@ -1,4 +1,4 @@
-//! `capture-worker dead show`.
+//! `capture-worker dead show`: prints one dead letter and the actions that are open for it.
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -12,6 +12,7 @@ use crate::{
         is_lost,
         json::Array,
         say,
+        table::TextTable,
         watch::Watch,
     },
     config::Settings,
@@ -26,21 +27,21 @@ use crate::{
     sanitize::is_hidden,
 };
 
-/// Copies of one letter that are shown at most.
+/// The most copies of one dead letter that are printed.
 const COPIES_MAX: usize = 20;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Show {
-    /// The captureRequestId
+    /// The captureRequestId of the dead letter
     #[arg(value_name = "ID")]
     id: String,
-    /// Look only at letters of this class
+    /// Search only the dead letters of this class
     #[arg(long, value_name = "CLASS")]
     class: Option<Class>,
-    /// Ask the gateway what it says now
+    /// Ask the gateway what became of the capture and what is left of the authorization
     #[arg(long)]
     inquire: bool,
-    /// Print one JSON document: an array, for there may be copies
+    /// Print one JSON document: an array, because there may be copies
     #[arg(long)]
     json: bool,
 }
@@ -105,7 +106,7 @@ impl Show {
                     if n > 0 {
                         say("");
                     }
-                    lines(found, letter, inquired.as_ref()).iter().for_each(|line| say(line));
+                    print(found, letter, inquired.as_ref());
                 }
             }
         }
@@ -115,79 +116,86 @@ impl Show {
     }
 }
 
-/// What is known, a line for each thing.
-fn lines(
-    found: &Found,
+/// Prints a dead letter: a table of facts, the message as it is, and the open actions.
+fn print(found: &Found, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) {
+    let mut table = TextTable::untitled();
+    for (name, text) in facts(letter, inquired) {
+        table.add([name.to_owned(), plain(&text)]);
+    }
+    table.flush();
+    // The message and the actions are not in the table: it would wrap them on a terminal, and then
+    // they could not be copied.
+    let (headers, properties) = found.shown();
+    let body = String::from_utf8_lossy(&found.body);
+    for (name, text) in [
+        ("headers", &*headers.to_string()),
+        ("properties", &properties.to_string()),
+        ("body", &body),
+    ] {
+        say(&format!("{name:<18}{text}"));
+    }
+    say("open actions");
+    actions(letter, inquired).iter().for_each(|action| say(&format!("  {action}")));
+}
+
+/// The facts about a dead letter, each with its name.
+fn facts(
     letter: &DeadLetter,
     inquired: Option<&(Seen, PaymentSeen)>,
-) -> Vec<String> {
+) -> Vec<(&'static str, String)> {
     let now_ms = epoch_ms(OffsetDateTime::now_utc());
     let history = &letter.history;
-    let or_none = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), plain);
+    let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
     let dead_at = letter.dead_at_ms.and_then(rfc3339).unwrap_or_else(|| "-".into());
     let ago = letter.age_ms(now_ms).map(|ms| format!(" ({} ago)", age(ms))).unwrap_or_default();
     let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
     let word = history.last_word.as_ref().map(|word| format!("{} {}", word.status, word.code));
     let signed = if letter.signed { "signed by the gateway" } else { "not signed" };
-    let mut lines = vec![
-        format!("captureRequestId  {}", or_none(letter.id())),
-        format!("paymentId         {}", or_none(letter.payment_id())),
-        format!("amount            {amount}"),
-        format!("class             {}: {}", letter.class, letter.advice()),
-        format!(
-            "verdict           {} {}, {signed}",
-            or_none(letter.status.as_deref()),
-            or_none(letter.code.as_deref())
-        ),
-        format!("message           {}", or_none(letter.message.as_deref())),
-        format!("given up          {dead_at}{ago}"),
-        format!(
-            "attempts          {}, the gateway's last word: {}; a request may have left: {}",
-            history.attempts,
-            or_none(word.as_deref()),
-            if letter.sent() { "yes" } else { "no" }
-        ),
-        format!("replays           {}, returns by the broker {}", history.replays, history.returns),
+    let (status, code) = (or_none(letter.status.as_deref()), or_none(letter.code.as_deref()));
+    let attempts = format!(
+        "{}; last reply of the gateway: {}; a request may have been sent: {}",
+        history.attempts,
+        or_none(word.as_deref()),
+        if letter.sent() { "yes" } else { "no" }
+    );
+    let replays = format!("{}; redeliveries: {}", history.replays, history.returns);
+    let mut facts = vec![
+        ("captureRequestId", or_none(letter.id())),
+        ("paymentId", or_none(letter.payment_id())),
+        ("amount", amount),
+        ("class", format!("{}: {}", letter.class, letter.advice())),
+        ("verdict", format!("{status} {code}, {signed}")),
+        ("message", or_none(letter.message.as_deref())),
+        ("given up", format!("{dead_at}{ago}")),
+        ("attempts", attempts),
+        ("replays", replays),
     ];
     if let Some(death) = &letter.broker_death {
-        lines.push(format!(
-            "broker            dead-lettered it itself: {}, from queue {}; that proves nothing \
-             about whether a request has left",
-            plain(death.reason.word()),
-            plain(&death.queue)
-        ));
+        let (reason, queue) = (death.reason.word(), &death.queue);
+        let broker = format!(
+            "the broker dead-lettered it ({reason}) from queue {queue}; that does not show whether \
+             a request was sent"
+        );
+        facts.push(("broker", broker));
     }
     for (name, id) in [("parent", &history.parent), ("origin", &history.origin)] {
-        if let Some(id) = id {
-            lines.push(format!("{name:<18}{}", plain(id)));
-        }
+        facts.extend(id.clone().map(|id| (name, id)));
     }
     let broken = match &letter.job {
         Ok(job) => job.forward_error.as_deref(),
         Err(malformed) => Some(&malformed.reason),
     };
-    if let Some(error) = broken {
-        lines.push(format!("no job            {}", plain(&error.to_string())));
-    }
-    let (headers, properties) = found.shown();
-    lines.push(format!("headers           {}", plain(&headers.to_string())));
-    lines.push(format!("properties        {}", plain(&properties.to_string())));
-    lines.push(format!("body              {}", plain(&String::from_utf8_lossy(&found.body))));
+    facts.extend(broken.map(|error| ("invalid job", error.to_string())));
     if let Some((seen, payment)) = inquired {
-        lines.push(format!("the gateway now   {}", plain(&seen.words())));
-        if let Some(left) = payment.left {
-            lines.push(format!("left to capture   {left} (smallest unit)"));
-        }
-        if let Some(until) = &payment.authorized_until {
-            lines.push(format!("authorized until  {}", plain(until)));
-        }
+        facts.push(("gateway now", seen.words()));
+        let left = payment.left.map(|left| format!("{left} (smallest unit)"));
+        facts.extend(left.map(|left| ("left to capture", left)));
+        facts.extend(payment.authorized_until.clone().map(|until| ("authorized until", until)));
     }
-    lines.push("open actions".into());
-    lines.extend(actions(letter, inquired).iter().map(|action| format!("  {action}")));
-    lines
+    facts
 }
 
-/// The commands that are open for it, and what each does.
+/// The commands that an operator can run on a dead letter, each with a comment on what it does.
 fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<String> {
     let id = letter.id().map(quoted);
     let select = match &id {
@@ -198,7 +206,7 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
     if inquired.is_none()
         && let (Some(id), true) = (&id, letter.job.is_ok())
     {
-        actions.push(format!("{command} show --inquire -- {id}    # what the gateway says now"));
+        actions.push(format!("{command} show --inquire -- {id}    # ask the gateway about it now"));
     }
     let now = OffsetDateTime::now_utc();
     let mut may_discard = true;
@@ -211,7 +219,7 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
         Decision::Send(replay) if replay.policy == Policy::FreshId => {
             let child = letter.id().map(fresh_id).unwrap_or_default();
             actions.push(format!(
-                "{command} replay {select}    # as {child}, after asking about this id"
+                "{command} replay {select}    # as {child}, if this id captured nothing"
             ));
         }
         Decision::Send(replay) => {
@@ -219,7 +227,9 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
         }
         Decision::Settle(_) => {
             may_discard = false;
-            actions.push(format!("{command} replay {select}    # it is captured: its publisher is told, the letter goes"));
+            actions.push(format!(
+                "{command} replay {select}    # publish that it is captured, remove the dead letter"
+            ));
         }
         Decision::Refuse(refusal) => {
             actions.push(format!(
@@ -235,8 +245,9 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
     if letter.class == Class::Limit && !letter.has_goods() {
         let value = inquired.and_then(|(_, payment)| payment.left).filter(|left| *left > 0);
         let value = value.map_or_else(|| "N".to_owned(), |left| left.to_string());
-        actions
-            .push(format!("{command} replay {select} --capture-value {value}    # a lower amount"));
+        actions.push(format!(
+            "{command} replay {select} --capture-value {value}    # capture a lower amount"
+        ));
     }
     if may_discard {
         actions.push(format!("{command} discard {select} --reason TEXT"));
@@ -244,7 +255,7 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
     actions
 }
 
-/// For a shell.
+/// An id as a word of a shell command that can be copied.
 fn quoted(id: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/@".contains(c);
     if !id.starts_with('-') && id.chars().all(is_plain) {
@@ -253,7 +264,7 @@ fn quoted(id: &str) -> String {
     if !id.chars().any(is_hidden) {
         return format!("'{}'", id.replace('\'', r"'\''"));
     }
-    // As bash and zsh read it: the very id, with nothing in it that can't be seen.
+    // ANSI-C quoting of bash and zsh: the exact id, without a character that a terminal hides.
     let mut quoted = "$'".to_owned();
     for c in id.chars() {
         match c {
