@@ -141,8 +141,8 @@ async fn play(
     let differences = evidence.differences();
     if differences.is_empty() {
         println!(
-            "Every job is accounted for. Nothing was captured twice, and no two calls of one payment \
-             overlapped."
+            "Every job is accounted for. Nothing was captured twice, and no two calls of one \
+             payment overlapped."
         );
         println!("The money in the gateway's ledger, in the results and in the plan is equal.");
         return Ok(true);
