@@ -6,13 +6,14 @@ use std::{sync::LazyLock, time::Duration};
 
 use capture_worker::{
     domain::{
-        class::{Codes, FINAL_CODES},
-        history::History,
-        job::Job,
-        judge::{Before, judge_capture},
-        outcome::{Attempt, Sent},
-        reply::{Answer, CaptureBody, CaptureReply, GatewayResult, Reply, Signature, Status},
-        settle::{Policy, settle},
+        capture::{
+            class::{Codes, FINAL_CODES},
+            judge::{Before, judge_capture},
+            outcome::{Attempt, Sent},
+            reply::{Answer, CaptureBody, CaptureReply, GatewayResult, Reply, Signature, Status},
+        },
+        job::{Job, history::History},
+        settlement::{Policy, settle},
     },
     gateway::signing::{SigningKey, VerifyingKeys, signature_header},
 };

@@ -26,7 +26,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 

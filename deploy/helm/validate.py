@@ -233,8 +233,8 @@ def topology(rendered, settings_file):
     """The operator's resources are exactly those of the program (src/broker/topology.rs)."""
     given = rendered_settings(settings_file)
     prefix = given["broker.prefix"]
-    classes = re.findall(r'^\s+Self::\w+ => "(\w+)",$', (ROOT / "src/domain/class.rs").read_text(), re.M)
-    must(len(classes) == 16, f"src/domain/class.rs has {len(classes)} classes")
+    classes = re.findall(r'^\s+Self::\w+ => "(\w+)",$', (ROOT / "src/domain/capture/class.rs").read_text(), re.M)
+    must(len(classes) == 16, f"src/domain/capture/class.rs has {len(classes)} classes")
     exchanges = {f"{prefix}.{n}": t for n, t in
                  (("jobs", "topic"), ("wait", "direct"), ("dead", "direct"), ("audit", "direct"), ("results", "topic"))}
     again = {"x-dead-letter-strategy": "at-least-once"}

@@ -15,13 +15,12 @@ use super::{
     topology::Exchange,
 };
 use crate::domain::{
-    forward::ForwardFields,
-    history::History,
-    job::{Job, Malformed},
-    refused::{RefusedResult, ResultWait},
-    schedule::delay_name,
-    settle::{Letter, ResultMessage, Settlement, epoch_ms},
-    trace::TraceContext,
+    job::{Job, Malformed, forward::ForwardFields, history::History, trace::TraceContext},
+    settlement::{
+        Letter, ResultMessage, Settlement, epoch_ms,
+        refused::{RefusedResult, ResultWait},
+        schedule::delay_name,
+    },
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use super::{
     session::{ANSWER_TIMEOUT, Session},
     topology::Exchange,
 };
-use crate::domain::{class::Class, schedule::delay_name};
+use crate::domain::{capture::class::Class, settlement::schedule::delay_name};
 
 /// The number of ready messages in a queue. Unacked deliveries are not counted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,13 +14,14 @@ use self::names::{
     PARENT, PRIORITY, REFUSALS, REPLAYS, RETURNS, SENT, SIGNED, STATUS,
 };
 use crate::domain::{
-    class::Class,
-    forward::ForwardFields,
-    history::{History, LastWord},
-    job::{Job, Malformed},
-    refused::RefusedResult,
-    settle::Letter,
-    trace::{TRACESTATE_BYTES_MAX, TraceContext},
+    capture::class::Class,
+    job::{
+        Job, Malformed,
+        forward::ForwardFields,
+        history::{History, LastWord},
+        trace::{TRACESTATE_BYTES_MAX, TraceContext},
+    },
+    settlement::{Letter, refused::RefusedResult},
 };
 
 const YEAR_2020_MS: i64 = 1_577_836_800_000;

@@ -36,7 +36,10 @@ use super::{
     submit::AUDIT,
     topology::{Exchange, Names},
 };
-use crate::domain::{class::Class, forward::ForwardFields, letter::DeadLetter, settle::epoch_ms};
+use crate::domain::{
+    capture::class::Class, job::forward::ForwardFields, replay::dead_letter::DeadLetter,
+    settlement::epoch_ms,
+};
 
 /// The first window, in messages. Later ones double while they stay small in bytes.
 const WINDOW_MIN: u16 = 64;

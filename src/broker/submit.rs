@@ -13,7 +13,7 @@ use super::{
 };
 use crate::domain::{
     replay::Replay,
-    settle::{ResultMessage, epoch_ms},
+    settlement::{ResultMessage, epoch_ms},
 };
 
 /// The routing key of jobs from the command `submit`. The queue of jobs is bound with `#`.

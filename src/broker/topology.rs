@@ -9,7 +9,7 @@ use lapin::{
 };
 
 use super::missing::{Missing, is_no_queue};
-use crate::domain::{class::Class, schedule::delay_name};
+use crate::domain::{capture::class::Class, settlement::schedule::delay_name};
 
 /// How often the broker redelivers a job before it dead-letters the job as poison.
 pub const DELIVERY_LIMIT: u32 = 20;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     broker::{BrokerOptions, Browsed, Look, LookError, Session, Topology},
     dead_letters::{Action, Record},
-    domain::{class::Class, duration},
+    domain::{capture::class::Class, duration},
     telemetry,
 };
 

@@ -14,9 +14,11 @@ use crate::{
     broker::{BrokerOptions, Session},
     config::Settings,
     domain::{
-        class::{Class, Codes},
+        capture::{
+            class::{Class, Codes},
+            reply::{GatewayResult, InquiryReply, Reply, Status},
+        },
         duration,
-        reply::{GatewayResult, InquiryReply, Reply, Status},
     },
     gateway::{Flaw, Gateway, TriedOut},
     lease::{Leases, Role},

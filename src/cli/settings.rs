@@ -8,7 +8,7 @@ use super::{Exit, complain, tls};
 use crate::{
     broker::{BrokerOptions, Missing, Session},
     config::{BROKER_URL, Breaker, Settings, SettingsErrors},
-    domain::settle::Policy,
+    domain::settlement::Policy,
     gateway::{
         Gateway, GatewayOptions,
         signing::{SigningKey, VerifyingKeys},

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     dead_letters::{Shown, StatusOf},
-    domain::{outcome::Fate, reply::Standing},
+    domain::capture::{outcome::Fate, reply::Standing},
     lease::{Inspection, Role},
 };
 

@@ -17,10 +17,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerOptions, Session},
-    domain::{
-        forward::ForwardFields,
-        job::{Job, text_of},
-    },
+    domain::job::{Job, forward::ForwardFields, text_of},
 };
 
 /// The largest input, in bytes. All of it is held in memory, because every job is validated before

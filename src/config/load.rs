@@ -15,7 +15,7 @@ use super::{
     DEFAULTS, Settings, SettingsErrors,
     sources::{Given, Sources, Table, defaults, unknown},
 };
-use crate::domain::class::{Class, Codes};
+use crate::domain::capture::class::{Class, Codes};
 
 /// The largest secret file that is accepted, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;

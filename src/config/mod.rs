@@ -28,7 +28,7 @@ pub use self::{
 };
 use crate::{
     broker::{self, Topology},
-    domain::{class::Codes, duration::show as time, forward::ForwardFields},
+    domain::{capture::class::Codes, duration::show as time, job::forward::ForwardFields},
     lease,
 };
 

@@ -8,7 +8,7 @@ use url::{Host, Url};
 use super::{Settings, time, values::shown};
 use crate::{
     broker::{DELAY_MS_MAX, Session},
-    domain::forward::{CAPTURE_TYPE, ForwardFields},
+    domain::job::forward::{CAPTURE_TYPE, ForwardFields},
     lease,
 };
 

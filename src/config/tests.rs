@@ -198,7 +198,10 @@ fn an_empty_variable_counts_as_absent() {
 #[test]
 fn classes_come_from_files_only_and_map_new_codes_only() {
     let settings = load_file("[classes]\nCARD_FROZEN = \"payer\"\n").unwrap();
-    assert_eq!(settings.classes.class_of("CARD_FROZEN"), crate::domain::class::Class::Payer);
+    assert_eq!(
+        settings.classes.class_of("CARD_FROZEN"),
+        crate::domain::capture::class::Class::Payer
+    );
     check_errors(&[("CAPTURE__CLASSES__X", "payer")], &["in a settings file only"]);
     for text in ["RISK_REJECT = \"payer\"", "NEW = \"access\"", "NEW = \"sometimes\""] {
         assert!(load_file(&format!("[classes]\n{text}\n")).is_err(), "{text}");

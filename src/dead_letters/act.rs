@@ -13,12 +13,16 @@ use super::{Action, Desk, DeskError, Told};
 use crate::{
     broker::Found,
     domain::{
-        evidence::{Decision, PaymentSeen, Seen, decide},
+        capture::outcome::{
+            Attempt, Capture, Evidence, Fate, Outcome, Recorded, Release, Sent, Verdict,
+        },
         job::Job,
-        letter::DeadLetter,
-        outcome::{Attempt, Capture, Evidence, Fate, Outcome, Recorded, Release, Sent, Verdict},
-        replay::{Policy, Refusal, Replay},
-        settle::{Policy as Settling, ResultMessage, Settlement, settle},
+        replay::{
+            Policy, Refusal, Replay,
+            dead_letter::DeadLetter,
+            evidence::{Decision, PaymentSeen, Seen, decide},
+        },
+        settlement::{Policy as Settling, ResultMessage, Settlement, settle},
     },
     lease::{Acquired, Away, Claim, Inspection, Lease, Released},
 };

@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        class::Class,
+        capture::class::Class,
         replay::{Changes, prepare},
         tests::letter,
     };

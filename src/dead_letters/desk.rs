@@ -15,14 +15,14 @@ use super::{Filter, Record, Summaries, Who};
 use crate::{
     broker::{Browsed, Found, Look, LookError, PublishError, Session},
     domain::{
-        class::{Class, Codes},
-        evidence::{PaymentSeen, Seen},
-        forward::ForwardFields,
-        history::History,
-        job::Job,
-        letter::DeadLetter,
-        replay::Refusal,
-        settle::epoch_ms,
+        capture::class::{Class, Codes},
+        job::{Job, forward::ForwardFields, history::History},
+        replay::{
+            Refusal,
+            dead_letter::DeadLetter,
+            evidence::{PaymentSeen, Seen},
+        },
+        settlement::epoch_ms,
     },
     gateway::Gateway,
     lease::{Away, Leases},

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 
 use super::{Action, Desk, DeskError, Filter, Flow};
 use crate::domain::{
-    class::{Class, Codes},
-    evidence::Seen,
-    letter::DeadLetter,
-    replay::{Policy, Refusal},
+    capture::class::{Class, Codes},
+    replay::{Policy, Refusal, dead_letter::DeadLetter, evidence::Seen},
 };
 
 /// Which dead letters a command discards.
@@ -120,7 +118,7 @@ fn keep(letter: &DeadLetter, seen: &Seen) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{outcome::Capture, tests::letter};
+    use crate::domain::{capture::outcome::Capture, tests::letter};
 
     #[test]
     fn what_may_have_captured_is_discarded_only_with_evidence() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{class::Class, letter::DeadLetter};
+use crate::domain::{capture::class::Class, replay::dead_letter::DeadLetter};
 
 /// Selects dead letters. Every condition must hold. A list holds if one entry matches; an empty
 /// list always holds.

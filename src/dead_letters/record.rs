@@ -6,11 +6,10 @@ use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::domain::{
-    class::Class,
-    letter::DeadLetter,
+    capture::class::Class,
     money::Money,
-    replay::{Refusal, Replay},
-    settle::epoch_ms,
+    replay::{Refusal, Replay, dead_letter::DeadLetter},
+    settlement::epoch_ms,
 };
 
 /// The operator who acts.

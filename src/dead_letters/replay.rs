@@ -16,12 +16,14 @@ use super::{
 use crate::{
     broker::{Found, Results},
     domain::{
-        class::Class,
-        evidence::{Decision, PaymentSeen, Seen, decide},
-        letter::DeadLetter,
+        capture::{class::Class, outcome::Fate},
         money::{Currency, Money},
-        outcome::Fate,
-        replay::{Changes, Policy, Refusal, Replay, prepare},
+        replay::{
+            Changes, Policy, Refusal, Replay,
+            dead_letter::DeadLetter,
+            evidence::{Decision, PaymentSeen, Seen, decide},
+            prepare,
+        },
     },
 };
 

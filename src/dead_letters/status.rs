@@ -2,9 +2,9 @@
 
 use crate::{
     domain::{
+        capture::reply::{InquiryReply, Reply, Signature, Standing, Status, Transaction},
         money::Money,
         replay::fresh_id,
-        reply::{InquiryReply, Reply, Signature, Standing, Status, Transaction},
     },
     gateway::Gateway,
     lease::{Inspection, Leases},

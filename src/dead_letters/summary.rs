@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Captures;
-use crate::domain::{class::Class, letter::DeadLetter, replay::Policy};
+use crate::domain::{
+    capture::class::Class,
+    replay::{Policy, dead_letter::DeadLetter},
+};
 
 /// How many different codes are counted one by one. A code is text from outside, so the number of
 /// different ones has no limit of its own.
@@ -137,7 +140,7 @@ impl Summary {
 mod tests {
     use super::*;
     use crate::domain::{
-        letter::{BrokerDeath, BrokerReason},
+        replay::dead_letter::{BrokerDeath, BrokerReason},
         tests::letter,
     };
 

@@ -1,16 +1,21 @@
 //! A job: a request to capture, as its publisher wrote it, validated strictly.
 
+pub(super) mod fields;
+pub mod forward;
+pub mod history;
+pub mod trace;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{
-    fields::{self, Fields},
+use self::{
+    fields::Fields,
     forward::{ForwardFields, Forwarded},
-    money::{Money, MoneyError, shorten},
 };
+use super::money::{Money, MoneyError, shorten};
 
 /// The largest body of a job, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;

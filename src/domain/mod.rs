@@ -2,34 +2,17 @@
 //! clock, does no I/O and uses no client library. A function that can fail returns the failure as a
 //! value.
 //!
-//! In reading order: a [`job`], its [`money`] and the fields that the worker [`forward`]s; its
-//! [`history`]; the gateway's [`reply`], which [`judge`] turns into an [`outcome`]; and [`settle`],
-//! which decides what is done with the delivery. A [`letter`] is a dead letter: a job that was
-//! given up. [`replay`] says what an operator may do with it, given the [`evidence`] about it and
-//! its [`family`] of fresh ids.
+//! In reading order: a [`job`] and its [`money`]; a [`capture`], from the gateway's reply to the
+//! outcome of an attempt; its [`settlement`], which decides what is done with the delivery; and a
+//! [`replay`], which decides what an operator may do with a dead letter.
 
-pub mod class;
+pub mod capture;
 pub mod duration;
-pub mod evidence;
-pub mod family;
-mod fields;
-pub mod forward;
-pub mod health;
-pub mod history;
 pub mod job;
-pub mod judge;
-pub mod letter;
 pub mod money;
-pub mod outcome;
-pub mod refused;
 pub mod replay;
-pub mod reply;
-mod rewrite;
-pub mod schedule;
-pub mod settle;
+pub mod settlement;
 pub mod time;
-pub mod trace;
-mod transactions;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -1,22 +1,26 @@
 //! What may be done with a dead letter: the policy of its class, the one fresh id that may replace
-//! an id, and what a replay would send. [`super::evidence`] decides whether a fresh id may be sent.
+//! an id, and what a replay would send. [`self::evidence`] decides whether a fresh id may be sent.
 //!
 //! For an id that reached `F`, the gateway repeats the same `F` forever, so that id can't succeed
 //! any more. A fresh id after an unknown outcome can capture twice. So the policy belongs to the
 //! class, and nothing overrides it.
 
+pub mod dead_letter;
+pub mod evidence;
+mod rewrite;
+
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{
-    class::Class,
-    forward::CaptureType,
-    history::History,
-    job::Job,
-    letter::DeadLetter,
-    money::Money,
+use self::{
+    dead_letter::DeadLetter,
     rewrite::{Edits, rewrite},
+};
+use super::{
+    capture::class::Class,
+    job::{Job, forward::CaptureType, history::History},
+    money::Money,
 };
 
 /// What a replay of a class sends.
@@ -143,7 +147,7 @@ pub struct Replay {
 }
 
 /// What a replay would send, by the dead letter alone. A replay with a fresh id may be sent only if
-/// [`super::evidence::decide`] allows it.
+/// [`self::evidence::decide`] allows it.
 ///
 /// # Errors
 /// The policy refuses the replay.

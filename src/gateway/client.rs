@@ -24,10 +24,10 @@ use super::{
     wire::{self, Body},
 };
 use crate::domain::{
+    capture::reply::{CaptureBody, InquiryBody, InquiryReply, NoAnswer, Reply, Signature},
     job::Job,
     money::shorten,
-    reply::{CaptureBody, InquiryBody, InquiryReply, NoAnswer, Reply, Signature},
-    settle::epoch_ms as epoch_ms_of,
+    settlement::epoch_ms as epoch_ms_of,
     time::parse as parse_time,
 };
 

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::domain::{
-    job::Job,
-    money::Money,
-    reply::{
+    capture::reply::{
         AcquirerInfo, Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature,
         Status, Transaction,
     },
+    job::Job,
+    money::Money,
 };
 
 /// The body of a capture request.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Claim;
-use crate::domain::judge::SentMarker;
+use crate::domain::capture::judge::SentMarker;
 
 /// The lease of a payment, as one acquisition has it.
 #[derive(Debug)]

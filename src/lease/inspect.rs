@@ -7,7 +7,7 @@ use super::{
     claim::{Keys, TOKEN_CHARS},
     outage, record,
 };
-use crate::domain::outcome::Fate;
+use crate::domain::capture::outcome::Fate;
 
 /// The state of one capture and its payment in Redis. The keys are read one after the other, so
 /// they may be from slightly different moments.

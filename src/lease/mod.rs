@@ -36,8 +36,8 @@ pub use self::{
 };
 use self::{guard::Guard, link::Link};
 use crate::domain::{
+    capture::outcome::{Fate, Recorded, Release},
     job::Job,
-    outcome::{Fate, Recorded, Release},
 };
 
 /// How long a lease that was passed to the first of the waiting list stays reserved for it. It is

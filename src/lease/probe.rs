@@ -15,7 +15,7 @@ use super::{
     link::Wire,
     outage::describe,
 };
-use crate::domain::{job::Job, outcome::Release};
+use crate::domain::{capture::outcome::Release, job::Job};
 
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
 

@@ -1,7 +1,7 @@
 //! The text format of recorded outcomes and sent markers, which the Lua scripts read as well.
 
 use super::{Away, Claim};
-use crate::domain::{
+use crate::domain::capture::{
     judge::SentMarker,
     outcome::{Fate, Release},
 };

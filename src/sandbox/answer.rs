@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     domain::{
-        class::{CAPTURE_IN_PROCESS, Codes},
-        settle::epoch_ms,
+        capture::class::{CAPTURE_IN_PROCESS, Codes},
+        settlement::epoch_ms,
     },
     gateway::signing::signature_header,
 };
@@ -286,7 +286,7 @@ fn capture(ledger: &mut super::Ledger, asked: &CaptureRequest, step: &Step) -> D
 /// Whether a failure with this code is about the capture itself. The gateway checks access and form
 /// before it looks up the id, so an `F` of those classes says nothing about the capture.
 fn is_about_the_capture(code: &str) -> bool {
-    use crate::domain::class::Class::{Access, Conflict, Request};
+    use crate::domain::capture::class::Class::{Access, Conflict, Request};
     !matches!(Codes::default().class_of(code), Access | Request | Conflict)
 }
 

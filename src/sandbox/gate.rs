@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{ledger::CaptureRequest, script::Call};
 use crate::{
-    domain::{forward::CAPTURE_TYPE, money::Money},
+    domain::{job::forward::CAPTURE_TYPE, money::Money},
     gateway::signing::VerifyingKeys,
 };
 

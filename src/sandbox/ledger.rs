@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::domain::{
-    class::{CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS, SUCCESS},
-    forward::CAPTURE_TYPE,
+    capture::class::{CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS, SUCCESS},
+    job::forward::CAPTURE_TYPE,
     money::Money,
 };
 
@@ -155,7 +155,7 @@ impl Ledger {
     /// Executes a capture, at most once per id, and returns its result.
     pub(super) fn capture(&mut self, asked: &CaptureRequest, now: &str) -> Verdict {
         let Some(request) = self.requests.get_mut(&asked.id) else {
-            return Verdict::of(crate::domain::class::REQUEST_TRAFFIC_EXCEED_LIMIT, "U");
+            return Verdict::of(crate::domain::capture::class::REQUEST_TRAFFIC_EXCEED_LIMIT, "U");
         };
         if request.state == State::Unseen {
             // The gateway has not processed an earlier post, so values may still change.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::domain::class::{OTHER_CODES, SUCCESS};
+use crate::domain::capture::class::{OTHER_CODES, SUCCESS};
 
 /// The call that a step is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

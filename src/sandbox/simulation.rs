@@ -1,7 +1,7 @@
 //! Payment ids that cause a fault, for tests without access to the control API.
 
 use super::script::{Script, Step};
-use crate::domain::class::{CAPTURE_IN_PROCESS, FINAL_CODES};
+use crate::domain::capture::class::{CAPTURE_IN_PROCESS, FINAL_CODES};
 
 /// A reserved prefix of a `paymentId`, `sim-<name>-…`, its description, and the steps that apply to
 /// each capture of the payment.
@@ -174,10 +174,8 @@ fn looks_like_a_code(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::script::{Call, Way},
-        *,
-    };
+    use super::*;
+    use crate::sandbox::script::{Call, Way};
 
     #[test]
     fn the_steps_of_every_simulation_can_be_parsed() {

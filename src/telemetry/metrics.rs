@@ -16,8 +16,8 @@ use prometheus_client::{
 use time::OffsetDateTime;
 
 use crate::domain::{
-    outcome::{Deferral, Outcome},
-    settle::epoch_ms,
+    capture::outcome::{Deferral, Outcome},
+    settlement::epoch_ms,
 };
 
 /// Histogram buckets for the durations of calls and decisions, in seconds.

@@ -8,10 +8,12 @@ use super::metrics::{
     EndLabel, Metrics, MoneyLabels, OutcomeLabel, ReasonLabel, SettlementLabels, Text, WithinLabel,
 };
 use crate::domain::{
-    class::Class,
-    history::History,
-    outcome::{Attempt, Outcome},
-    settle::Settlement,
+    capture::{
+        class::Class,
+        outcome::{Attempt, Outcome},
+    },
+    job::history::History,
+    settlement::Settlement,
 };
 
 /// Values of the label `within`, shortest first: a retry is counted if the job's `expiresAt` comes

@@ -23,7 +23,9 @@ use tracing::{Metadata, Span, field::Empty, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::domain::{
-    class::Class, outcome::Attempt, reply::Reply, settle::Settlement, trace::TraceContext,
+    capture::{class::Class, outcome::Attempt, reply::Reply},
+    job::trace::TraceContext,
+    settlement::Settlement,
 };
 
 /// The target of the span of a delivery. Log lines show the fields of this span.

@@ -22,7 +22,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{
+    domain::capture::{
         class::Codes,
         health::{Health, Illness, health},
     },

@@ -15,14 +15,15 @@ use super::{
 };
 use crate::{
     domain::{
-        class::Class,
-        health::{Health, health},
-        history::History,
-        job::Job,
-        judge::{Before, Call, Inquired, first_call, judge_capture, judge_inquiry},
-        outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
-        refused::RefusedResult,
-        reply::Reply,
+        capture::{
+            class::Class,
+            health::{Health, health},
+            judge::{Before, Call, Inquired, first_call, judge_capture, judge_inquiry},
+            outcome::{Deferral, Doubt, DoubtKind, Evidence, Outcome, Release, Sent},
+            reply::Reply,
+        },
+        job::{Job, history::History},
+        settlement::refused::RefusedResult,
     },
     gateway::NOT_SIGNED,
     lease::{Acquired, Away, Lease, Released, Renewed},

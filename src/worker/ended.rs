@@ -1,6 +1,6 @@
 //! The result of a job's attempt.
 
-use crate::domain::{
+use crate::domain::capture::{
     class::Class,
     outcome::{Deferral, Evidence, Fate, Outcome, Sent, Verdict},
 };

@@ -18,7 +18,10 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    domain::{forward::CaptureType, job::Job, schedule::fit},
+    domain::{
+        job::{Job, forward::CaptureType},
+        settlement::schedule::fit,
+    },
     lease::{Acquired, Claim},
 };
 

@@ -29,9 +29,9 @@ use crate::{
         Taken,
     },
     domain::{
-        class::Codes,
-        forward::ForwardFields,
-        settle::{Policy, Settlement},
+        capture::class::Codes,
+        job::forward::ForwardFields,
+        settlement::{Policy, Settlement},
     },
     gateway::Gateway,
     lease::Leases,

@@ -18,13 +18,12 @@ use super::{
 use crate::{
     broker::{DELIVERY_LIMIT, Delivery, HELD_MAX, SessionLost, Settled},
     domain::{
-        class::Codes,
-        forward::ForwardFields,
-        history::History,
-        job::Job,
-        outcome::{Attempt, Deferral, Doubt, DoubtKind, Outcome, Sent},
-        settle::{Policy, Settlement, epoch_ms, settle},
-        trace::TraceContext,
+        capture::{
+            class::Codes,
+            outcome::{Attempt, Deferral, Doubt, DoubtKind, Outcome, Sent},
+        },
+        job::{Job, forward::ForwardFields, history::History, trace::TraceContext},
+        settlement::{Policy, Settlement, epoch_ms, settle},
     },
     gateway::Gateway,
     lease::{Acquired, Away, Claim, Lease, Leases},

@@ -9,7 +9,7 @@ use std::{
 };
 
 use capture_worker::{
-    domain::class::Class,
+    domain::capture::class::Class,
     sandbox::{self, Keys, Sandbox, SandboxOptions},
 };
 use nix::sys::signal::Signal;

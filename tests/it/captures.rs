@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use capture_worker::domain::class::{Class, FINAL_CODES};
+use capture_worker::domain::capture::class::{Class, FINAL_CODES};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldArray, ShortString},

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use serde_json::json;
 
 use crate::{

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use capture_worker::domain::{class::Class, job::Job};
+use capture_worker::domain::{capture::class::Class, job::Job};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use nix::{
     pty::{Winsize, openpty},
     sys::signal::Signal,

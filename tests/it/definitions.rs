@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 

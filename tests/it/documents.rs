@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use capture_worker::domain::class::{Class, FINAL_CODES};
+use capture_worker::domain::capture::class::{Class, FINAL_CODES};
 
 use crate::{
     shop::PROGRAM,

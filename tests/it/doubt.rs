@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! The fields that a job forwards to the gateway, and the fields that come back from it.
 
 use capture_worker::{
-    domain::{class::Class, job::BODY_BYTES_MAX},
+    domain::{capture::class::Class, job::BODY_BYTES_MAX},
     sandbox::SandboxOptions,
 };
 use lapin::{BasicProperties, types::AMQPValue};

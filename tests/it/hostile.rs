@@ -1,7 +1,7 @@
 //! Hostile messages: an invalid job ends as `malformed` with its reason, and the jobs around it are
 //! captured.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::json;
 

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use capture_worker::{
     domain::{
-        class::Class,
+        capture::{
+            class::Class,
+            outcome::{Capture, Fate, Release, Verdict},
+        },
         job::Job,
-        outcome::{Capture, Fate, Release, Verdict},
     },
     lease::{
         Acquired, Claim, Lease, LeaseTimes, Leases, Owner, RedisOptions, Released, Renewed, Role,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

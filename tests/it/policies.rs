@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::{
     BasicProperties,
     options::{BasicGetOptions, BasicNackOptions, QueueDeleteOptions},

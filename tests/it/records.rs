@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::types::AMQPValue;
 use serde_json::json;
 

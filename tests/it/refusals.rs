@@ -4,7 +4,7 @@
 
 use std::net::TcpListener;
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use lapin::{
     BasicProperties,
     options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},

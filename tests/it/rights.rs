@@ -2,7 +2,7 @@
 //! a worker and `check` report it. The patterns are those of `docs/OPERATIONS.md`.
 #![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use serde_json::json;
 
 use crate::{

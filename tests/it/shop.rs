@@ -11,7 +11,7 @@ use std::{
 };
 
 use capture_worker::{
-    domain::class::Class,
+    domain::capture::class::Class,
     sandbox::{self, Keys, Sandbox, SandboxOptions, Step},
 };
 use lapin::{

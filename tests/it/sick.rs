@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use serde_json::{Value, json};
 
 use crate::{

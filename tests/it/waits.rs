@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use nix::sys::signal::Signal;
 use serde_json::json;
 

@@ -4,12 +4,17 @@
 use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey};
 
 use capture_worker::domain::{
-    class::{Class, Codes},
-    history::{History, LastWord},
-    job::Job,
-    judge::{Before, Call, Inquired, SentMarker, first_call, judge_capture, judge_inquiry},
-    outcome::{
-        Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Throttle, Verdict,
+    capture::{
+        class::{Class, Codes},
+        judge::{Before, Call, Inquired, SentMarker, first_call, judge_capture, judge_inquiry},
+        outcome::{
+            Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Throttle,
+            Verdict,
+        },
+    },
+    job::{
+        Job,
+        history::{History, LastWord},
     },
 };
 
@@ -60,7 +65,7 @@ fn word(code: Option<&str>) -> Word {
     if place == PAYMENT_IN_PROCESS { IN_PROCESS } else { place }
 }
 
-/// The headers of a message: the parts of `src/domain/history.rs::History` that influence a
+/// The headers of a message: the parts of `src/domain/job/history.rs::History` that influence a
 /// decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Carried {
@@ -72,7 +77,7 @@ pub(crate) struct Carried {
     pub(crate) returns: u8,
 }
 
-/// What is known when an attempt begins: `src/domain/judge.rs::Before`, and whether the job is
+/// What is known when an attempt begins: `src/domain/capture/judge.rs::Before`, and whether the job is
 /// older than `retry.max_age`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Known {
@@ -82,7 +87,7 @@ pub(crate) struct Known {
     pub(crate) past_expiry: bool,
 }
 
-/// The outcome of an attempt: `src/domain/outcome.rs::Outcome` without its texts.
+/// The outcome of an attempt: `src/domain/capture/outcome.rs::Outcome` without its texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Came {
     Captured,
@@ -150,7 +155,7 @@ impl Inquiry {
     };
 }
 
-/// The message that is published before the ack: `src/domain/settle.rs::Settlement`.
+/// The message that is published before the ack: `src/domain/settlement::Settlement`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Todo {
     Captured,
@@ -158,7 +163,7 @@ pub(crate) enum Todo {
     Dead { class: Class, signed: bool, carried: Carried, in_doubt: bool },
 }
 
-/// The type `src/domain/outcome.rs::Sent`, with `Hash`.
+/// The type `src/domain/capture/outcome.rs::Sent`, with `Hash`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Left {
     No,
@@ -266,7 +271,7 @@ pub(crate) fn outcome(came: Came) -> Outcome {
     }
 }
 
-/// Converts `src/domain/outcome.rs::Fate`, without its texts.
+/// Converts `src/domain/capture/outcome.rs::Fate`, without its texts.
 fn fate(fate: Fate) -> redis::Fate {
     let of = |verdict: &Verdict| word(verdict.code.as_deref());
     match fate {
@@ -291,12 +296,12 @@ fn on_record(fate: redis::Fate) -> Fate {
 }
 
 impl Came {
-    /// Calls the program's `src/domain/outcome.rs::Outcome::is_final`.
+    /// Calls the program's `src/domain/capture/outcome.rs::Outcome::is_final`.
     pub(crate) fn is_final(self) -> bool {
         outcome(self).is_final()
     }
 
-    /// Calls the program's `src/domain/outcome.rs::Outcome::release`.
+    /// Calls the program's `src/domain/capture/outcome.rs::Outcome::release`.
     pub(crate) fn release(self) -> Mode {
         match outcome(self).release() {
             Release::Final(of) => Mode::Final(fate(of)),
@@ -312,12 +317,12 @@ impl Came {
     }
 
     /// The outcome of an attempt that finds a recorded outcome:
-    /// `src/domain/outcome.rs::Outcome::from`.
+    /// `src/domain/capture/outcome.rs::Outcome::from`.
     pub(crate) fn of_known(fate: redis::Fate) -> Self {
         came(&on_record(fate).into())
     }
 
-    /// Calls `src/domain/outcome.rs::Outcome::settled_by`, with the record as `Leases::released`
+    /// Calls `src/domain/capture/outcome.rs::Outcome::settled_by`, with the record as `Leases::released`
     /// converts it.
     pub(crate) fn settled_by(self, found: Option<Record>, amount: u8, kept: bool) -> Option<Self> {
         let recorded = found.map(|(of, fate)| match fate {
@@ -346,18 +351,18 @@ impl Known {
         work(&Before { history: &history, marker, past_expiry, forward_error: None })
     }
 
-    /// Calls the program's `src/domain/judge.rs::Before::sent`.
+    /// Calls the program's `src/domain/capture/judge.rs::Before::sent`.
     pub(crate) fn sent(self) -> bool {
         self.with(|before| before.sent())
     }
 
-    /// Calls the program's `src/domain/judge.rs::first_call`.
+    /// Calls the program's `src/domain/capture/judge.rs::first_call`.
     pub(crate) fn first_call(self) -> Call {
         thread_local!(static CALLS: RefCell<HashMap<Known, Call>> = RefCell::default());
         remembered(&CALLS, self, |known| known.with(|before| first_call(before, &Codes::default())))
     }
 
-    /// Calls the program's `src/domain/judge.rs::judge_capture`.
+    /// Calls the program's `src/domain/capture/judge.rs::judge_capture`.
     pub(crate) fn judge_capture(self, said: Said) -> Came {
         thread_local!(static JUDGED: RefCell<HashMap<(Known, Said), Came>> = RefCell::default());
         remembered(&JUDGED, (self, said), |(known, said)| {
@@ -366,7 +371,7 @@ impl Known {
         })
     }
 
-    /// Calls `src/domain/judge.rs::judge_inquiry`. `None` means that the same attempt posts.
+    /// Calls `src/domain/capture/judge.rs::judge_inquiry`. `None` means that the same attempt posts.
     pub(crate) fn judge_inquiry(self, inquiry: Inquiry) -> Option<Came> {
         type Memory = HashMap<(Known, Inquiry), Option<Came>>;
         thread_local!(static JUDGED: RefCell<Memory> = RefCell::default());

@@ -1,10 +1,10 @@
-//! The bridge to `src/domain/settle.rs`: the settlement of an ended attempt.
+//! The bridge to `src/domain/settlement/mod.rs`: the settlement of an ended attempt.
 
 use std::{cell::RefCell, collections::HashMap, time::Duration};
 
 use capture_worker::domain::{
-    outcome::{Attempt, Sent},
-    settle::{Policy, ResultStatus, Settlement, settle},
+    capture::outcome::{Attempt, Sent},
+    settlement::{Policy, ResultStatus, Settlement, settle},
 };
 use time::OffsetDateTime;
 
@@ -12,7 +12,7 @@ use crate::domain::{
     Came, Carried, Left, MAX_AGE_MS, NOW_MS, Todo, carried, history, job, outcome, remembered,
 };
 
-/// An ended attempt: everything that `src/domain/settle.rs::settle` reads.
+/// An ended attempt: everything that `src/domain/settlement::settle` reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ended {
     pub(crate) came: Came,
@@ -24,7 +24,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Calls the program's `src/domain/settle.rs::settle`.
+    /// Calls the program's `src/domain/settlement::settle`.
     pub(crate) fn settle(self) -> Todo {
         thread_local!(static SETTLED: RefCell<HashMap<Ended, Todo>> = RefCell::default());
         remembered(&SETTLED, self, |ended| {

@@ -1,6 +1,6 @@
 //! The protocol as a state machine: the possible next steps, and the rules that must always hold.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use stateright::{Model, Property};
 
 use crate::{

@@ -1,7 +1,7 @@
 //! An operator who replays dead letters. Mirrors
 //! `src/dead_letters/replay.rs::{act, close_parent, under_lease, carry_out}`.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 
 use crate::{
     domain::{Carried, Inquiry},

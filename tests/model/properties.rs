@@ -1,6 +1,6 @@
 //! The rules that must always hold, and the states that some run must reach.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use stateright::{Model as _, Property};
 
 use crate::{

@@ -42,7 +42,7 @@ pub(crate) struct Mark {
     pub(crate) tells: Tells,
 }
 
-/// The content of a sent marker: `src/domain/judge.rs::SentMarker`.
+/// The content of a sent marker: `src/domain/capture/judge.rs::SentMarker`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Tells {
     pub(crate) denied_at: Option<u8>,
@@ -94,7 +94,7 @@ pub(crate) enum Renewed {
 }
 
 /// What a release does with lease, in-doubt block and sent marker:
-/// `src/domain/outcome.rs::Release`, and `src/lease/mod.rs::Leases::replace`.
+/// `src/domain/capture/outcome.rs::Release`, and `src/lease/mod.rs::Leases::replace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     Final(Fate),

@@ -1,11 +1,14 @@
-//! The bridge to `src/domain/replay.rs` and `src/domain/evidence.rs`: the decision about a dead
+//! The bridge to `src/domain/replay.rs` and `src/domain/replay/evidence.rs`: the decision about a dead
 //! letter.
 
 use capture_worker::domain::{
-    class::{Class, Codes},
-    evidence::{Decision, PaymentSeen, Seen, decide},
-    letter::DeadLetter,
-    replay::{self, Changes, prepare},
+    capture::class::{Class, Codes},
+    replay::{
+        self, Changes,
+        dead_letter::DeadLetter,
+        evidence::{Decision, PaymentSeen, Seen, decide},
+        prepare,
+    },
 };
 use time::OffsetDateTime;
 
@@ -22,7 +25,7 @@ pub(crate) enum Decided {
     Refuse,
 }
 
-/// Calls `src/domain/replay.rs::prepare` and `src/domain/evidence.rs::decide`: the decision about a
+/// Calls `src/domain/replay.rs::prepare` and `src/domain/replay/evidence.rs::decide`: the decision about a
 /// dead letter after this reply to an inquiry.
 pub(crate) fn decide_replay(
     class: Class,

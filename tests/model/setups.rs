@@ -4,7 +4,7 @@
 //! Each search covers all states, except where a rule must be found broken: it then ends at the
 //! first violation.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 
 use crate::{
     domain::{CONFLICT, DENIED, ILLEGAL, IN_PROCESS, PROCESS_FAIL, RISK, Said, TRAFFIC, UNKNOWN},

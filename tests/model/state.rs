@@ -1,6 +1,6 @@
 //! The state of the model, and the bounds of a configuration.
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 
 use crate::{
     domain::{Came, Carried, DENIED, Known, Left, Said, Todo},
@@ -287,7 +287,7 @@ impl Setup {
 
     /// Mirrors `src/lease/claim.rs::Claim::of`, with the token of a slot.
     pub(crate) fn claim(&self, state: &State, message: &Message, token: Token) -> Claim {
-        use capture_worker::domain::judge::Call;
+        use capture_worker::domain::capture::judge::Call;
         // As `src/worker/call.rs::posts_at_once` does.
         let posts = self.known(state, message, None).first_call() == Call::Post;
         let Message { id, amount, .. } = *message;

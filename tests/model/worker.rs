@@ -1,7 +1,7 @@
 //! The steps of a worker: the awaits of `src/worker/process.rs`, `src/worker/call.rs` and
 //! `src/broker/delivery.rs`. The comment of each method names what it mirrors.
 
-use capture_worker::domain::{class::Class, judge::Call};
+use capture_worker::domain::capture::{class::Class, judge::Call};
 
 use crate::{
     domain::{Came, Inquiry, Left, Said},
@@ -308,7 +308,7 @@ impl Setup {
         set(state, slot, Step::Judged { lease, came, sent: left(known.sent()), called: true });
     }
 
-    /// Mirrors the function `src/domain/outcome.rs::Outcome::release`.
+    /// Mirrors the function `src/domain/capture/outcome.rs::Outcome::release`.
     fn mode(&self, came: Came) -> Mode {
         match came {
             Came::Failed(Class::Access, _) | Came::Closed(Class::Access, _)

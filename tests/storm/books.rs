@@ -6,7 +6,7 @@ use std::{
     sync::PoisonError,
 };
 
-use capture_worker::domain::class::Class;
+use capture_worker::domain::capture::class::Class;
 use serde_json::Value;
 
 use crate::{

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::domain::letter::{BrokerDeath, BrokerReason, DeadLetter};
+use crate::domain::replay::dead_letter::{BrokerDeath, BrokerReason, DeadLetter};
 
 /// Reads a message in the dead-letter queue of a class. `jobs_queue` is the name of the queue of
 /// jobs, by which `x-death` is read.

@@ -116,7 +116,7 @@ fn deaths(entries: &[AMQPValue]) -> AMQPValue {
     AMQPValue::FieldArray(entries.to_vec().into())
 }
 
-fn dead_letter(headers: &[(&str, AMQPValue)]) -> crate::domain::letter::DeadLetter {
+fn dead_letter(headers: &[(&str, AMQPValue)]) -> crate::domain::replay::dead_letter::DeadLetter {
     read_letter(
         Class::Poison,
         b"{}".to_vec(),

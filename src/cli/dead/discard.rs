@@ -15,7 +15,10 @@ use crate::{
     },
     config::Settings,
     dead_letters::{Captures, Discard},
-    domain::{letter::DeadLetter, replay::Refusal, settle::epoch_ms},
+    domain::{
+        replay::{Refusal, dead_letter::DeadLetter},
+        settlement::epoch_ms,
+    },
 };
 
 #[derive(clap::Args)]

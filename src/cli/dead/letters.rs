@@ -8,7 +8,10 @@ use crate::{
         table::TextTable,
     },
     dead_letters::{Audited, Captures},
-    domain::{letter::DeadLetter, money::major, replay::Policy},
+    domain::{
+        money::major,
+        replay::{Policy, dead_letter::DeadLetter},
+    },
 };
 
 /// An empty table of dead letters.

@@ -16,7 +16,7 @@ use crate::{
     },
     config::Settings,
     dead_letters::{Captures, DeskError, Flow, Summaries, Summary, Who, rfc3339},
-    domain::{class::Class, replay::Policy, settle::epoch_ms},
+    domain::{capture::class::Class, replay::Policy, settlement::epoch_ms},
 };
 
 /// How many dead letters are listed without `--limit` and `--all`.

@@ -21,7 +21,7 @@ use crate::{
     broker::{BrokerOptions, Session, Topology},
     config::Settings,
     dead_letters::{Desk, DeskError, Filter, Who},
-    domain::{class::Class, duration},
+    domain::{capture::class::Class, duration},
     lease::Role,
     telemetry,
 };

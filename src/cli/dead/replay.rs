@@ -18,12 +18,10 @@ use crate::{
     config::{RateLimit, Settings},
     dead_letters::{Captures, DeskError, Filter, Replays, Told},
     domain::{
-        class::Class,
-        evidence::Decision,
-        letter::DeadLetter,
+        capture::class::Class,
         money::{Currency, Money},
-        replay::{Changes, Policy},
-        settle::epoch_ms,
+        replay::{Changes, Policy, dead_letter::DeadLetter, evidence::Decision},
+        settlement::epoch_ms,
     },
 };
 

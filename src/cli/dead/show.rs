@@ -18,11 +18,14 @@ use crate::{
     config::Settings,
     dead_letters::{DeskError, Filter, Flow, Who, rfc3339},
     domain::{
-        class::Class,
-        evidence::{Decision, PaymentSeen, Seen, decide},
-        letter::DeadLetter,
-        replay::{Changes, Policy, fresh_id, prepare},
-        settle::epoch_ms,
+        capture::class::Class,
+        replay::{
+            Changes, Policy,
+            dead_letter::DeadLetter,
+            evidence::{Decision, PaymentSeen, Seen, decide},
+            fresh_id, prepare,
+        },
+        settlement::epoch_ms,
     },
     sanitize::is_hidden,
 };

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
+use super::forward::CaptureType;
 use super::*;
-use crate::domain::forward::CaptureType;
 
 const GOOD: &str =
     r#"{"captureRequestId":"c1","paymentId":"p1","captureAmount":{"currency":"HKD","value":"10"}}"#;

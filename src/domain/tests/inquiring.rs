@@ -5,12 +5,13 @@ use super::{
     *,
 };
 use crate::domain::{
-    evidence::Seen,
+    capture::{
+        judge::{Call, first_call},
+        outcome::Fate,
+        reply::{AcquirerInfo, NoAnswer},
+    },
     job::JobError,
-    judge::{Call, first_call},
-    outcome::Fate,
-    replay::fresh_id,
-    reply::{AcquirerInfo, NoAnswer},
+    replay::{evidence::Seen, fresh_id},
 };
 
 #[test]

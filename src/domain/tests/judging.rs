@@ -1,7 +1,7 @@
 //! What a reply proves.
 
 use super::*;
-use crate::domain::{
+use crate::domain::capture::{
     health::{Health, health},
     judge::{Call, first_call},
     outcome::{Capture, DoubtKind, Fate, Recorded, Verdict},

@@ -11,18 +11,22 @@ mod settling;
 use std::time::Duration;
 
 use super::{
-    class::{Class, Codes},
-    history::{History, LastWord},
-    job::Job,
-    judge::{Before, Inquired, SentMarker, judge_capture, judge_inquiry},
-    letter::DeadLetter,
-    money::Money,
-    outcome::{Attempt, Outcome, Sent},
-    reply::{
-        Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, Reply,
-        Signature, Status, Transaction,
+    capture::{
+        class::{Class, Codes},
+        judge::{Before, Inquired, SentMarker, judge_capture, judge_inquiry},
+        outcome::{Attempt, Outcome, Sent},
+        reply::{
+            Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, Reply,
+            Signature, Status, Transaction,
+        },
     },
-    settle::{Policy, Settlement, settle},
+    job::{
+        Job,
+        history::{History, LastWord},
+    },
+    money::Money,
+    replay::dead_letter::DeadLetter,
+    settlement::{Policy, Settlement, settle},
 };
 use time::OffsetDateTime;
 

@@ -4,10 +4,12 @@ use proptest::{option, prelude::*, sample::select};
 
 use super::*;
 use crate::domain::{
-    class::{Class, FINAL_CODES, OTHER_CODES},
-    judge::{Call, first_call},
-    reply::NoAnswer,
-    settle::ResultStatus,
+    capture::{
+        class::{Class, FINAL_CODES, OTHER_CODES},
+        judge::{Call, first_call},
+        reply::NoAnswer,
+    },
+    settlement::ResultStatus,
 };
 
 fn code() -> impl Strategy<Value = String> {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::domain::{
-    outcome::{Capture, Deferral, Doubt, DoubtKind, Verdict},
-    refused::{RefusedResult, ResultWait},
+    capture::outcome::{Capture, Deferral, Doubt, DoubtKind, Verdict},
+    settlement::refused::{RefusedResult, ResultWait},
 };
 
 const NEVER: RefusedResult = RefusedResult { times: 0, ended: None };

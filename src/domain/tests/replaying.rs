@@ -1,7 +1,7 @@
 //! What a replay may send, by class, and what the gateway's evidence means for it.
 
 use super::*;
-use crate::domain::evidence::{Decision, PaymentSeen, Seen, decide};
+use crate::domain::replay::evidence::{Decision, PaymentSeen, Seen, decide};
 use crate::domain::replay::{Changes, Policy as ReplayPolicy, Refusal, Replay, fresh_id, prepare};
 
 fn prepared(letter: &DeadLetter, changes: &Changes) -> Result<Replay, Refusal> {

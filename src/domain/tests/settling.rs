@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::domain::{
-    class::Class,
+    capture::{
+        class::Class,
+        outcome::{Capture, Deferral, Doubt, DoubtKind, Release, Throttle, Verdict},
+    },
     job::JobError,
-    outcome::{Capture, Deferral, Doubt, DoubtKind, Release, Throttle, Verdict},
 };
 
 fn doubt() -> Outcome {

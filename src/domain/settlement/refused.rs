@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use super::{
-    class::Class,
-    history::History,
-    outcome::{Deferral, Outcome, Verdict},
-    settle::{Policy, ResultStatus, Settlement},
+use super::{Policy, ResultStatus, Settlement};
+use crate::domain::{
+    capture::{
+        class::Class,
+        outcome::{Deferral, Outcome, Verdict},
+    },
+    job::history::History,
 };
 
 /// How often the broker refused the result of a job.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::money::Money;
+use crate::domain::money::Money;
 
 /// The largest `acquirerInfo` that is kept, in bytes.
 const ACQUIRER_INFO_BYTES_MAX: usize = 4 * 1024;
@@ -102,7 +102,7 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
     /// No complete reply came before the time-out.
-    #[error("no reply within {}", super::duration::show(*.0))]
+    #[error("no reply within {}", crate::domain::duration::show(*.0))]
     TimedOut(Duration),
     /// The connection broke after the request may have been sent.
     #[error("the connection was lost: {0}")]

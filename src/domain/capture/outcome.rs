@@ -4,12 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    class::Class,
-    history::LastWord,
-    job::{JobError, Subject},
-    reply::AcquirerInfo,
-};
+use super::{class::Class, reply::AcquirerInfo};
+use crate::domain::job::{JobError, Subject, history::LastWord};
 
 /// The outcome of an attempt. Every attempt has exactly one, whatever happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

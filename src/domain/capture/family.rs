@@ -6,12 +6,8 @@
 //! active: it has captured, or is not proven to have failed. A fresh id is never posted while one
 //! of its ancestors is active. The worker and the operator's commands use the same functions.
 
-use super::{
-    history::History,
-    money::Money,
-    replay::fresh_id,
-    reply::{Standing, Transaction},
-};
+use super::reply::{Standing, Transaction};
+use crate::domain::{job::history::History, money::Money, replay::fresh_id};
 
 /// How many generations of fresh ids are searched. Each generation takes an operator's replay of a
 /// final failure.

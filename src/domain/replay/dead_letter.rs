@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{
-    class::Class,
-    history::History,
-    job::{Job, Malformed, Subject},
+use super::advice;
+use crate::domain::{
+    capture::class::Class,
+    job::{Job, Malformed, Subject, history::History},
     money::Money,
-    replay::advice,
 };
 
 /// Why the broker itself dead-lettered a job. This says nothing about whether a capture request was

@@ -2,16 +2,16 @@
 
 use time::OffsetDateTime;
 
-use super::{
-    class::{Class, Codes},
-    family::{Descendants, Living, living_forebear},
-    history::History,
-    job::Job,
-    judge::{Before, Inquired, judge_inquiry},
-    letter::DeadLetter,
-    outcome::{Capture, Doubt, Outcome, Verdict},
-    replay::{Policy, Refusal, Replay},
-    reply::{InquiryBody, InquiryReply, Reply, Signature, Standing, Status},
+use super::{Policy, Refusal, Replay, dead_letter::DeadLetter};
+use crate::domain::{
+    capture::{
+        class::{Class, Codes},
+        family::{Descendants, Living, living_forebear},
+        judge::{Before, Inquired, judge_inquiry},
+        outcome::{Capture, Doubt, Outcome, Verdict},
+        reply::{InquiryBody, InquiryReply, Reply, Signature, Standing, Status},
+    },
+    job::{Job, history::History},
     time::parse as parse_time,
 };
 

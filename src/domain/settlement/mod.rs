@@ -1,18 +1,25 @@
 //! The one decision between captured, retry and dead letter. It is pure: this module decides, and
 //! the broker's code acts.
 
+pub mod refused;
+pub mod schedule;
+
 use std::time::Duration;
 
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use self::schedule::fit;
 use super::{
-    class::Class,
-    history::{History, LastWord},
-    job::Subject,
-    outcome::{Attempt, Capture, Deferral, Evidence, Outcome, Sent, Verdict},
-    reply::AcquirerInfo,
-    schedule::fit,
+    capture::{
+        class::Class,
+        outcome::{Attempt, Capture, Deferral, Evidence, Outcome, Sent, Verdict},
+        reply::AcquirerInfo,
+    },
+    job::{
+        Subject,
+        history::{History, LastWord},
+    },
 };
 
 /// When a job is tried again, and when it is given up.

@@ -3,14 +3,16 @@
 
 use super::{
     class::{CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT},
-    history::{History, LastWord},
-    job::{Job, JobError},
     outcome::{Capture, Doubt, DoubtKind, Outcome, Throttle, Verdict},
     reply::{
         Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, NoAnswer,
         Reply, Signature, Status,
     },
     transactions::{Shown, shown},
+};
+use crate::domain::job::{
+    Job, JobError,
+    history::{History, LastWord},
 };
 
 pub(super) const TOO_MANY_REQUESTS: u16 = 429;
@@ -353,6 +355,6 @@ fn word(result: &GatewayResult) -> Option<LastWord> {
 }
 
 pub(super) fn describe(result: &GatewayResult) -> String {
-    let status = super::money::shorten(result.status.text());
-    format!("{status} {}", super::money::shorten(&result.code))
+    let status = crate::domain::money::shorten(result.status.text());
+    format!("{status} {}", crate::domain::money::shorten(&result.code))
 }

@@ -7,11 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::value::RawValue;
 
-use super::{
-    fields,
-    job::{JOB_FIELDS, JobError},
-    money::shorten,
-};
+use super::{JOB_FIELDS, JobError, fields};
+use crate::domain::money::shorten;
 
 /// The fields that are forwarded unless the settings name others.
 pub const FORWARD_FIELDS: [&str; 5] =

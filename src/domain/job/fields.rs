@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 /// The known fields of one object, as written in the text. Of a repeated field, the first value
 /// counts.
-pub(super) struct Fields<'a, const N: usize> {
+pub(in crate::domain) struct Fields<'a, const N: usize> {
     names: [&'static str; N],
     values: [Option<&'a RawValue>; N],
     repeated: [bool; N],
@@ -16,35 +16,35 @@ pub(super) struct Fields<'a, const N: usize> {
 
 /// The fields that were requested beside the known ones.
 #[derive(Default)]
-pub(super) struct More<'a> {
+pub(in crate::domain) struct More<'a> {
     /// Each field once, in the order of the text.
-    pub(super) found: Vec<(&'a str, &'a RawValue)>,
+    pub(in crate::domain) found: Vec<(&'a str, &'a RawValue)>,
     /// The first name that occurs more than once.
-    pub(super) repeated: Option<&'a str>,
+    pub(in crate::domain) repeated: Option<&'a str>,
 }
 
 impl<'a, const N: usize> Fields<'a, N> {
     /// The first known field, in the order of the names, that occurs more than once.
-    pub(super) fn repeated(&self) -> Option<&'static str> {
+    pub(in crate::domain) fn repeated(&self) -> Option<&'static str> {
         self.repeated.iter().position(|repeated| *repeated).map(|at| self.names[at])
     }
 
-    pub(super) fn is_repeated(&self, name: &str) -> bool {
+    pub(in crate::domain) fn is_repeated(&self, name: &str) -> bool {
         self.names.iter().position(|known| *known == name).is_some_and(|at| self.repeated[at])
     }
 
-    pub(super) fn values(&self) -> &[Option<&'a RawValue>; N] {
+    pub(in crate::domain) fn values(&self) -> &[Option<&'a RawValue>; N] {
         &self.values
     }
 
     /// The known fields, and the other requested ones.
-    pub(super) fn into_parts(self) -> ([Option<&'a RawValue>; N], More<'a>) {
+    pub(in crate::domain) fn into_parts(self) -> ([Option<&'a RawValue>; N], More<'a>) {
         (self.values, self.more)
     }
 }
 
 /// Reads the known fields and the other requested ones. All other fields are skipped.
-pub(super) fn read<'a, const N: usize>(
+pub(in crate::domain) fn read<'a, const N: usize>(
     text: &'a str,
     names: [&'static str; N],
     more: &'a [String],
@@ -55,12 +55,12 @@ pub(super) fn read<'a, const N: usize>(
     Ok(fields)
 }
 
-pub(super) fn is_null(raw: &RawValue) -> bool {
+pub(in crate::domain) fn is_null(raw: &RawValue) -> bool {
     raw.get().starts_with('n')
 }
 
 /// What was found instead of a string: its JSON type, or why a string can't be read.
-pub(super) fn found(raw: &RawValue) -> &'static str {
+pub(in crate::domain) fn found(raw: &RawValue) -> &'static str {
     match type_of(raw) {
         // The JSON was parsed before, so this is the only reason why a string can't be read.
         "a string" => "half of a surrogate pair",
@@ -69,7 +69,7 @@ pub(super) fn found(raw: &RawValue) -> &'static str {
 }
 
 /// The JSON type of a value, in words.
-pub(super) fn type_of(raw: &RawValue) -> &'static str {
+pub(in crate::domain) fn type_of(raw: &RawValue) -> &'static str {
     match raw.get().as_bytes().first() {
         Some(b'"') => "a string",
         Some(b'{') => "an object",

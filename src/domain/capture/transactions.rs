@@ -3,11 +3,13 @@
 use super::{
     class::{Class, Codes, PAYMENT_IN_PROCESS, SUCCESS},
     family::{Descendants, Living, living_forebear},
-    history::{History, LastWord},
-    job::Job,
     judge::{in_doubt, no_evidence},
     outcome::{Capture, DoubtKind, Outcome, Verdict},
     reply::{InquiryBody, Standing, Transaction},
+};
+use crate::domain::job::{
+    Job,
+    history::{History, LastWord},
 };
 
 /// What a successful inquiry shows about one capture.

@@ -2,9 +2,8 @@
 
 use serde_json::value::RawValue;
 
-use super::{
-    fields,
-    job::{BODY_BYTES_MAX, JOB_FIELDS, Job, JobError, text_of},
+use crate::domain::{
+    job::{BODY_BYTES_MAX, JOB_FIELDS, Job, JobError, fields, text_of},
     money::Money,
 };
 
