@@ -52,12 +52,13 @@ async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
 }
 
 async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
-    let redis_away = (!*probes.leases.up().borrow())
-        .then(|| format!("Redis unavailable: {}", sanitize::text(&probes.leases.absence())));
+    let redis_unavailable = (!*probes.leases.up().borrow()).then(|| {
+        format!("Redis unavailable: {}", sanitize::text(&probes.leases.unavailable_reason()))
+    });
     // The gateway's state is printed, but never makes a worker unready: neither a restart nor
     // another worker would fix a gateway that is down.
     let guard = probes.metrics.guard();
-    match probes.health.unready().or(redis_away) {
+    match probes.health.unready().or(redis_unavailable) {
         None => (StatusCode::OK, format!("ok\n{guard}\n")),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n{guard}\n")),
     }

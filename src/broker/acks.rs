@@ -7,25 +7,25 @@ use std::collections::BTreeSet;
 use lapin::{Channel, options::BasicAckOptions};
 use tokio::sync::{mpsc, oneshot};
 
-use super::session::Life;
+use super::session_state::SessionState;
 
 /// The maximum number of requests that are handled together.
 const BATCH_MAX: usize = 256;
 
-enum Request {
+enum AckRequest {
     Ack(u64),
     Flush(oneshot::Sender<()>),
 }
 
 /// A handle with which jobs are acked in one session.
 #[derive(Clone)]
-pub(super) struct Acks(mpsc::UnboundedSender<Request>);
+pub(super) struct Acks(mpsc::UnboundedSender<AckRequest>);
 
 impl Acks {
     /// Starts the task that acks on this channel. It ends with the session.
-    pub(super) fn start(channel: Channel, life: Life) -> Self {
+    pub(super) fn start(channel: Channel, state: SessionState) -> Self {
         let (requests, queue) = mpsc::unbounded_channel();
-        tokio::spawn(run(channel, queue, life));
+        tokio::spawn(run(channel, queue, state));
         Self(requests)
     }
 
@@ -33,37 +33,41 @@ impl Acks {
     /// broker redelivers the job.
     pub(super) fn ack(&self, tag: u64) {
         // An error means that the task ended, because the session is lost.
-        self.0.send(Request::Ack(tag)).unwrap_or_default();
+        self.0.send(AckRequest::Ack(tag)).unwrap_or_default();
     }
 
     /// Returns when all acks that were queued before are sent, or the session is lost.
     pub(super) async fn flush(&self) {
         let (flushed, done) = oneshot::channel();
-        if self.0.send(Request::Flush(flushed)).is_ok() {
+        if self.0.send(AckRequest::Flush(flushed)).is_ok() {
             // An error means that the session is lost.
             drop(done.await);
         }
     }
 }
 
-async fn run(channel: Channel, mut queue: mpsc::UnboundedReceiver<Request>, life: Life) {
-    let mut settled = Settled::default();
+async fn run(
+    channel: Channel,
+    mut queue: mpsc::UnboundedReceiver<AckRequest>,
+    state: SessionState,
+) {
+    let mut settled = SettledTags::default();
     let mut requests = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
-            () = life.lost() => return,
+            () = state.lost() => return,
             taken = queue.recv_many(&mut requests, BATCH_MAX) => if taken == 0 { return },
         }
         let (mut tags, mut waiting) = (Vec::new(), Vec::new());
         for request in requests.drain(..) {
             match request {
-                Request::Ack(tag) => tags.push(tag),
-                Request::Flush(flushed) => waiting.push(flushed),
+                AckRequest::Ack(tag) => tags.push(tag),
+                AckRequest::Flush(flushed) => waiting.push(flushed),
             }
         }
         for (tag, multiple) in settled.frames(tags) {
             if let Err(error) = channel.basic_ack(tag, BasicAckOptions { multiple }).await {
-                return life.end(&format!("sending an ack failed: {error}"));
+                return state.end(&format!("sending an ack failed: {error}"));
             }
         }
         for flushed in waiting {
@@ -74,14 +78,14 @@ async fn run(channel: Channel, mut queue: mpsc::UnboundedReceiver<Request>, life
 
 /// Which deliveries of a channel are settled. Delivery tags count from 1.
 #[derive(Debug, Default)]
-struct Settled {
+struct SettledTags {
     /// Every delivery up to this tag is settled.
     up_to: u64,
     /// Tags above `up_to` that were settled, and acked, out of order.
     beyond: BTreeSet<u64>,
 }
 
-impl Settled {
+impl SettledTags {
     /// The frames that ack exactly these deliveries, as (tag, the `multiple` flag).
     fn frames(&mut self, mut tags: Vec<u64>) -> Vec<(u64, bool)> {
         tags.sort_unstable();
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn consecutive_deliveries_are_acked_with_one_frame() {
-        let mut settled = Settled::default();
+        let mut settled = SettledTags::default();
         assert_eq!(settled.frames(vec![3, 1, 2]), [(3, true)]);
         assert_eq!(settled.frames(vec![5, 6]), [(5, false), (6, false)]);
         assert_eq!(settled.frames(vec![8, 4]), [(4, true), (8, false)]);
@@ -129,7 +133,7 @@ mod tests {
         ) {
             let mut order = order.into_iter();
             let (mut settled, mut asked, mut acked) =
-                (Settled::default(), BTreeSet::new(), BTreeSet::new());
+                (SettledTags::default(), BTreeSet::new(), BTreeSet::new());
             for size in sizes {
                 let tags: Vec<u64> = order.by_ref().take(size).collect();
                 asked.extend(&tags);

@@ -15,10 +15,16 @@ pub(super) fn parse(text: &str) -> Option<AMQPUri> {
     Some(uri)
 }
 
+/// Whether this is a valid AMQP URL.
+#[must_use]
+pub fn is_valid_url(text: &str) -> bool {
+    parse(text).is_some()
+}
+
 /// The URL without credentials and query; `None` if it can't be used.
 #[must_use]
 pub fn without_credentials(text: &str) -> Option<String> {
-    let mut url = parts(text).filter(|_| parse(text).is_some())?;
+    let mut url = parts(text).filter(|_| is_valid_url(text))?;
     url.set_query(None);
     url.set_username("").and_then(|()| url.set_password(None)).ok()?;
     Some(url.into())

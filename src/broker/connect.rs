@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     address,
-    session::{BrokerOptions, OpenError},
+    options::{BrokerOptions, OpenError},
+    response::{AmqpError, response_within},
 };
 
 /// The time limit for connecting, unless the URL sets another one (`connection_timeout`, in
@@ -36,7 +37,7 @@ const HEARTBEAT_S: u16 = 10;
 /// [`CLOSE_TIMEOUT`], whatever the peer does.
 pub(super) struct BrokerConnection {
     connection: Connection,
-    socket: Socket,
+    socket: ClosableSocket,
 }
 
 impl BrokerConnection {
@@ -52,11 +53,11 @@ impl BrokerConnection {
             identity: options.client.clone().map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key }),
             cert_chain: options.ca.clone(),
         };
-        let attempt = Attempt(Socket::default());
+        let attempt = ConnectAttempt(ClosableSocket::default());
         let socket = attempt.0.clone();
         let connecting = Connection::connector(
             uri,
-            lapin::runtime::default_runtime()?,
+            lapin::runtime::default_runtime().map_err(AmqpError::of)?,
             async move |uri, runtime| {
                 let connect = async {
                     let authority = &uri.authority;
@@ -79,8 +80,7 @@ impl BrokerConnection {
             },
             properties,
         );
-        let connected = tokio::time::timeout(limit, connecting).await;
-        let connection = connected.map_err(|_| OpenError::TimedOut)??;
+        let connection = response_within(limit, connecting).await?;
         Ok(Self { connection, socket: attempt.succeeded() })
     }
 
@@ -122,15 +122,15 @@ impl Drop for BrokerConnection {
 }
 
 /// An attempt to connect. If it is dropped before it succeeds, its socket is closed.
-struct Attempt(Socket);
+struct ConnectAttempt(ClosableSocket);
 
-impl Attempt {
-    fn succeeded(mut self) -> Socket {
+impl ConnectAttempt {
+    fn succeeded(mut self) -> ClosableSocket {
         std::mem::take(&mut self.0)
     }
 }
 
-impl Drop for Attempt {
+impl Drop for ConnectAttempt {
     fn drop(&mut self) {
         self.0.shut();
     }
@@ -138,12 +138,12 @@ impl Drop for Attempt {
 
 /// A second handle of the socket that the client reads from.
 #[derive(Clone, Default)]
-struct Socket {
+struct ClosableSocket {
     stream: Arc<Mutex<Option<TcpStream>>>,
     shut: CancellationToken,
 }
 
-impl Socket {
+impl ClosableSocket {
     fn keep(&self, socket: &impl AsFd) -> io::Result<()> {
         let twin = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
         let mut stream = self.stream();

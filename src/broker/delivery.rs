@@ -9,10 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     headers,
-    publisher::{Message, PublishError},
-    refusals::Refusal,
+    names::Exchange,
+    publish::{Message, PublishError, PublishRefusal},
     session::Session,
-    topology::Exchange,
 };
 use crate::domain::{
     job::{Job, Malformed, forward::ForwardFields, history::History, trace::TraceContext},
@@ -32,7 +31,7 @@ pub const HELD_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The result of settling a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
+pub enum SettleResult {
     /// The broker confirmed every message, and the delivery is acked.
     Acked,
     /// The broker refused the result: no dead letter was published, and nothing is acked.
@@ -58,7 +57,7 @@ pub struct Delivery {
 impl Delivery {
     pub(super) fn new(session: Arc<Session>, delivery: lapin::message::Delivery) -> Self {
         let now_ms = epoch_ms(OffsetDateTime::now_utc());
-        let mut history = headers::read(&delivery.properties, delivery.redelivered, now_ms);
+        let mut history = headers::read_history(&delivery.properties, delivery.redelivered, now_ms);
         let refused = headers::refused_result(&delivery.properties);
         if refused.ended.is_some() {
             // Such a job ended without a call. Only a sent marker or a recorded outcome can prove
@@ -153,11 +152,11 @@ impl Delivery {
         &self,
         settlement: &Settlement,
         draining: &CancellationToken,
-    ) -> Result<Settled, SessionLost> {
+    ) -> Result<SettleResult, SessionLost> {
         match settlement {
             Settlement::Captured(result) => {
                 if !self.publish_result(result, draining).await? {
-                    return Ok(Settled::ResultRefused);
+                    return Ok(SettleResult::ResultRefused);
                 }
             }
             Settlement::Retry { delay, carry } => {
@@ -167,14 +166,14 @@ impl Delivery {
                 if let Some(result) = result
                     && !self.publish_result(result, draining).await?
                 {
-                    return Ok(Settled::ResultRefused);
+                    return Ok(SettleResult::ResultRefused);
                 }
                 let class = letter.class.name().to_owned();
                 self.publish(self.republish(Exchange::Dead, class, carry, Some(letter))).await?;
             }
-            Settlement::HandBack => return self.hand_back().await.map(|()| Settled::Acked),
+            Settlement::HandBack => return self.hand_back().await.map(|()| SettleResult::Acked),
         }
-        self.ack().map(|()| Settled::Acked)
+        self.ack().map(|()| SettleResult::Acked)
     }
 
     /// Publishes the job to a wait queue, after which its result is published again, and acks.
@@ -213,7 +212,7 @@ impl Delivery {
         result: &ResultMessage,
         draining: &CancellationToken,
     ) -> Result<bool, SessionLost> {
-        let message = self.result(result);
+        let message = Message::of_result(&self.properties, result);
         let published = tokio::select! {
             published = self.session.publisher.publish_patiently(message) => published,
             () = self.loses_patience(draining) => return Ok(false),
@@ -230,7 +229,7 @@ impl Delivery {
     /// Returns when a refusal of results has lasted so long that the job can't stay unacked, or
     /// when the worker drains during one.
     async fn loses_patience(&self, draining: &CancellationToken) {
-        let is_of_results = |refusal: &Option<Refusal>| {
+        let is_of_results = |refusal: &Option<PublishRefusal>| {
             refusal.as_ref().is_some_and(|r| r.exchange == Exchange::Results)
         };
         let mut refusal = self.session.publisher.refusal();
@@ -265,7 +264,7 @@ impl Delivery {
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
             if error == PublishError::Returned {
-                self.session.mend_topology().await;
+                self.session.publishing().redeclare().await;
             }
         }
     }
@@ -281,25 +280,14 @@ impl Delivery {
         exchange: Exchange,
         routing_key: String,
         carry: &History,
-        letter: Option<&Letter>,
+        reason: Option<&Letter>,
     ) -> Message {
         Message {
             exchange,
             routing_key: routing_key.into(),
             mandatory: true,
-            properties: headers::carry(&self.properties, carry, letter),
+            properties: headers::carry(&self.properties, carry, reason),
             body: Arc::clone(&self.body),
-        }
-    }
-
-    fn result(&self, result: &ResultMessage) -> Message {
-        let now_ms = epoch_ms(OffsetDateTime::now_utc());
-        Message {
-            exchange: Exchange::Results,
-            routing_key: result.routing_key().into(),
-            mandatory: false,
-            properties: headers::of_result(&self.properties, now_ms),
-            body: serde_json::to_vec(result).unwrap_or_default().into(),
         }
     }
 }

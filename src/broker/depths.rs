@@ -1,11 +1,9 @@
 //! Counts the messages in each queue with passive declares, which need no permission.
 
-use lapin::{Channel, ErrorKind, options::QueueDeclareOptions, types::FieldTable};
-
 use super::{
-    missing::is_no_queue,
-    session::{ANSWER_TIMEOUT, Session},
-    topology::Exchange,
+    names::Exchange,
+    response::{AmqpError, METHOD_TIMEOUT, NoResponse, ready_messages, response},
+    session::Session,
 };
 use crate::domain::{capture::class::Class, settlement::schedule::delay_name};
 
@@ -37,32 +35,30 @@ impl Session {
         for (of, name, queue) in self.queues() {
             let channel = match counting.take() {
                 Some(channel) if channel.status().connected() => channel,
-                _ => self.look_channel().await?,
+                _ => self.open_channel().await.map_err(AmqpError::of)?,
             };
             // Stored before the next await: if the caller cancels there, the channel is kept.
             let channel = counting.insert(channel);
-            let messages = match tokio::time::timeout(ANSWER_TIMEOUT, look(channel, &queue)).await {
-                Err(_) => return Err(DepthsError::TimedOut),
-                Ok(Ok(messages)) => Some(messages),
+            let messages = match response(ready_messages(channel, &queue)).await {
+                Ok(messages) => Some(messages),
                 // Both refusals closed the channel, so the next queue gets a new one.
-                Ok(Err(error)) => match error.kind() {
-                    ErrorKind::ProtocolError(refusal)
-                        if is_no_queue(refusal.get_message().as_str()) =>
-                    {
+                Err(NoResponse::Failed(error)) => match error.refusal() {
+                    Some(refusal) if refusal.is_no_queue() => {
                         self.options().missing.report(&queue);
                         found_missing = true;
                         None
                     }
-                    ErrorKind::ProtocolError(_) => continue,
-                    _ => return Err(error.into()),
+                    Some(_) => continue,
+                    None => return Err(error.into()),
                 },
+                Err(NoResponse::TimedOut) => return Err(DepthsError::TimedOut),
             };
             let is_missing = self.options().missing.is_missing(&queue);
             depths.push(Depth { of, name, messages, is_missing });
         }
         drop(counting);
         if found_missing {
-            self.mend_topology().await;
+            self.publishing().redeclare().await;
         }
         Ok(depths)
     }
@@ -88,14 +84,8 @@ impl Session {
 pub enum DepthsError {
     /// The connection failed while the messages were counted.
     #[error("{0}")]
-    Connection(#[from] lapin::Error),
+    Connection(#[from] AmqpError),
     /// The broker did not respond in time.
-    #[error("the broker did not respond within {ANSWER_TIMEOUT:?}")]
+    #[error("the broker did not respond within {METHOD_TIMEOUT:?}")]
     TimedOut,
-}
-
-async fn look(channel: &Channel, queue: &str) -> lapin::Result<u32> {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let found = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-    Ok(found.message_count())
 }

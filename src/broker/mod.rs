@@ -3,40 +3,46 @@
 //!
 //! How it handles the hazards of AMQP:
 //!
-//! - One task publishes in batches and judges each batch as a whole (`publisher`).
+//! - One task publishes in batches and judges each batch as a whole (`publish`).
 //! - Any error ends the session as a whole. There is no automatic recovery, and a delivery of a
-//!   lost session is never started (`session`, `intake`).
+//!   lost session is never started (`session`, `consumer`).
 //! - Confirms have a time-out, which does not apply while the broker blocks publishing.
 //! - Consuming and publishing use one connection each.
 
 mod acks;
 mod address;
+mod browse;
 mod connect;
+mod consumer;
 mod delivery;
 mod depths;
 mod headers;
-mod intake;
-mod look;
 mod missing;
-mod publisher;
-mod refusals;
+mod names;
+mod options;
+mod permissions;
+mod probe;
+mod publish;
+mod response;
 mod results;
-mod rights;
 mod session;
+mod session_state;
 mod submit;
 mod topology;
 
 pub use self::{
-    address::without_credentials,
-    delivery::{Delivery, HELD_MAX, SessionLost, Settled},
+    address::{is_valid_url, without_credentials},
+    browse::{BrowseError, BrowsedMessage, BrowsedQueue, Browser},
+    consumer::{Consumer, ConsumerEvent},
+    delivery::{Delivery, HELD_MAX, SessionLost, SettleResult},
     depths::{Depth, DepthsError},
-    intake::{Intake, Taken},
-    look::{Browsed, Found, Look, LookError},
-    missing::Missing,
-    publisher::{OnPublish, PublishError},
-    refusals::Refusal,
+    missing::MissingQueues,
+    names::{Exchange, Names},
+    options::{BrokerOptions, OpenError},
+    probe::PermissionsError,
+    publish::{OnPublish, PublishError, PublishRefusal},
+    response::AmqpError,
     results::Results,
-    rights::RightsError,
-    session::{BrokerOptions, OpenError, Session},
-    topology::{DELAY_MS_MAX, DELIVERY_LIMIT, Exchange, Names, Topology, TopologyError},
+    session::Session,
+    topology::{DELAY_MS_MAX, DELIVERY_LIMIT, TopologyError, TopologyMode},
 };

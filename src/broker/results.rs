@@ -10,7 +10,7 @@ use lapin::{
 };
 use serde_json::Value;
 
-use super::session::Session;
+use super::{response::AmqpError, session::Session};
 
 /// A subscription to all results from now on. Its queue is deleted with the connection.
 pub struct Results {
@@ -23,8 +23,12 @@ impl Results {
     ///
     /// # Errors
     /// The broker refuses one of these steps, or the connection is lost.
-    pub async fn subscribe(session: &Session) -> lapin::Result<Self> {
-        let channel = session.look_channel().await?;
+    pub async fn subscribe(session: &Session) -> Result<Self, AmqpError> {
+        Self::subscribe_on(session).await.map_err(AmqpError::of)
+    }
+
+    async fn subscribe_on(session: &Session) -> lapin::Result<Self> {
+        let channel = session.open_channel().await?;
         let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
         let queue = channel.queue_declare("".into(), own, FieldTable::default()).await?;
         let (name, exchange) = (queue.name().clone(), session.names.results());

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::{
+    browse::BrowsedMessage,
     headers,
-    look::Found,
-    publisher::{Message, PublishError},
+    names::{AUDIT_KEY, Exchange},
+    publish::{Message, PublishError},
     session::Session,
-    topology::Exchange,
 };
 use crate::domain::{
     replay::Replay,
@@ -20,8 +20,6 @@ use crate::domain::{
 const SUBMITTED: &str = "submit";
 /// The routing key of replayed jobs, for people who trace messages.
 const REPLAYED: &str = "replay";
-/// The routing key of audit records, with which their queue is bound.
-pub(super) const AUDIT: &str = "audit";
 
 impl Session {
     /// Publishes a job, and waits until the broker has confirmed it.
@@ -45,12 +43,16 @@ impl Session {
     ///
     /// # Errors
     /// The broker does not have the message, or that is unknown ([`PublishError::Lost`]).
-    pub async fn replay(&self, found: &Found, replay: &Replay) -> Result<(), PublishError> {
+    pub async fn replay(
+        &self,
+        dead_letter: &BrowsedMessage,
+        replay: &Replay,
+    ) -> Result<(), PublishError> {
         self.publish(Message {
             exchange: Exchange::Jobs,
             routing_key: REPLAYED.into(),
             mandatory: true,
-            properties: headers::replayed(&found.properties, &replay.history),
+            properties: headers::replayed(&dead_letter.properties, &replay.history),
             body: Arc::from(replay.body.as_slice()),
         })
         .await
@@ -60,15 +62,12 @@ impl Session {
     ///
     /// # Errors
     /// The broker does not have the message, or that is unknown ([`PublishError::Lost`]).
-    pub async fn tell(&self, found: &Found, result: &ResultMessage) -> Result<(), PublishError> {
-        self.publish(Message {
-            exchange: Exchange::Results,
-            routing_key: result.routing_key().into(),
-            mandatory: false,
-            properties: headers::of_result(&found.properties, epoch_ms(OffsetDateTime::now_utc())),
-            body: serde_json::to_vec(result).unwrap_or_default().into(),
-        })
-        .await
+    pub async fn publish_result(
+        &self,
+        dead_letter: &BrowsedMessage,
+        result: &ResultMessage,
+    ) -> Result<(), PublishError> {
+        self.publish(Message::of_result(&dead_letter.properties, result)).await
     }
 
     /// Publishes an audit record, and waits until the broker has confirmed it.
@@ -78,7 +77,7 @@ impl Session {
     pub async fn audit(&self, record: Vec<u8>) -> Result<(), PublishError> {
         self.publish(Message {
             exchange: Exchange::Audit,
-            routing_key: AUDIT.into(),
+            routing_key: AUDIT_KEY.into(),
             mandatory: true,
             properties: headers::of_audit(epoch_ms(OffsetDateTime::now_utc())),
             body: record.into(),

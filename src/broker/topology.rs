@@ -1,14 +1,18 @@
-//! The exchanges, queues and bindings of this program: their names, declaration and check.
+//! Declares or checks the exchanges, queues and bindings of this program.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use lapin::{
-    Channel, Connection, ErrorKind, ExchangeKind,
+    Channel, Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::missing::{Missing, is_no_queue};
+use super::{
+    missing::MissingQueues,
+    names::{AUDIT_KEY, Names},
+    response::{AmqpError, MethodRefusal, ready_messages},
+};
 use crate::domain::{capture::class::Class, settlement::schedule::delay_name};
 
 /// How often the broker redelivers a job before it dead-letters the job as poison.
@@ -21,110 +25,13 @@ pub const DELAY_MS_MAX: u128 = 4_294_967_295;
 
 /// What a session does about the topology when it opens (`broker.topology`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topology {
+pub enum TopologyMode {
     /// Declare everything. An item that exists with other arguments is an error.
     Declare,
     /// Check that every exchange and queue exists, by name only.
     Check,
     /// Neither declare nor check.
     None,
-}
-
-/// The exchanges that this program publishes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Exchange {
-    /// New jobs, replayed jobs, and jobs that return from a wait queue.
-    Jobs,
-    /// Jobs on their way to a wait queue.
-    Wait,
-    /// Dead letters, routed by class.
-    Dead,
-    /// Results, routed by status and class.
-    Results,
-    /// Records of the acts of operators.
-    Audit,
-}
-
-impl Exchange {
-    /// The name without the prefix (`broker.prefix`).
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Jobs => "jobs",
-            Self::Wait => "wait",
-            Self::Dead => "dead",
-            Self::Results => "results",
-            Self::Audit => "audit",
-        }
-    }
-}
-
-/// The names of exchanges and queues, which all begin with `broker.prefix`.
-#[derive(Clone, Debug)]
-pub struct Names {
-    prefix: String,
-}
-
-impl Names {
-    /// The names that begin with this prefix.
-    #[must_use]
-    pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
-    }
-
-    /// The prefix, as `broker.prefix` sets it.
-    #[must_use]
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
-    /// The name of an exchange, with the prefix.
-    #[must_use]
-    pub fn exchange(&self, exchange: Exchange) -> String {
-        format!("{}.{}", self.prefix, exchange.name())
-    }
-
-    /// The name of the exchange of jobs, and of its queue.
-    #[must_use]
-    pub fn jobs(&self) -> String {
-        self.exchange(Exchange::Jobs)
-    }
-
-    /// The name of the exchange that routes to the wait queues.
-    #[must_use]
-    pub fn wait(&self) -> String {
-        self.exchange(Exchange::Wait)
-    }
-
-    /// The name of the exchange of dead letters.
-    #[must_use]
-    pub fn dead(&self) -> String {
-        self.exchange(Exchange::Dead)
-    }
-
-    /// The name of the exchange of results.
-    #[must_use]
-    pub fn results(&self) -> String {
-        self.exchange(Exchange::Results)
-    }
-
-    /// The name of the exchange of audit records, and of its queue.
-    #[must_use]
-    pub fn audit(&self) -> String {
-        self.exchange(Exchange::Audit)
-    }
-
-    /// The name of the wait queue with this delay.
-    #[must_use]
-    pub fn wait_queue(&self, delay: Duration) -> String {
-        format!("{}.wait.{}", self.prefix, delay_name(delay))
-    }
-
-    /// The name of the dead-letter queue of a class.
-    #[must_use]
-    pub fn dead_queue(&self, class: Class) -> String {
-        format!("{}.dead.{class}", self.prefix)
-    }
 }
 
 /// Why the topology could not be declared, or failed its check.
@@ -146,10 +53,10 @@ pub enum TopologyError {
     Missing(Vec<String>),
     /// The connection failed during the declaration or the check.
     #[error("the connection failed while the topology was declared or checked: {0}")]
-    Connection(#[from] lapin::Error),
+    Connection(#[from] AmqpError),
 }
 
-enum Item {
+enum TopologyItem {
     Exchange { name: String, kind: ExchangeKind },
     Queue { name: String, arguments: FieldTable },
     Binding { queue: String, exchange: String, key: String },
@@ -165,12 +72,12 @@ pub(super) async fn ensure(
     connection: &Connection,
     names: &Names,
     delays: &[Duration],
-    topology: Topology,
-    missing: &Missing,
+    mode: TopologyMode,
+    missing: &MissingQueues,
 ) -> Result<(), TopologyError> {
-    match topology {
-        Topology::None => Ok(()),
-        Topology::Declare => {
+    match mode {
+        TopologyMode::None => Ok(()),
+        TopologyMode::Declare => {
             if missing.was_declared() {
                 report_missing(connection, &items(names, delays), missing).await?;
             }
@@ -181,7 +88,7 @@ pub(super) async fn ensure(
             missing.declared();
             Ok(())
         }
-        Topology::Check => {
+        TopologyMode::Check => {
             let missing = each(connection, &items(names, delays), true).await?;
             if missing.is_empty() { Ok(()) } else { Err(TopologyError::Missing(missing)) }
         }
@@ -191,71 +98,74 @@ pub(super) async fn ensure(
 /// Logs each queue that does not exist.
 async fn report_missing(
     connection: &Connection,
-    items: &[Item],
-    missing: &Missing,
+    items: &[TopologyItem],
+    missing: &MissingQueues,
 ) -> Result<(), TopologyError> {
-    let mut channel = connection.create_channel().await?;
+    let mut channel = open_channel(connection).await?;
     for item in items {
-        let Item::Queue { name, .. } = item else { continue };
-        let Err(error) = look(&channel, item).await else { continue };
-        let ErrorKind::ProtocolError(refusal) = error.kind() else { return Err(error.into()) };
-        if is_no_queue(refusal.get_message().as_str()) {
+        let TopologyItem::Queue { name, .. } = item else { continue };
+        let Err(error) = check(&channel, item).await else { continue };
+        let Some(refusal) = MethodRefusal::of(&error) else {
+            return Err(AmqpError::of(error).into());
+        };
+        if refusal.is_no_queue() {
             missing.report(name);
         }
-        channel = connection.create_channel().await?;
+        channel = open_channel(connection).await?;
     }
-    if let Err(error) = channel.close(200, "done".into()).await {
-        tracing::debug!(%error, "topology channel did not close cleanly");
-    }
+    close_channel(&channel).await;
     Ok(())
 }
 
 /// Declares or checks each item. A refusal closes the channel, so a new one is opened after it.
 async fn each(
     connection: &Connection,
-    items: &[Item],
+    items: &[TopologyItem],
     passive: bool,
 ) -> Result<Vec<String>, TopologyError> {
-    let mut channel = connection.create_channel().await?;
+    let mut channel = open_channel(connection).await?;
     let mut refused = Vec::new();
     for item in items {
         let tried =
-            if passive { look(&channel, item).await } else { declare(&channel, item).await };
-        match tried {
-            Ok(()) => {}
-            Err(error) => {
-                let ErrorKind::ProtocolError(protocol) = error.kind() else {
-                    return Err(error.into());
-                };
-                let why = protocol.get_message();
-                refused.push(if passive {
-                    item.describe()
-                } else {
-                    format!("{}: {why}", item.describe())
-                });
-                channel = connection.create_channel().await?;
-            }
-        }
+            if passive { check(&channel, item).await } else { declare(&channel, item).await };
+        let Err(error) = tried else { continue };
+        let Some(refusal) = MethodRefusal::of(&error) else {
+            return Err(AmqpError::of(error).into());
+        };
+        refused.push(if passive {
+            item.describe()
+        } else {
+            format!("{}: {}", item.describe(), refusal.text)
+        });
+        channel = open_channel(connection).await?;
     }
-    if let Err(error) = channel.close(200, "done".into()).await {
-        tracing::debug!(%error, "topology channel did not close cleanly");
-    }
+    close_channel(&channel).await;
     Ok(refused)
 }
 
-async fn declare(channel: &Channel, item: &Item) -> lapin::Result<()> {
+async fn open_channel(connection: &Connection) -> Result<Channel, AmqpError> {
+    connection.create_channel().await.map_err(AmqpError::of)
+}
+
+async fn close_channel(channel: &Channel) {
+    if let Err(error) = channel.close(200, "done".into()).await {
+        tracing::debug!(%error, "topology channel did not close cleanly");
+    }
+}
+
+async fn declare(channel: &Channel, item: &TopologyItem) -> lapin::Result<()> {
     match item {
-        Item::Exchange { name, kind } => {
+        TopologyItem::Exchange { name, kind } => {
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
             channel
                 .exchange_declare(short(name), kind.clone(), options, FieldTable::default())
                 .await
         }
-        Item::Queue { name, arguments } => {
+        TopologyItem::Queue { name, arguments } => {
             let options = QueueDeclareOptions { durable: true, ..Default::default() };
             channel.queue_declare(short(name), options, arguments.clone()).await.map(drop)
         }
-        Item::Binding { queue, exchange, key } => {
+        TopologyItem::Binding { queue, exchange, key } => {
             let options = QueueBindOptions::default();
             channel
                 .queue_bind(
@@ -270,23 +180,21 @@ async fn declare(channel: &Channel, item: &Item) -> lapin::Result<()> {
     }
 }
 
-async fn look(channel: &Channel, item: &Item) -> lapin::Result<()> {
+/// Checks that an item exists, by name only. The broker can't show whether a binding exists.
+async fn check(channel: &Channel, item: &TopologyItem) -> lapin::Result<()> {
     match item {
-        Item::Exchange { name, kind } => {
+        TopologyItem::Exchange { name, kind } => {
             let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
             channel
                 .exchange_declare(short(name), kind.clone(), options, FieldTable::default())
                 .await
         }
-        Item::Queue { name, .. } => {
-            let options = QueueDeclareOptions { passive: true, ..Default::default() };
-            channel.queue_declare(short(name), options, FieldTable::default()).await.map(drop)
-        }
-        Item::Binding { .. } => Ok(()),
+        TopologyItem::Queue { name, .. } => ready_messages(channel, name).await.map(drop),
+        TopologyItem::Binding { .. } => Ok(()),
     }
 }
 
-impl Item {
+impl TopologyItem {
     fn describe(&self) -> String {
         match self {
             Self::Exchange { name, .. } => format!("exchange {name}"),
@@ -299,8 +207,8 @@ impl Item {
 }
 
 /// All items, in the order of declaration: exchanges first, and each queue before its binding.
-fn items(names: &Names, delays: &[Duration]) -> Vec<Item> {
-    let mut items: Vec<Item> = [
+fn items(names: &Names, delays: &[Duration]) -> Vec<TopologyItem> {
+    let mut items: Vec<TopologyItem> = [
         (names.jobs(), ExchangeKind::Topic),
         (names.wait(), ExchangeKind::Direct),
         (names.dead(), ExchangeKind::Direct),
@@ -308,11 +216,11 @@ fn items(names: &Names, delays: &[Duration]) -> Vec<Item> {
         (names.results(), ExchangeKind::Topic),
     ]
     .into_iter()
-    .map(|(name, kind)| Item::Exchange { name, kind })
+    .map(|(name, kind)| TopologyItem::Exchange { name, kind })
     .collect();
     let mut queue = |name: String, exchange: String, key: String, more: Vec<(&str, AMQPValue)>| {
-        items.push(Item::Queue { name: name.clone(), arguments: arguments(more) });
-        items.push(Item::Binding { queue: name, exchange, key });
+        items.push(TopologyItem::Queue { name: name.clone(), arguments: arguments(more) });
+        items.push(TopologyItem::Binding { queue: name, exchange, key });
     };
     queue(
         names.jobs(),
@@ -344,7 +252,7 @@ fn items(names: &Names, delays: &[Duration]) -> Vec<Item> {
         queue(names.dead_queue(class), names.dead(), class.name().into(), keep);
     }
     let keep = vec![("x-delivery-limit", AMQPValue::LongLongInt(KEEP))];
-    queue(names.audit(), names.audit(), "audit".into(), keep);
+    queue(names.audit(), names.audit(), AUDIT_KEY.into(), keep);
     items
 }
 

@@ -16,7 +16,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    broker::{BrokerOptions, Browsed, Look, LookError, Session, Topology},
+    broker::{BrokerOptions, BrowseError, BrowsedQueue, Browser, Session, TopologyMode},
     dead_letters::{Action, Record},
     domain::{capture::class::Class, duration},
     telemetry,
@@ -93,7 +93,9 @@ impl Audit {
             })
         });
         let broker = match broker {
-            Ok(broker) => BrokerOptions { topology: Topology::None, delays: Vec::new(), ..broker },
+            Ok(broker) => {
+                BrokerOptions { topology: TopologyMode::None, delays: Vec::new(), ..broker }
+            }
             Err(exit) => return exit,
         };
         let Ok(watch) = Watch::start(true) else { return Exit::Failed };
@@ -120,7 +122,11 @@ impl Audit {
     }
 
     /// Prints the records. False if it was interrupted.
-    async fn print(&self, session: &Session, stop: &CancellationToken) -> Result<bool, LookError> {
+    async fn print(
+        &self,
+        session: &Session,
+        stop: &CancellationToken,
+    ) -> Result<bool, BrowseError> {
         let limit = if self.all { usize::MAX } else { self.limit.unwrap_or(LIMIT) };
         let (mut newest, mut older) = (VecDeque::new(), 0_u64);
         let mut unreadable = 0_u64;
@@ -130,7 +136,7 @@ impl Audit {
                  waiting)",
             );
         };
-        if let Some(mut look) = Look::open(session, Browsed::Audit, waits).await? {
+        if let Some(mut look) = Browser::open(session, BrowsedQueue::Audit, waits).await? {
             look.may_republish(session).await?;
             let now = OffsetDateTime::now_utc();
             while let (false, Some(found)) = (stop.is_cancelled(), look.next().await?) {

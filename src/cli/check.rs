@@ -114,7 +114,7 @@ impl Check {
 
 async fn try_broker(options: &BrokerOptions) -> Result<String, String> {
     let session = Session::open(options).await.map_err(|error| error.to_string())?;
-    let rights = session.missing_rights().await;
+    let rights = session.missing_permissions().await;
     session.close().await;
     match rights {
         Ok(missing) if missing.is_empty() => {
@@ -141,7 +141,7 @@ async fn try_redis(leases: &Leases) -> Result<String, String> {
         up = tokio::time::timeout(REDIS_TIMEOUT, up.wait_for(|up| *up)) => matches!(up, Ok(Ok(_))),
     };
     if !is_up {
-        return Err(leases.absence());
+        return Err(leases.unavailable_reason());
     }
     let tried = "every script ran and left no key behind";
     let mut found = match leases.withheld().await {

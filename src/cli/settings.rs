@@ -6,8 +6,8 @@ use secrecy::ExposeSecret;
 
 use super::{Exit, complain, tls};
 use crate::{
-    broker::{BrokerOptions, Missing, Session},
-    config::{BROKER_URL, Breaker, Settings, SettingsErrors},
+    broker::{self, BrokerOptions, MissingQueues},
+    config::{BROKER_URL, BreakerSettings, Settings, SettingsErrors},
     domain::settlement::Policy,
     gateway::{
         Gateway, GatewayOptions,
@@ -69,7 +69,7 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
         .map(String::from_utf8)
         .transpose()
         .map_err(|_| vec!["broker.ca_file is not PEM: it is not UTF-8 text".to_owned()])?;
-    if !Session::takes(broker.url.expose_secret()) {
+    if !broker::is_valid_url(broker.url.expose_secret()) {
         return Err(vec![BROKER_URL.to_owned()]);
     }
     let mut delays = settings.retry.schedule.clone();
@@ -85,7 +85,7 @@ pub(super) fn broker_options(settings: &Settings) -> Result<BrokerOptions, Vec<S
         ca,
         client,
         on_publish: None,
-        missing: Missing::default(),
+        missing: MissingQueues::default(),
     })
 }
 
@@ -104,7 +104,7 @@ pub(super) fn leases(settings: &Settings, role: Role) -> Result<Leases, Vec<Stri
     let options = RedisOptions { url, sentinel, ca, client };
     let times = LeaseTimes {
         ttl: settings.lease.ttl,
-        hold_in_doubt: settings.lease.hold_in_doubt,
+        in_doubt_block: settings.lease.hold_in_doubt,
         remember: settings.lease.remember,
         longest_call: settings.gateway.timeout,
     };
@@ -159,7 +159,7 @@ pub(super) fn policy(settings: &Settings) -> Policy {
 }
 
 pub(super) fn breaker(settings: &Settings) -> BreakerOptions {
-    let Breaker { failures, pause, max_pause } = settings.breaker;
+    let BreakerSettings { failures, pause, max_pause } = settings.breaker;
     BreakerOptions { failures, pause, max_pause }
 }
 

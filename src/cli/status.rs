@@ -89,7 +89,7 @@ impl StatusArgs {
         facts.push(fact("gateway", &gateway));
         for relative in &status.family {
             let kin = if relative.is_forebear { "ancestor" } else { "descendant" };
-            let known = relative.redis.as_ref().and_then(|redis| redis.known.as_ref());
+            let known = relative.redis.as_ref().and_then(|redis| redis.recorded.as_ref());
             let word = match (&relative.gateway, known) {
                 (Some(shown), _) => words(shown),
                 (None, Some(fate)) => fate_words(fate),
@@ -104,7 +104,7 @@ impl StatusArgs {
     fn state<'s>(&self, status: &'s StatusOf) -> State<'s> {
         let shown = status.gateway.as_ref().ok().and_then(Option::as_ref);
         let redis = status.redis.as_ref().ok();
-        match (shown.map(|shown| shown.standing), redis.and_then(|redis| redis.known.as_ref())) {
+        match (shown.map(|shown| shown.standing), redis.and_then(|redis| redis.recorded.as_ref())) {
             (Some(Standing::Captured), _) | (_, Some(Fate::Captured(_))) => return State::Captured,
             (Some(Standing::InProcess), _) => return State::InProcess,
             (Some(Standing::Failed), _) | (_, Some(Fate::Failed(_) | Fate::Closed(_))) => {
@@ -113,7 +113,7 @@ impl StatusArgs {
             _ => {}
         }
         let Some(redis) = redis else { return State::Unknown };
-        match &redis.hold {
+        match &redis.in_doubt_block {
             Some(hold) if hold.capture_request_id == self.id => {
                 if redis.lease_left_ms.is_some() {
                     State::UnderWay
@@ -145,7 +145,7 @@ impl StatusArgs {
             "sent": redis.map(|redis| redis.sent),
             "leaseLeftMs": redis.and_then(|redis| redis.lease_left_ms),
             "waiting": redis.map(|redis| redis.waiting),
-            "hold": redis.and_then(|redis| redis.hold.as_ref()).map(|hold| {
+            "hold": redis.and_then(|redis| redis.in_doubt_block.as_ref()).map(|hold| {
                 json!({"captureRequestId": hold.capture_request_id, "leftMs": hold.left_ms})
             }),
             "gateway": status.gateway.as_ref().ok().and_then(Option::as_ref).map(shown_document),
@@ -225,14 +225,14 @@ impl State<'_> {
 /// The recorded outcome for JSON. How a failure was proven makes no difference to a reader, so both
 /// kinds of failure look the same.
 fn outcome(redis: &Inspection) -> Option<Fate> {
-    redis.known.clone().map(|fate| match fate {
+    redis.recorded.clone().map(|fate| match fate {
         Fate::Closed(verdict) => Fate::Failed(verdict),
         fate => fate,
     })
 }
 
 fn redis_facts(redis: &Inspection) -> Vec<[String; 2]> {
-    let known = redis.known.as_ref().map_or_else(|| "none".to_owned(), fate_words);
+    let known = redis.recorded.as_ref().map_or_else(|| "none".to_owned(), fate_words);
     let sent = if redis.sent { "set: a request may have been sent" } else { "not set" };
     let mut facts = vec![("recorded outcome", known), ("sent marker", sent.to_owned())];
     if let Some(ms) = redis.lease_left_ms {
@@ -240,7 +240,7 @@ fn redis_facts(redis: &Inspection) -> Vec<[String; 2]> {
         let lease = format!("held for another {ms} ms; workers waiting for it: {waiting}");
         facts.push(("lease", lease));
     }
-    if let Some(hold) = &redis.hold {
+    if let Some(hold) = &redis.in_doubt_block {
         let (id, left) = (&hold.capture_request_id, age(hold.left_ms));
         facts.push(("in-doubt block", format!("by {id}, for another {left}")));
     }

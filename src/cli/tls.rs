@@ -10,7 +10,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use crate::config::{Tls, shown_path};
+use crate::config::{TlsSettings, shown_path};
 
 type Pem = Vec<u8>;
 
@@ -19,7 +19,7 @@ type Pem = Vec<u8>;
 pub(super) type TlsFiles = (Option<Pem>, Option<(Pem, Pem)>);
 
 /// Reads and tests the files of a section. Each error names the setting that is wrong.
-pub(super) fn read(section: &str, tls: &Tls) -> Result<TlsFiles, Vec<String>> {
+pub(super) fn read(section: &str, tls: &TlsSettings) -> Result<TlsFiles, Vec<String>> {
     let mut errors = Vec::new();
     let mut read = |key: &str, file: &Option<PathBuf>, check: fn(&[u8]) -> Result<(), String>| {
         let file = file.as_ref()?;

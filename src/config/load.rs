@@ -12,15 +12,14 @@ use secrecy::SecretString;
 use serde::Deserialize as _;
 
 use super::{
-    DEFAULTS, Settings, SettingsErrors,
-    sources::{Given, Sources, Table, defaults, unknown},
+    Settings, SettingsErrors,
+    shown::shown_path,
+    sources::{DEFAULTS, Given, SectionTable, Sources, defaults, unknown},
 };
 use crate::domain::capture::class::{Class, Codes};
 
 /// The largest secret file that is accepted, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
-/// The longest path that errors show, in bytes. A longer one may be a key instead of a path.
-const PATH_BYTES_MAX: usize = 255;
 
 impl Settings {
     /// Reads the settings: the compiled defaults, overridden by the file, overridden by these
@@ -118,7 +117,7 @@ impl Settings {
 /// Replaces the defaults by the given values. A value that can't be read adds an error, and its
 /// default stays so that the remaining settings can be checked.
 fn read_values(
-    defaults: Table,
+    defaults: SectionTable,
     given: BTreeMap<String, Given>,
     errors: &mut Vec<String>,
 ) -> Result<Settings, String> {
@@ -154,13 +153,14 @@ fn proxy_variables(env: &[(String, String)]) -> Vec<String> {
     set.map(|(name, _)| name.clone()).collect()
 }
 
-fn settings(table: Table) -> Result<Settings, ConfigError> {
+fn settings(table: SectionTable) -> Result<Settings, ConfigError> {
     Settings::deserialize(Value::from(table))
 }
 
-fn put(table: &mut Table, key: &str, value: Value) {
+fn put(table: &mut SectionTable, key: &str, value: Value) {
     let (section, name) = key.split_once('.').unwrap_or((key, ""));
-    let section = table.entry(section.to_owned()).or_insert_with(|| Value::from(Table::new()));
+    let section =
+        table.entry(section.to_owned()).or_insert_with(|| Value::from(SectionTable::new()));
     if let ValueKind::Table(keys) = &mut section.kind {
         keys.insert(name.to_owned(), value);
     }
@@ -185,16 +185,6 @@ fn describe(error: &ConfigError, value: &Value) -> String {
         }
         _ => "the value cannot be read".to_owned(),
     }
-}
-
-/// The path as errors and `check` show it. A text that may be the secret itself, set where the name
-/// of its file belongs, is not shown.
-pub(crate) fn shown_path(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_path = text.starts_with(['/', '.'])
-        && text.len() <= PATH_BYTES_MAX
-        && !["://", "@", "-----"].iter().any(|part| text.contains(part));
-    if is_path { text } else { "(the path is not shown)".into() }
 }
 
 fn read_secret(file: &Path) -> Result<String, String> {

@@ -5,10 +5,16 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use url::{Host, Url};
 
-use super::{Settings, time, values::shown};
+use super::{
+    Settings,
+    shown::{shown, times},
+};
 use crate::{
-    broker::{DELAY_MS_MAX, Session},
-    domain::job::forward::{CAPTURE_TYPE, ForwardFields},
+    broker::{self, DELAY_MS_MAX},
+    domain::{
+        duration::show as time,
+        job::forward::{CAPTURE_TYPE, ForwardFields},
+    },
     lease,
 };
 
@@ -122,7 +128,7 @@ impl Settings {
                 delays.is_sorted(),
                 format!(
                     ": no delay may be shorter than the one before it, found {}",
-                    super::times(delays)
+                    times(delays)
                 ),
             );
             for delay in delays {
@@ -197,7 +203,7 @@ impl Settings {
     fn addresses(&self) -> Vec<Wrong> {
         let Self { broker, redis, gateway, traces, .. } = self;
         let mut wrong = Vec::new();
-        if !Session::takes(broker.url.expose_secret()) {
+        if !broker::is_valid_url(broker.url.expose_secret()) {
             wrong.push(Wrong::new(&["broker.url"], BROKER_URL));
         }
         if let Err(error) = lease::check_url(redis.url.expose_secret()) {

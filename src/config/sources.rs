@@ -6,13 +6,16 @@ use std::{collections::BTreeMap, path::Path};
 use config::{Config, File, FileFormat, Value, ValueKind};
 use toml::de::DeTable;
 
-use super::{DEFAULTS, values::shown};
+use super::shown::shown;
+
+/// The defaults, with the documentation of every key.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
 pub(super) const PREFIX: &str = "CAPTURE__";
 const CLASSES: &str = "CAPTURE__CLASSES";
 
 /// Sections with their keys, in the form of the `config` crate.
-pub(super) type Table = config::Map<String, Value>;
+pub(super) type SectionTable = config::Map<String, Value>;
 
 /// A value, and the file or the environment variable that it comes from.
 pub(super) struct Given {
@@ -90,12 +93,12 @@ impl Sources {
 }
 
 /// The built-in defaults, by section.
-pub(super) fn defaults() -> Result<Table, String> {
+pub(super) fn defaults() -> Result<SectionTable, String> {
     parse(DEFAULTS).map_err(|errors| errors.join("; "))
 }
 
 /// Parses TOML. An error never quotes its line, which may contain a private key.
-fn parse(text: &str) -> Result<Table, Vec<String>> {
+fn parse(text: &str) -> Result<SectionTable, Vec<String>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (_, errors) = DeTable::parse_recoverable(text);
     let place = |error: &toml::de::Error| {

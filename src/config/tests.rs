@@ -1,6 +1,11 @@
 mod refused;
 
+use std::{collections::BTreeMap, time::Duration};
+
+use secrecy::ExposeSecret;
+
 use super::{load::known_keys, *};
+use crate::domain::job::forward::ForwardFields;
 
 fn load(env: &[(&str, &str)]) -> Result<Settings, SettingsErrors> {
     Settings::load(None, env.iter().map(|(name, value)| ((*name).into(), (*value).into())))

@@ -8,11 +8,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-use super::LogFormat;
-use crate::{broker::Topology, domain::duration};
-
-/// Errors don't show values that are longer than this: they may be keys.
-const SHOWN_CHARS_MAX: usize = 60;
+use super::shown::shown;
+use crate::{broker::TopologyMode, domain::duration};
 
 /// A maximum rate of calls, such as `100/s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +44,15 @@ impl fmt::Display for RateLimit {
     }
 }
 
+/// The format of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line, for programs.
+    Json,
+    /// Plain text, for people.
+    Text,
+}
+
 impl FromStr for LogFormat {
     type Err = String;
 
@@ -57,14 +63,6 @@ impl FromStr for LogFormat {
             _ => Err(format!("must be \"json\" or \"text\", found {}", shown(text))),
         }
     }
-}
-
-/// A value as errors show it. A value that may be a secret under the wrong key is not shown.
-pub(super) fn shown(text: &str) -> String {
-    let may_be_secret = text.chars().count() > SHOWN_CHARS_MAX
-        || text.contains(char::is_control)
-        || ["://", "@", "-----"].iter().any(|part| text.contains(part));
-    if may_be_secret { "a value that is not shown".into() } else { format!("`{text}`") }
 }
 
 /// Reads a number that consists of digits only: no sign, no fraction, and no `yes` for 1.
@@ -131,11 +129,13 @@ pub(super) fn optional_secret<'de, D: Deserializer<'de>>(
     optional::<String, D>(deserializer).map(|text| text.map(SecretString::from))
 }
 
-pub(super) fn topology<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Topology, D::Error> {
+pub(super) fn topology<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<TopologyMode, D::Error> {
     match String::deserialize(deserializer)?.as_str() {
-        "declare" => Ok(Topology::Declare),
-        "check" => Ok(Topology::Check),
-        "none" => Ok(Topology::None),
+        "declare" => Ok(TopologyMode::Declare),
+        "check" => Ok(TopologyMode::Check),
+        "none" => Ok(TopologyMode::None),
         other => Err(D::Error::custom(format!(
             "must be \"declare\", \"check\" or \"none\", found {}",
             shown(other)

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::{Action, Desk, DeskError, Told};
 use crate::{
-    broker::Found,
+    broker::BrowsedMessage,
     domain::{
         capture::outcome::{
             Attempt, Capture, Evidence, Fate, Outcome, Recorded, Release, Sent, Verdict,
@@ -24,7 +24,7 @@ use crate::{
         },
         settlement::{Policy as Settling, ResultMessage, Settlement, settle},
     },
-    lease::{Acquired, Away, Claim, Inspection, Lease, Released},
+    lease::{Acquired, Claim, Inspection, Lease, Released, Unavailable},
 };
 
 /// The decision about one dead letter, what it rests on, and what Redis must record.
@@ -83,7 +83,7 @@ impl Desk {
         let decision = decide(letter, replay, &seen, &payment, OffsetDateTime::now_utc());
         if let Decision::Settle(capture) = &decision {
             let fate = Fate::Captured(capture.clone());
-            if let Err(away) = self.leases.remember(&self.leases.claim(job, false), fate).await {
+            if let Err(away) = self.leases.record(&self.leases.claim(job, false), fate).await {
                 tracing::warn!(%away, "Redis unavailable: outcome of a dead letter not recorded");
             }
         }
@@ -105,7 +105,7 @@ impl Desk {
             Err(away) => {
                 // The lease may have been acquired although the reply was lost: try to give it up.
                 // If that fails too, it ends when its TTL does.
-                drop(self.leases.forget(&claim).await);
+                drop(self.leases.roll_back(&claim).await);
                 return Err(away.into());
             }
         };
@@ -113,21 +113,21 @@ impl Desk {
             Acquired::Held { .. } => {
                 Decided::refusing("a capture of its payment is in progress", WHEN_OVER)
             }
-            Acquired::OnHold { .. } => {
+            Acquired::Blocked { .. } => {
                 Decided::refusing("another capture of its payment is in doubt", WHEN_OVER)
             }
             Acquired::Replaced => Decided::refusing(
                 "a fresh id with another amount has already replaced its id",
                 "run dead discard; the missing amount needs a new job",
             ),
-            Acquired::Known(Fate::Captured(capture)) => Decided::on_record(capture),
-            Acquired::Known(fate) => {
+            Acquired::Recorded(Fate::Captured(capture)) => Decided::on_record(capture),
+            Acquired::Recorded(fate) => {
                 let (seen, payment) = self.inquire(job, &letter.history).await;
                 let now = OffsetDateTime::now_utc();
                 let decision = decide(letter, replay, &seen, &payment, now);
                 let closing = match &decision {
                     Decision::Settle(capture) => {
-                        self.leases.remember(&claim, Fate::Captured(capture.clone())).await?;
+                        self.leases.record(&claim, Fate::Captured(capture.clone())).await?;
                         Closing::None
                     }
                     Decision::Send(_) => Closing::Replace(claim, Box::new(fate)),
@@ -137,7 +137,7 @@ impl Desk {
             }
             // The verdict in the dead letter has removed the in-doubt block of its id. So a block
             // that exists now belongs to another copy, which is in doubt.
-            Acquired::Taken(lease) if lease.is_on_hold() => {
+            Acquired::Taken(lease) if lease.was_in_doubt() => {
                 drop(self.leases.release(&lease, &Release::Forget).await);
                 Decided::refusing("a copy of it is in doubt", WHEN_OVER)
             }
@@ -154,7 +154,7 @@ impl Desk {
     /// report, or into a refusal. It never turns a refusal into a fresh id.
     pub(super) async fn carry_out(
         &self,
-        found: &Found,
+        found: &BrowsedMessage,
         letter: &DeadLetter,
         decided: Decided,
     ) -> Result<Told, DeskError> {
@@ -180,7 +180,7 @@ impl Desk {
         let published = match &decision {
             Decision::Send(replay) => self.session.replay(found, replay).await,
             Decision::Settle(capture) => match result_of(letter, capture.clone(), proof) {
-                Some(result) => self.session.tell(found, &result).await,
+                Some(result) => self.session.publish_result(found, &result).await,
                 None => Ok(()),
             },
             Decision::Refuse(_) => Ok(()),
@@ -211,7 +211,7 @@ impl Desk {
 
     /// Records in Redis what was decided, if the audit has the decision. Otherwise only rolls back
     /// what acquiring the lease wrote.
-    async fn close(&self, closing: Closing, is_written: bool) -> Result<Released, Away> {
+    async fn close(&self, closing: Closing, is_written: bool) -> Result<Released, Unavailable> {
         let kept = Released { kept: true, recorded: None };
         match closing {
             Closing::Lease(lease, release) if is_written => {
@@ -251,7 +251,7 @@ fn instead_of_fresh(closed: Released) -> Option<Decided> {
 
 /// Why a fresh id cannot be sent now, as far as Redis shows: for the dry run, which takes no lease.
 pub(super) fn occupied(known: &Inspection, id: &str) -> Option<Refusal> {
-    let reason = match &known.hold {
+    let reason = match &known.in_doubt_block {
         _ if known.lease_left_ms.is_some() => "a capture of its payment is in progress",
         Some(hold) if hold.capture_request_id != id => "another capture of its payment is in doubt",
         Some(_) => "a copy of it is in doubt",

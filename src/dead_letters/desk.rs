@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Filter, Record, Summaries, Who};
 use crate::{
-    broker::{Browsed, Found, Look, LookError, PublishError, Session},
+    broker::{BrowseError, BrowsedMessage, BrowsedQueue, Browser, PublishError, Session},
     domain::{
         capture::class::{Class, Codes},
         job::{Job, forward::ForwardFields, history::History},
@@ -25,7 +25,7 @@ use crate::{
         settlement::epoch_ms,
     },
     gateway::Gateway,
-    lease::{Away, Leases},
+    lease::{Leases, Unavailable},
 };
 
 /// The longest time that messages stay unacked while a queue is browsed. Then they are returned,
@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub enum DeskError {
     /// Browsing the queue failed.
     #[error(transparent)]
-    Look(#[from] LookError),
+    Browse(#[from] BrowseError),
     /// The audit record could not be published, so the act was not done.
     #[error("cannot write the audit record, so the dead letter is unchanged: {0}")]
     Audit(PublishError),
@@ -54,7 +54,7 @@ pub enum DeskError {
     },
     /// Redis is unavailable, and a fresh id needs the lease of its payment.
     #[error("{0}: a fresh id is sent only under the lease of its payment")]
-    Redis(#[from] Away),
+    Redis(#[from] Unavailable),
     /// One of the first jobs of a replay was not captured in time, so the rest was not sent.
     #[error("the canary failed, so nothing more was sent: {0}")]
     Canary(String),
@@ -123,13 +123,14 @@ impl Desk {
         &self,
         class: Class,
         filter: &Filter,
-        mut visit: impl AsyncFnMut(&Found, DeadLetter) -> Result<Flow, DeskError>,
+        mut visit: impl AsyncFnMut(&BrowsedMessage, DeadLetter) -> Result<Flow, DeskError>,
     ) -> Result<Flow, DeskError> {
-        let browsed = Browsed::DeadLetters(class);
+        let browsed = BrowsedQueue::DeadLetters(class);
         let (mut left, mut kept) = (None, HashMap::new());
         loop {
             let waits = || (self.watcher)(Progress::Waits(class));
-            let Some(mut look) = self.or_stop(Look::open(&self.session, browsed, waits)).await??
+            let Some(mut look) =
+                self.or_stop(Browser::open(&self.session, browsed, waits)).await??
             else {
                 return Ok(Flow::Keep);
             };
@@ -165,7 +166,7 @@ impl Desk {
     ) -> (Summaries, Result<Flow, DeskError>) {
         let (mut summaries, mut left) = (Summaries::default(), limit);
         for class in filter.classes() {
-            let visit = async |_: &Found, letter: DeadLetter| {
+            let visit = async |_: &BrowsedMessage, letter: DeadLetter| {
                 if left == Some(0) {
                     return Ok(Flow::Stop);
                 }
@@ -186,11 +187,11 @@ impl Desk {
     /// earlier pass visited and kept: they are at the head again.
     async fn pass(
         &self,
-        look: &mut Look,
+        look: &mut Browser,
         class: Class,
         filter: &Filter,
         pass: &mut Pass,
-        visit: &mut impl AsyncFnMut(&Found, DeadLetter) -> Result<Flow, DeskError>,
+        visit: &mut impl AsyncFnMut(&BrowsedMessage, DeadLetter) -> Result<Flow, DeskError>,
     ) -> Result<Flow, DeskError> {
         let until = Instant::now() + HOLD_MAX;
         let mut known = pass.kept.clone();
@@ -204,7 +205,7 @@ impl Desk {
                 pass.left = 0;
                 break;
             };
-            let letter = found.letter(class, &self.forward);
+            let letter = found.dead_letter(class, &self.forward);
             let which = which(&letter);
             if let Some(copies) = known.get_mut(&which).filter(|copies| **copies > 0) {
                 *copies -= 1;

@@ -14,7 +14,7 @@ use super::{
     act::{Decided, occupied},
 };
 use crate::{
-    broker::{Found, Results},
+    broker::{BrowsedMessage, Results},
     domain::{
         capture::{class::Class, outcome::Fate},
         money::{Currency, Money},
@@ -85,7 +85,7 @@ impl Desk {
     ) -> Result<(), DeskError> {
         let mut run = Run::new(self, replays);
         for class in replays.filter.classes() {
-            let visit = async |_: &Found, letter: DeadLetter| {
+            let visit = async |_: &BrowsedMessage, letter: DeadLetter| {
                 if run.is_enough(letter.class) {
                     return Ok(Flow::Stop);
                 }
@@ -124,7 +124,7 @@ impl Desk {
         if let (Some(refusal), true) = (refusal.or(withheld), is_fresh) {
             return Told { decision: Decision::Refuse(refusal), evidence: None };
         }
-        let (seen, payment) = match known.map(|known| known.known) {
+        let (seen, payment) = match known.map(|known| known.recorded) {
             Ok(Some(Fate::Captured(capture))) => (Seen::Captured(capture), PaymentSeen::default()),
             _ => self.inquire(job, &letter.history).await,
         };
@@ -152,7 +152,7 @@ impl Desk {
             run.canary = Some((results, BTreeSet::new()));
         }
         for class in replays.filter.classes() {
-            let visit = async |found: &Found, letter: DeadLetter| {
+            let visit = async |found: &BrowsedMessage, letter: DeadLetter| {
                 if run.is_enough(letter.class) {
                     return Ok(Flow::Stop);
                 }
@@ -251,7 +251,11 @@ impl<'a> Run<'a> {
     }
 
     /// Decides on a dead letter, records the decision in the audit, and acts on it.
-    async fn act(&mut self, found: &Found, letter: &DeadLetter) -> Result<Told, DeskError> {
+    async fn act(
+        &mut self,
+        found: &BrowsedMessage,
+        letter: &DeadLetter,
+    ) -> Result<Told, DeskError> {
         let now = OffsetDateTime::now_utc();
         let prepared = prepare(letter, &self.replays.changes, now);
         let decided = match prepared.and_then(|replay| self.bounded(replay)) {

@@ -74,7 +74,7 @@ impl StatusOf {
             // An unknown child is not the end of the family: the gateway may have refused it before
             // it read the id, and an operator may then have replayed it.
             let is_known = gateway.is_some()
-                || redis.as_ref().is_some_and(|redis| redis.sent || redis.known.is_some());
+                || redis.as_ref().is_some_and(|redis| redis.sent || redis.recorded.is_some());
             if is_known {
                 let capture_request_id = child;
                 family.push(Relative { capture_request_id, is_forebear: false, gateway, redis });

@@ -222,9 +222,7 @@ impl fmt::Display for Money {
 /// The JSON form of an amount: `{"currency":"HKD","value":"12990"}`, in the smallest unit.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct WireAmount<'a> {
-    #[serde(borrow)]
     pub(crate) currency: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
     pub(crate) value: std::borrow::Cow<'a, str>,
 }
 

@@ -19,8 +19,8 @@ use time::{
 
 use super::{
     flaw::{Flaw, single},
-    signer::Signer,
     signing::{SigningKey, VerifyingKeys, signature_header, signing_text},
+    signing_pool::SigningPool,
     wire::{self, Body},
 };
 use crate::domain::{
@@ -106,7 +106,7 @@ pub struct Gateway {
     client_id: String,
     key_version: u32,
     headers: HeaderMap,
-    signer: Signer,
+    signing_pool: SigningPool,
     verifying_keys: VerifyingKeys,
     clock_ahead_ms: AtomicI64,
 }
@@ -179,7 +179,7 @@ impl Gateway {
             client_id: client_id.clone(),
             key_version: options.key_version,
             headers,
-            signer: Signer::start(options.signing_key).map_err(ClientError::Thread)?,
+            signing_pool: SigningPool::start(options.signing_key).map_err(ClientError::Thread)?,
             verifying_keys: options.verifying_keys,
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
         })
@@ -238,7 +238,7 @@ impl Gateway {
         let requested_ms = epoch_ms();
         let time = requested_ms.to_string();
         let text = signing_text(&endpoint.path, &self.client_id, &time, &body);
-        let signature = self.signer.sign(text, is_urgent).await?;
+        let signature = self.signing_pool.sign(text, is_urgent).await?;
         let request = self
             .http
             .post(endpoint.url.clone())

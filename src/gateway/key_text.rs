@@ -7,7 +7,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-use super::signing::KeyError;
+use super::key_error::KeyError;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,

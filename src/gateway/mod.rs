@@ -3,9 +3,10 @@
 
 mod client;
 mod flaw;
+mod key_error;
 mod key_text;
-mod signer;
 pub mod signing;
+mod signing_pool;
 mod wire;
 
 pub(crate) use self::client::NOT_SIGNED;

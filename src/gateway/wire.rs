@@ -11,7 +11,7 @@ use crate::domain::{
         Status, Transaction,
     },
     job::Job,
-    money::Money,
+    money::{Money, WireAmount},
 };
 
 /// The body of a capture request.
@@ -113,13 +113,7 @@ impl From<WireResult> for GatewayResult {
     }
 }
 
-#[derive(Deserialize)]
-struct WireAmount {
-    currency: String,
-    value: String,
-}
-
-fn amount(wire: Option<WireAmount>) -> Option<Result<Money, String>> {
+fn amount(wire: Option<WireAmount<'static>>) -> Option<Result<Money, String>> {
     wire.map(|wire| {
         Money::from_smallest(&wire.currency, &wire.value).map_err(|error| error.to_string())
     })
@@ -135,7 +129,7 @@ pub(super) struct WireCapture {
     #[serde(default)]
     payment_id: Option<String>,
     #[serde(default)]
-    capture_amount: Option<WireAmount>,
+    capture_amount: Option<WireAmount<'static>>,
     #[serde(default)]
     capture_id: Option<String>,
     #[serde(default)]
@@ -175,7 +169,7 @@ pub(super) struct WireInquiry {
     #[serde(default, deserialize_with = "present")]
     transactions: Option<Option<Vec<WireTransaction>>>,
     #[serde(default)]
-    payment_amount: Option<WireAmount>,
+    payment_amount: Option<WireAmount<'static>>,
     #[serde(default)]
     auth_expiry_time: Option<String>,
     #[serde(default)]
@@ -203,7 +197,7 @@ struct WireTransaction {
     #[serde(default)]
     transaction_result: Option<WireResult>,
     #[serde(default)]
-    transaction_amount: Option<WireAmount>,
+    transaction_amount: Option<WireAmount<'static>>,
     #[serde(default)]
     transaction_time: Option<String>,
     #[serde(default)]

@@ -62,8 +62,8 @@ pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) 
                     continue;
                 }
             };
-            let place = connections.place().await;
-            tasks.spawn(serve_connection(stream, app.clone(), place));
+            let slot = connections.slot().await;
+            tasks.spawn(serve_connection(stream, app.clone(), slot));
         }
     };
     tokio::select! {
@@ -72,10 +72,10 @@ pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) 
     }
 }
 
-async fn serve_connection(stream: TcpStream, app: Router, place: Place) {
+async fn serve_connection(stream: TcpStream, app: Router, slot: ConnectionSlot) {
     let app = TowerToHyperService::new(app);
     let service = service_fn(|request| {
-        let serving = place.serving();
+        let serving = slot.serving();
         let answering = app.call(request);
         async move {
             let answer = answering.await;
@@ -91,7 +91,7 @@ async fn serve_connection(stream: TcpStream, app: Router, place: Place) {
     let mut connection = pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = place.close.cancelled() => return,
+        () = slot.close.cancelled() => return,
         () = tokio::time::sleep(CONNECTION_LASTS) => {
             connection.as_mut().graceful_shutdown();
             match tokio::time::timeout(LAST_ANSWER_WITHIN, connection).await {
@@ -114,11 +114,11 @@ struct Connections {
 
 #[derive(Default)]
 struct Open {
-    by_number: HashMap<u64, Connection>,
+    by_number: HashMap<u64, OpenConnection>,
     last_number: u64,
 }
 
-struct Connection {
+struct OpenConnection {
     /// How many of its requests have no response yet.
     serving: u32,
     /// When it was opened, or when its last request was answered.
@@ -129,7 +129,7 @@ struct Connection {
 impl Connections {
     /// Waits until one more connection may be served. At the limit, closes the connection that has
     /// been idle longest.
-    async fn place(self: &Arc<Self>) -> Place {
+    async fn slot(self: &Arc<Self>) -> ConnectionSlot {
         loop {
             {
                 let mut open = self.lock();
@@ -147,13 +147,13 @@ impl Connections {
         }
     }
 
-    fn add(self: &Arc<Self>, open: &mut Open) -> Place {
+    fn add(self: &Arc<Self>, open: &mut Open) -> ConnectionSlot {
         let (number, close) = (open.last_number + 1, CancellationToken::new());
         open.last_number = number;
         let connection =
-            Connection { serving: 0, idle_since: Instant::now(), close: close.clone() };
+            OpenConnection { serving: 0, idle_since: Instant::now(), close: close.clone() };
         open.by_number.insert(number, connection);
-        Place { connections: Arc::clone(self), number, close }
+        ConnectionSlot { connections: Arc::clone(self), number, close }
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -162,14 +162,14 @@ impl Connections {
 }
 
 /// The entry of one connection. Dropping it removes the connection from the count.
-struct Place {
+struct ConnectionSlot {
     connections: Arc<Connections>,
     number: u64,
     /// Cancelled when another connection replaces this one.
     close: CancellationToken,
 }
 
-impl Place {
+impl ConnectionSlot {
     fn serving(&self) -> Serving {
         let mut open = self.connections.lock();
         if let Some(connection) = open.by_number.get_mut(&self.number) {
@@ -179,7 +179,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.connections.lock().by_number.remove(&self.number);
         self.connections.closed.notify_one();

@@ -38,44 +38,44 @@ fn encoded(name: &str) -> impl std::fmt::Display {
 /// The keys of one payment and one of its ids. All begin with `<owner>:{<paymentId>}`, which puts
 /// them into one slot of a Cluster.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(super) struct PaymentKeys {
     /// `:lease`: the token of the acquisition that has the lease.
     pub(super) lease: String,
     /// `:hold`, the in-doubt block: the token that wrote it, and the id in doubt.
-    pub(super) hold: String,
+    pub(super) in_doubt_block: String,
     /// `:line`, the waiting list: the tokens that wait for the lease, in the order of their
     /// arrival.
-    pub(super) line: String,
+    pub(super) waiting_list: String,
     /// `:sent:<id>`, the sent marker: the token that first wrote it, and what the gateway signed
     /// since.
     pub(super) sent: String,
     /// `:known:<id>`: the recorded outcome.
-    pub(super) known: String,
+    pub(super) recorded: String,
     /// `:replaced:<id>`: the failure that was recorded when a fresh id replaced this id.
     pub(super) replaced: String,
 }
 
-impl Keys {
+impl PaymentKeys {
     pub(super) fn of(owner: &Owner, payment_id: &str, capture_request_id: &str) -> Self {
         let payment = format!("{}:{{{}}}", owner.0, encoded(payment_id));
         let id = encoded(capture_request_id);
         Self {
             lease: format!("{payment}:lease"),
-            hold: format!("{payment}:hold"),
-            line: format!("{payment}:line"),
+            in_doubt_block: format!("{payment}:hold"),
+            waiting_list: format!("{payment}:line"),
             sent: format!("{payment}:sent:{id}"),
-            known: format!("{payment}:known:{id}"),
+            recorded: format!("{payment}:known:{id}"),
             replaced: format!("{payment}:replaced:{id}"),
         }
     }
 
     /// The keys of the payment, in the order that the scripts expect; those of the id follow.
     pub(super) fn of_payment(&self) -> [&str; 3] {
-        [&self.lease, &self.hold, &self.line]
+        [&self.lease, &self.in_doubt_block, &self.waiting_list]
     }
 
     pub(super) fn of_id(&self) -> [&str; 3] {
-        [&self.sent, &self.known, &self.replaced]
+        [&self.sent, &self.recorded, &self.replaced]
     }
 }
 
@@ -90,7 +90,7 @@ struct Parts {
     id: String,
     amount: String,
     posts: bool,
-    keys: Keys,
+    keys: PaymentKeys,
 }
 
 impl Claim {
@@ -103,7 +103,7 @@ impl Claim {
             id: job.capture_request_id.clone(),
             amount: format!("{}:{}", job.amount.currency().code(), job.amount.value()),
             posts,
-            keys: Keys::of(owner, &job.payment_id, &job.capture_request_id),
+            keys: PaymentKeys::of(owner, &job.payment_id, &job.capture_request_id),
         }))
     }
 
@@ -125,7 +125,7 @@ impl Claim {
         &self.0.amount
     }
 
-    pub(super) fn keys(&self) -> &Keys {
+    pub(super) fn keys(&self) -> &PaymentKeys {
         &self.0.keys
     }
 }
@@ -143,7 +143,7 @@ mod tests {
         let claim = Claim::of(&owner, &Job::parse(body.as_bytes()).unwrap(), true);
         let payment = "cap%3A%7Bture:SANDBOX_1%3A2:{p%7B1%7D%2F%C3%A9}";
         assert_eq!(claim.keys().lease, format!("{payment}:lease"));
-        assert_eq!(claim.keys().known, format!("{payment}:known:a%3A%7Db"));
+        assert_eq!(claim.keys().recorded, format!("{payment}:known:a%3A%7Db"));
         assert_eq!(claim.keys().replaced, format!("{payment}:replaced:a%3A%7Db"));
         assert_eq!(owner.key("server"), "cap%3A%7Bture:SANDBOX_1%3A2:server");
     }

@@ -10,11 +10,12 @@ use crate::domain::capture::judge::SentMarker;
 pub struct Lease {
     pub(super) claim: Claim,
     pub(super) marker: Option<SentMarker>,
-    pub(super) hold_left_ms: i64,
+    /// The remaining milliseconds of the in-doubt block that existed before the acquisition.
+    pub(super) block_left_ms: Option<i64>,
     pub(super) taken: Instant,
     pub(super) until: Instant,
     /// The generation of the connection on which it was acquired or last renewed.
-    pub(super) epoch: Option<u64>,
+    pub(super) generation: Option<u64>,
 }
 
 impl Lease {
@@ -22,7 +23,7 @@ impl Lease {
     pub(super) fn none(claim: &Claim) -> Self {
         let now = Instant::now();
         let claim = claim.clone();
-        Self { claim, marker: None, hold_left_ms: -2, taken: now, until: now, epoch: None }
+        Self { claim, marker: None, block_left_ms: None, taken: now, until: now, generation: None }
     }
 
     /// The sent marker that an earlier acquisition wrote, if there is one.
@@ -33,13 +34,13 @@ impl Lease {
 
     /// Whether the id was in doubt when the lease was acquired.
     #[must_use]
-    pub const fn is_on_hold(&self) -> bool {
-        self.hold_left_ms > 0
+    pub fn was_in_doubt(&self) -> bool {
+        self.block_left_ms.is_some_and(|left| left > 0)
     }
 
     /// Whether the in-doubt block and the sent marker were written together with the lease.
     #[must_use]
-    pub fn is_announced(&self) -> bool {
+    pub fn is_intent_recorded(&self) -> bool {
         self.claim.posts()
     }
 
@@ -49,13 +50,12 @@ impl Lease {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// The remaining milliseconds of the in-doubt block that existed before the acquisition;
-    /// negative if there was none.
-    pub(super) fn hold_left_ms(&self) -> i64 {
+    /// What remains by now of [`Self::block_left_ms`]; 0 if there was no block.
+    pub(super) fn block_left_ms(&self) -> i64 {
         let passed_ms = i64::try_from(self.taken.elapsed().as_millis()).unwrap_or(i64::MAX);
-        match self.hold_left_ms {
-            left if left > 0 => left.saturating_sub(passed_ms).max(1),
-            none => none,
+        match self.block_left_ms {
+            Some(left) if left > 0 => left.saturating_sub(passed_ms).max(1),
+            _ => 0,
         }
     }
 }

@@ -1,11 +1,9 @@
 //! Reads what Redis holds about one capture and its payment, for operators. Nothing is changed.
 
-use redis::FromRedisValue;
-
 use super::{
-    Away, Leases,
-    claim::{Keys, TOKEN_CHARS},
-    outage, record,
+    Leases, Unavailable,
+    claim::{PaymentKeys, TOKEN_CHARS},
+    record,
 };
 use crate::domain::capture::outcome::Fate;
 
@@ -14,7 +12,7 @@ use crate::domain::capture::outcome::Fate;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// The recorded outcome of the id, if there is one.
-    pub known: Option<Fate>,
+    pub recorded: Option<Fate>,
     /// Whether the id has a sent marker: its capture may have been sent.
     pub sent: bool,
     /// The remaining time of the payment's lease, in milliseconds, if a worker has it.
@@ -22,12 +20,12 @@ pub struct Inspection {
     /// How many workers are in the waiting list for the lease.
     pub waiting: u64,
     /// The in-doubt block of the payment, if one of its captures is in doubt.
-    pub hold: Option<Hold>,
+    pub in_doubt_block: Option<InDoubtBlock>,
 }
 
 /// The in-doubt block of a payment: its other captures wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hold {
+pub struct InDoubtBlock {
     /// The id of the capture that is in doubt.
     pub capture_request_id: String,
     /// How long the block still lasts, in milliseconds.
@@ -39,35 +37,27 @@ impl Leases {
     ///
     /// # Errors
     /// Redis is unavailable.
-    pub async fn inspect(&self, payment_id: &str, id: &str) -> Result<Inspection, Away> {
-        let Keys { lease, hold, line, sent, known, replaced } =
-            Keys::of(&self.owner, payment_id, id);
-        let mut kept: Option<String> = self.read("GET", &known).await?;
-        if kept.is_none() {
-            kept = self.read("GET", &replaced).await?;
+    pub async fn inspect(&self, payment_id: &str, id: &str) -> Result<Inspection, Unavailable> {
+        let PaymentKeys { lease, in_doubt_block, waiting_list, sent, recorded, replaced } =
+            PaymentKeys::of(self.owner(), payment_id, id);
+        let redis = self.redis();
+        let mut record: Option<String> = redis.read("GET", &recorded).await?;
+        if record.is_none() {
+            record = redis.read("GET", &replaced).await?;
         }
-        let known = kept.as_deref().map(record::read).transpose()?.map(|(_, fate)| fate);
-        let holder: Option<String> = self.read("GET", &hold).await?;
-        let hold_left_ms: i64 = self.read("PTTL", &hold).await?;
-        let lease_left_ms: i64 = self.read("PTTL", &lease).await?;
+        let recorded = record.as_deref().map(record::read).transpose()?.map(|(_, fate)| fate);
+        let block: Option<String> = redis.read("GET", &in_doubt_block).await?;
+        let block_left_ms: i64 = redis.read("PTTL", &in_doubt_block).await?;
+        let lease_left_ms: i64 = redis.read("PTTL", &lease).await?;
         Ok(Inspection {
-            known,
-            sent: self.read::<i64>("EXISTS", &sent).await? == 1,
+            recorded,
+            sent: redis.read::<i64>("EXISTS", &sent).await? == 1,
             lease_left_ms: (lease_left_ms > 0).then_some(lease_left_ms),
-            waiting: self.read("LLEN", &line).await?,
-            hold: holder.filter(|_| hold_left_ms > 0).map(|holder| Hold {
-                capture_request_id: holder.get(TOKEN_CHARS..).unwrap_or_default().to_owned(),
-                left_ms: hold_left_ms,
+            waiting: redis.read("LLEN", &waiting_list).await?,
+            in_doubt_block: block.filter(|_| block_left_ms > 0).map(|block| InDoubtBlock {
+                capture_request_id: block.get(TOKEN_CHARS..).unwrap_or_default().to_owned(),
+                left_ms: block_left_ms,
             }),
-        })
-    }
-
-    async fn read<T: FromRedisValue>(&self, command: &str, key: &str) -> Result<T, Away> {
-        let mut wire = self.wire()?;
-        let read = redis::cmd(command).arg(key).query_async(&mut wire).await;
-        read.map_err(|error| {
-            self.link.suspect(&error);
-            Away(outage::describe(&error))
         })
     }
 }

@@ -1,50 +1,74 @@
 //! The text format of recorded outcomes and sent markers, which the Lua scripts read as well.
 
-use super::{Away, Claim};
+use super::{Claim, Unavailable};
 use crate::domain::capture::{
     judge::SentMarker,
-    outcome::{Fate, Release},
+    outcome::{Fate, Recorded, Release},
 };
 
-/// The arguments of a release: its mode, the outcome to record, and the code of a signed `F` to
-/// keep with the sent marker.
-pub(super) fn parts<'r>(
-    claim: &Claim,
-    release: &'r Release,
-) -> Result<(&'static str, String, &'r str), Away> {
-    Ok(match release {
-        Release::Final(fate) => ("final", write(claim, fate)?, ""),
-        Release::Close(fate) => ("close", write(claim, fate)?, ""),
-        Release::Replace(fate) => ("replace", write(claim, fate)?, ""),
-        Release::EndHold => ("end", String::new(), ""),
-        Release::KeepHold { refused } => {
-            ("keep", String::new(), refused.as_deref().unwrap_or_default())
-        }
-        Release::TakeBack => ("back", String::new(), ""),
-        Release::Forget => ("forget", String::new(), ""),
+/// What a release writes: the arguments of the function `record` in `payment.lua`.
+pub(super) struct Recording {
+    pub(super) mode: &'static str,
+    /// The outcome to record, or empty.
+    pub(super) outcome: String,
+    /// Amount and code of a signed `F` to keep with the sent marker, or empty.
+    pub(super) refused: String,
+}
+
+impl Recording {
+    pub(super) fn of(claim: &Claim, release: &Release) -> Result<Self, Unavailable> {
+        let nothing = |mode| Self { mode, outcome: String::new(), refused: String::new() };
+        Ok(match release {
+            Release::Final(fate) => Self::outcome("final", claim, fate)?,
+            Release::Close(fate) => Self::outcome("close", claim, fate)?,
+            Release::Replace(fate) => Self::outcome("replace", claim, fate)?,
+            Release::EndHold => nothing("end"),
+            Release::KeepHold { refused: None } => nothing("keep"),
+            Release::KeepHold { refused: Some(code) } => {
+                Self { refused: format!("{}\n{code}", claim.amount()), ..nothing("keep") }
+            }
+            Release::TakeBack => nothing("roll_back"),
+            Release::Forget => nothing("roll_back_lost"),
+        })
+    }
+
+    /// Records that a fresh id replaces an id with a recorded failure.
+    pub(super) fn replaced(claim: &Claim, fate: &Fate) -> Result<Self, Unavailable> {
+        Self::outcome("replaced", claim, fate)
+    }
+
+    fn outcome(mode: &'static str, claim: &Claim, fate: &Fate) -> Result<Self, Unavailable> {
+        let json =
+            serde_json::to_string(fate).map_err(|error| Unavailable::new(error.to_string()))?;
+        let outcome = format!("{}\n{}\n{json}", claim.amount(), fate.kind());
+        Ok(Self { mode, outcome, refused: String::new() })
+    }
+}
+
+/// Parses a recorded outcome, which has amount, kind and JSON on one line each, into its amount and
+/// the outcome.
+pub(super) fn read(record: &str) -> Result<(&str, Fate), Unavailable> {
+    let malformed =
+        || Unavailable::new("the recorded outcome is malformed: expected amount, kind and JSON");
+    let mut lines = record.splitn(3, '\n');
+    let (Some(amount), Some(_), Some(json)) = (lines.next(), lines.next(), lines.next()) else {
+        return Err(malformed());
+    };
+    Ok((amount, serde_json::from_str(json).map_err(|_| malformed())?))
+}
+
+/// What an outcome that was recorded earlier means for a claim.
+pub(super) fn for_claim(claim: &Claim, record: &str) -> Result<Recorded, Unavailable> {
+    Ok(match read(record)? {
+        (amount, fate) if amount == claim.amount() => Recorded::Same(fate),
+        (_, Fate::Captured(_)) => Recorded::CapturedOther,
+        _ => Recorded::ReplacedOther,
     })
 }
 
-/// The recorded form of an outcome: amount, kind and JSON, one line each.
-pub(super) fn write(claim: &Claim, fate: &Fate) -> Result<String, Away> {
-    let json = serde_json::to_string(fate).map_err(|error| Away(error.to_string()))?;
-    Ok(format!("{}\n{}\n{json}", claim.amount(), fate.kind()))
-}
-
-/// Parses a recorded outcome into its amount and the outcome.
-pub(super) fn read(record: &str) -> Result<(&str, Fate), Away> {
-    let unreadable =
-        || Away("the recorded outcome is malformed: expected amount, kind and JSON".to_owned());
-    let mut lines = record.splitn(3, '\n');
-    let (Some(amount), Some(_), Some(json)) = (lines.next(), lines.next(), lines.next()) else {
-        return Err(unreadable());
-    };
-    Ok((amount, serde_json::from_str(json).map_err(|_| unreadable())?))
-}
-
-/// Parses the part of a sent marker after its token: see `marker_of` in `common.lua`.
-pub(super) fn read_marker(told: &str, our_amount: &str) -> SentMarker {
-    let mut lines = told.splitn(3, '\n');
+/// Parses the part of a sent marker after its token: see `marker_text` in `payment.lua`.
+pub(super) fn read_marker(text: &str, our_amount: &str) -> SentMarker {
+    let mut lines = text.splitn(3, '\n');
     let denied_at_replay = lines.next().and_then(|number| number.parse().ok());
     let refused = match (lines.next(), lines.next()) {
         (Some(amount), Some(code)) if amount == our_amount => Some(code.to_owned()),

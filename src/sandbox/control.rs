@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use super::{
     Sandbox, Step,
     answer::answer,
-    ledger::{Payment, Request, State as Stage},
+    ledger::{CaptureProgress, LedgerEntry, LedgerPayment},
     page,
-    watch::CallRecord,
+    recorder::CallRecord,
+    script::Script,
 };
 use crate::domain::money::Money;
 
@@ -69,12 +70,12 @@ async fn calls(State(sandbox): Shared, Query(which): Query<Which>) -> Json<Value
 }
 
 async fn add_for_all(State(sandbox): Shared, Json(steps): Json<Vec<Step>>) -> StatusCode {
-    sandbox.books(|books| books.script.add(steps));
+    sandbox.with_state(|state| state.script.add(steps));
     StatusCode::NO_CONTENT
 }
 
 async fn steps_for_all(State(sandbox): Shared) -> Json<Value> {
-    Json(sandbox.books(|books| json!(books.script.steps())))
+    Json(sandbox.with_state(|state| json!(state.script.steps())))
 }
 
 async fn clear_for_all(State(sandbox): Shared) -> StatusCode {
@@ -87,12 +88,12 @@ async fn add(
     Path(payment_id): Path<String>,
     Json(steps): Json<Vec<Step>>,
 ) -> StatusCode {
-    sandbox.books(|books| books.scripts.entry(payment_id).or_default().add(steps));
+    sandbox.with_state(|state| state.scripts.entry(payment_id).or_default().add(steps));
     StatusCode::NO_CONTENT
 }
 
 async fn steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> Json<Value> {
-    Json(sandbox.books(|books| json!(books.scripts.get(&payment_id).map(super::Script::steps))))
+    Json(sandbox.with_state(|state| json!(state.scripts.get(&payment_id).map(Script::steps))))
 }
 
 async fn clear_steps(State(sandbox): Shared, Path(payment_id): Path<String>) -> StatusCode {
@@ -117,8 +118,8 @@ async fn authorize(
     Json(authorization): Json<Authorization>,
 ) -> StatusCode {
     let Authorization { authorized, auth_expiry_time, auth_review_status } = authorization;
-    sandbox.books(|books| {
-        let payment = books.ledger.authorize(&payment_id, authorized);
+    sandbox.with_state(|state| {
+        let payment = state.ledger.authorize(&payment_id, authorized);
         payment.auth_expiry_time = auth_expiry_time;
         payment.auth_review_status = auth_review_status;
     });
@@ -138,9 +139,9 @@ impl Sandbox {
     /// The whole ledger, as `GET /sandbox/ledger` returns it.
     #[must_use]
     pub fn ledger(&self) -> Value {
-        let mut shown = self.books(|books| {
-            let ledger = &books.ledger;
-            let in_state = |wanted: fn(&Stage) -> bool| {
+        let mut shown = self.with_state(|state| {
+            let ledger = &state.ledger;
+            let in_progress = |wanted: fn(&CaptureProgress) -> bool| {
                 let mut ids: Vec<&str> = ledger
                     .requests
                     .values()
@@ -156,17 +157,17 @@ impl Sandbox {
                     .map(|(currency, sum)| (currency.to_owned(), json!(sum.to_string())))
                     .collect::<serde_json::Map<_, _>>(),
                 "capturedTwice": ledger.captured_twice(),
-                "failed": in_state(|state| matches!(state, Stage::Failed(_))),
-                "inProcess": in_state(|state| matches!(state, Stage::InProcess { .. })),
-                "unseen": in_state(|state| matches!(state, Stage::Unseen)),
+                "failed": in_progress(|progress| matches!(progress, CaptureProgress::Failed(_))),
+                "inProcess": in_progress(|progress| matches!(progress, CaptureProgress::InProcess { .. })),
+                "unseen": in_progress(|progress| matches!(progress, CaptureProgress::Unseen)),
                 "postsInProcess": ledger.requests.values().map(|request| request.posts_in_process)
                     .sum::<u64>(),
             })
         });
-        self.watch.look(|seen| {
-            shown["overlaps"] = json!(seen.overlaps);
-            shown["sameIdOverlaps"] = json!(seen.same_id_overlaps);
-            shown["atOnceMax"] = json!(seen.at_once_max);
+        self.recorder.read(|recorded| {
+            shown["overlaps"] = json!(recorded.overlaps);
+            shown["sameIdOverlaps"] = json!(recorded.same_id_overlaps);
+            shown["atOnceMax"] = json!(recorded.at_once_max);
         });
         shown
     }
@@ -175,11 +176,11 @@ impl Sandbox {
     /// authorization has named it.
     #[must_use]
     pub fn payment(&self, payment_id: &str) -> Option<Value> {
-        self.books(|books| {
-            let Payment { authorized, captured, requests, inquiries, final_capture, .. } =
-                books.ledger.payments.get(payment_id)?;
+        self.with_state(|state| {
+            let LedgerPayment { authorized, captured, requests, inquiries, final_capture, .. } =
+                state.ledger.payments.get(payment_id)?;
             let requests: Vec<Value> =
-                requests.iter().filter_map(|id| books.ledger.requests.get(id)).map(shown).collect();
+                requests.iter().filter_map(|id| state.ledger.requests.get(id)).map(shown).collect();
             Some(json!({
                 "paymentId": payment_id,
                 "authorized": authorized,
@@ -195,39 +196,40 @@ impl Sandbox {
     #[must_use]
     pub fn calls(&self, payment_id: Option<&str>) -> Value {
         let wanted = |call: &&CallRecord| payment_id.is_none_or(|id| id == call.payment_id);
-        self.watch.look(|seen| json!(seen.calls.iter().filter(wanted).collect::<Vec<_>>()))
+        self.recorder
+            .read(|recorded| json!(recorded.calls.iter().filter(wanted).collect::<Vec<_>>()))
     }
 
     /// The number of capture calls of a payment that are in progress.
     #[must_use]
     pub fn in_flight(&self, payment_id: &str) -> usize {
-        self.watch.look(|seen| seen.in_flight.get(payment_id).map_or(0, Vec::len))
+        self.recorder.read(|recorded| recorded.in_flight.get(payment_id).map_or(0, Vec::len))
     }
 
     /// Adds steps for one payment, or for all calls if it is `None`, like `POST …/script`.
     pub fn add_steps(&self, payment_id: Option<&str>, steps: Vec<Step>) {
-        self.books(|books| match payment_id {
-            Some(payment_id) => books.scripts.entry(payment_id.to_owned()).or_default().add(steps),
-            None => books.script.add(steps),
+        self.with_state(|state| match payment_id {
+            Some(payment_id) => state.scripts.entry(payment_id.to_owned()).or_default().add(steps),
+            None => state.script.add(steps),
         });
     }
 
     /// Removes the remaining steps of one payment, or those for all calls if it is `None`, like
     /// `DELETE …/script`.
     pub fn clear_steps(&self, payment_id: Option<&str>) {
-        self.books(|books| match payment_id {
-            Some(payment_id) => drop(books.scripts.remove(payment_id)),
-            None => books.script = super::Script::default(),
+        self.with_state(|state| match payment_id {
+            Some(payment_id) => drop(state.scripts.remove(payment_id)),
+            None => state.script = Script::default(),
         });
     }
 }
 
-fn shown(request: &Request) -> Value {
+fn shown(request: &LedgerEntry) -> Value {
     let (state, code) = match &request.state {
-        Stage::Unseen => ("unseen", None),
-        Stage::InProcess { .. } => ("inProcess", None),
-        Stage::Captured(_) => ("captured", None),
-        Stage::Failed(code) => ("failed", Some(code)),
+        CaptureProgress::Unseen => ("unseen", None),
+        CaptureProgress::InProcess { .. } => ("inProcess", None),
+        CaptureProgress::Captured(_) => ("captured", None),
+        CaptureProgress::Failed(code) => ("failed", Some(code)),
     };
     json!({
         "captureRequestId": request.asked.id,

@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, Method};
 use serde_json::Value;
 
-use super::{ledger::CaptureRequest, script::Call};
+use super::{ledger::PostedCapture, script::Interface};
 use crate::{
     domain::{job::forward::CAPTURE_TYPE, money::Money},
     gateway::signing::VerifyingKeys,
@@ -17,13 +17,13 @@ const KEY_VERSION: &str = "1";
 /// A call that passed all checks.
 #[derive(Debug)]
 pub(super) enum Admitted {
-    Capture(CaptureRequest),
+    Capture(PostedCapture),
     Inquiry { payment_id: String },
 }
 
 /// A call that was refused with `resultStatus` `F`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TurnedAway {
+pub(super) struct CallRefused {
     pub(super) code: &'static str,
     pub(super) message: String,
     /// Whether the gateway signs the refusal. It signs errors of form, and signs nothing for a
@@ -46,10 +46,10 @@ impl Gate<'_> {
         path: &str,
         headers: &HeaderMap,
         body: &[u8],
-    ) -> Result<Admitted, TurnedAway> {
+    ) -> Result<Admitted, CallRefused> {
         let call = match path {
-            path if path.ends_with("/v1/payments/capture") => Call::Capture,
-            path if path.ends_with("/v1/payments/inquiryPayment") => Call::Inquiry,
+            path if path.ends_with("/v1/payments/capture") => Interface::Capture,
+            path if path.ends_with("/v1/payments/inquiryPayment") => Interface::Inquiry,
             _ => {
                 return Err(no_access("NO_INTERFACE_DEF", format!("{path} is no known interface")));
             }
@@ -84,8 +84,8 @@ impl Gate<'_> {
         let body: Value = serde_json::from_slice(body)
             .map_err(|error| illegal(format!("the body is not JSON: {error}")))?;
         match call {
-            Call::Capture => capture_request(&body).map(Admitted::Capture),
-            Call::Inquiry => {
+            Interface::Capture => capture_request(&body).map(Admitted::Capture),
+            Interface::Inquiry => {
                 id(&body, "paymentId").map(|payment_id| Admitted::Inquiry { payment_id })
             }
         }
@@ -93,22 +93,22 @@ impl Gate<'_> {
     }
 }
 
-fn no_access(code: &'static str, message: String) -> TurnedAway {
-    TurnedAway { code, message, signed: false }
+fn no_access(code: &'static str, message: String) -> CallRefused {
+    CallRefused { code, message, signed: false }
 }
 
-fn illegal(message: String) -> TurnedAway {
-    TurnedAway { code: "PARAM_ILLEGAL", message, signed: true }
+fn illegal(message: String) -> CallRefused {
+    CallRefused { code: "PARAM_ILLEGAL", message, signed: true }
 }
 
 fn key_version(signature_header: &str) -> Option<&str> {
     signature_header.split(',').find_map(|part| part.trim().strip_prefix("keyVersion="))
 }
 
-/// The fields for which [`CaptureRequest`] has its own members; it keeps the others as JSON.
+/// The fields for which [`PostedCapture`] has its own members; it keeps the others as JSON.
 const OWN: [&str; 3] = ["captureRequestId", "paymentId", "captureAmount"];
 
-fn capture_request(body: &Value) -> Result<CaptureRequest, String> {
+fn capture_request(body: &Value) -> Result<PostedCapture, String> {
     let amount = body.get("captureAmount").ok_or("captureAmount is missing")?;
     let text = |name: &str| {
         let text = amount.get(name).and_then(Value::as_str);
@@ -123,7 +123,7 @@ fn capture_request(body: &Value) -> Result<CaptureRequest, String> {
     if !fields.get(CAPTURE_TYPE).is_none_or(is_capture_type) {
         return Err(format!("{CAPTURE_TYPE} must be FINAL or NON_FINAL"));
     }
-    Ok(CaptureRequest { id, payment_id, amount, fields })
+    Ok(PostedCapture { id, payment_id, amount, fields })
 }
 
 fn id(body: &Value, name: &str) -> Result<String, String> {

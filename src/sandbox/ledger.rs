@@ -16,7 +16,7 @@ const REQUESTS_MAX: usize = 1_000_000;
 
 /// A well-formed request for a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CaptureRequest {
+pub(super) struct PostedCapture {
     pub(super) id: String,
     pub(super) payment_id: String,
     pub(super) amount: Money,
@@ -25,7 +25,7 @@ pub(super) struct CaptureRequest {
     pub(super) fields: Map<String, Value>,
 }
 
-impl CaptureRequest {
+impl PostedCapture {
     /// Whether no capture of the payment may follow this one. A strict ledger treats an absent
     /// `captureType` as `FINAL`, as the gateway does.
     fn is_final(&self, strict: bool) -> bool {
@@ -38,14 +38,14 @@ impl CaptureRequest {
 
 /// The result of a call: code and status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct LedgerResult {
     pub(super) code: String,
     pub(super) status: &'static str,
     /// The movement of money, if the capture succeeded.
     pub(super) movement: Option<Movement>,
 }
 
-impl Verdict {
+impl LedgerResult {
     fn of(code: &str, status: &'static str) -> Self {
         Self { code: code.to_owned(), status, movement: None }
     }
@@ -64,9 +64,9 @@ pub(super) struct Movement {
 
 /// The state of one `captureRequestId`.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) asked: CaptureRequest,
-    pub(super) state: State,
+pub(super) struct LedgerEntry {
+    pub(super) asked: PostedCapture,
+    pub(super) state: CaptureProgress,
     /// How often it was posted, including posts without a reply.
     pub(super) posts: u64,
     /// How often it was posted while it was in process.
@@ -75,7 +75,7 @@ pub(super) struct Request {
 
 /// The progress of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum CaptureProgress {
     /// It was posted, but the gateway has not processed the request: inquiries don't show it.
     Unseen,
     /// It is being processed for this many more inquiries. Then it ends with this code.
@@ -88,7 +88,7 @@ pub(super) enum State {
 
 /// The state of one payment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Payment {
+pub(super) struct LedgerPayment {
     /// The most that may be captured. `None` means no limit, in the currency of the first capture;
     /// a strict ledger captures nothing then.
     pub(super) authorized: Option<Money>,
@@ -109,28 +109,28 @@ pub(super) struct Payment {
 pub(super) struct Ledger {
     /// Whether payments must be authorized before they are captured.
     pub(super) strict: bool,
-    pub(super) payments: BTreeMap<String, Payment>,
-    pub(super) requests: HashMap<String, Request>,
+    pub(super) payments: BTreeMap<String, LedgerPayment>,
+    pub(super) requests: HashMap<String, LedgerEntry>,
     pub(super) movements: Vec<Movement>,
 }
 
 impl Ledger {
     /// Authorizes a payment, or changes what it is authorized for.
-    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money) -> &mut Payment {
+    pub(super) fn authorize(&mut self, payment_id: &str, authorized: Money) -> &mut LedgerPayment {
         let payment = self.payments.entry(payment_id.to_owned()).or_default();
         payment.authorized = Some(authorized);
         payment
     }
 
     /// Counts a post. Call it before any other method for the request: it creates the entry.
-    pub(super) fn count_post(&mut self, asked: &CaptureRequest) {
+    pub(super) fn count_post(&mut self, asked: &PostedCapture) {
         if !self.requests.contains_key(&asked.id) {
             if self.requests.len() >= REQUESTS_MAX {
                 return;
             }
-            let fresh = Request {
+            let fresh = LedgerEntry {
                 asked: asked.clone(),
-                state: State::Unseen,
+                state: CaptureProgress::Unseen,
                 posts: 0,
                 posts_in_process: 0,
             };
@@ -140,7 +140,7 @@ impl Ledger {
         }
         if let Some(request) = self.requests.get_mut(&asked.id) {
             request.posts += 1;
-            if matches!(request.state, State::InProcess { .. }) {
+            if matches!(request.state, CaptureProgress::InProcess { .. }) {
                 request.posts_in_process += 1;
             }
         }
@@ -149,15 +149,18 @@ impl Ledger {
     /// Whether an id is captured or has failed. Its reply never changes then.
     pub(super) fn is_final(&self, id: &str) -> bool {
         let state = self.requests.get(id).map(|request| &request.state);
-        matches!(state, Some(State::Captured(_) | State::Failed(_)))
+        matches!(state, Some(CaptureProgress::Captured(_) | CaptureProgress::Failed(_)))
     }
 
     /// Executes a capture, at most once per id, and returns its result.
-    pub(super) fn capture(&mut self, asked: &CaptureRequest, now: &str) -> Verdict {
+    pub(super) fn capture(&mut self, asked: &PostedCapture, now: &str) -> LedgerResult {
         let Some(request) = self.requests.get_mut(&asked.id) else {
-            return Verdict::of(crate::domain::capture::class::REQUEST_TRAFFIC_EXCEED_LIMIT, "U");
+            return LedgerResult::of(
+                crate::domain::capture::class::REQUEST_TRAFFIC_EXCEED_LIMIT,
+                "U",
+            );
         };
-        if request.state == State::Unseen {
+        if request.state == CaptureProgress::Unseen {
             // The gateway has not processed an earlier post, so values may still change.
             request.asked = asked.clone();
             return match self.refusal(asked) {
@@ -166,34 +169,36 @@ impl Ledger {
             };
         }
         if request.asked != *asked {
-            return Verdict::of("REPEAT_REQ_INCONSISTENT", "F");
+            return LedgerResult::of("REPEAT_REQ_INCONSISTENT", "F");
         }
         match &request.state {
-            State::Failed(code) => Verdict::of(code, "F"),
-            State::Captured(movement) => success(self.movements.get(*movement)),
-            State::Unseen | State::InProcess { .. } => Verdict::of(CAPTURE_IN_PROCESS, "U"),
+            CaptureProgress::Failed(code) => LedgerResult::of(code, "F"),
+            CaptureProgress::Captured(movement) => success(self.movements.get(*movement)),
+            CaptureProgress::Unseen | CaptureProgress::InProcess { .. } => {
+                LedgerResult::of(CAPTURE_IN_PROCESS, "U")
+            }
         }
     }
 
     /// Ends a capture with this code, unless it has ended or is in process.
-    pub(super) fn fail(&mut self, asked: &CaptureRequest, code: &str) -> Verdict {
+    pub(super) fn fail(&mut self, asked: &PostedCapture, code: &str) -> LedgerResult {
         if let Some(request) = self.unseen(asked) {
-            request.state = State::Failed(code.to_owned());
+            request.state = CaptureProgress::Failed(code.to_owned());
         }
-        Verdict::of(code, "F")
+        LedgerResult::of(code, "F")
     }
 
     /// Puts a capture in process, unless it has ended or is in process already.
-    pub(super) fn begin(&mut self, asked: &CaptureRequest, inquiries: u32, resolves_to: &str) {
+    pub(super) fn begin(&mut self, asked: &PostedCapture, inquiries: u32, resolves_to: &str) {
         if let Some(request) = self.unseen(asked) {
             let resolves_to = resolves_to.to_owned();
-            request.state = State::InProcess { inquiries_left: inquiries, resolves_to };
+            request.state = CaptureProgress::InProcess { inquiries_left: inquiries, resolves_to };
         }
     }
 
-    fn unseen(&mut self, asked: &CaptureRequest) -> Option<&mut Request> {
+    fn unseen(&mut self, asked: &PostedCapture) -> Option<&mut LedgerEntry> {
         let request = self.requests.get_mut(&asked.id)?;
-        if request.state != State::Unseen {
+        if request.state != CaptureProgress::Unseen {
             return None;
         }
         request.asked = asked.clone();
@@ -205,7 +210,7 @@ impl Ledger {
         &mut self,
         payment_id: &str,
         now: &str,
-    ) -> Option<Vec<(Request, Verdict)>> {
+    ) -> Option<Vec<(LedgerEntry, LedgerResult)>> {
         let Some(payment) = self.payments.get_mut(payment_id) else {
             return (!self.strict).then(Vec::new);
         };
@@ -214,36 +219,36 @@ impl Ledger {
             return None;
         }
         let ids = payment.requests.clone();
-        Some(ids.iter().filter_map(|id| self.look_at(id, now)).collect())
+        Some(ids.iter().filter_map(|id| self.show(id, now)).collect())
     }
 
-    fn look_at(&mut self, id: &str, now: &str) -> Option<(Request, Verdict)> {
+    fn show(&mut self, id: &str, now: &str) -> Option<(LedgerEntry, LedgerResult)> {
         let request = self.requests.get_mut(id)?;
-        if let State::InProcess { inquiries_left, resolves_to } = &mut request.state {
+        if let CaptureProgress::InProcess { inquiries_left, resolves_to } = &mut request.state {
             if *inquiries_left > 0 {
                 // `u32::MAX` means that it stays in process forever.
                 if *inquiries_left < u32::MAX {
                     *inquiries_left -= 1;
                 }
-                return Some((request.clone(), Verdict::of(PAYMENT_IN_PROCESS, "U")));
+                return Some((request.clone(), LedgerResult::of(PAYMENT_IN_PROCESS, "U")));
             }
             let (asked, code) = (request.asked.clone(), resolves_to.clone());
             if code == SUCCESS {
                 self.execute(&asked, now);
             } else {
-                request.state = State::Failed(code);
+                request.state = CaptureProgress::Failed(code);
             }
         }
         let request = self.requests.get(id)?.clone();
         let verdict = match &request.state {
-            State::Captured(movement) => success(self.movements.get(*movement)),
-            State::Failed(code) => Verdict::of(code, "F"),
-            State::Unseen | State::InProcess { .. } => return None,
+            CaptureProgress::Captured(movement) => success(self.movements.get(*movement)),
+            CaptureProgress::Failed(code) => LedgerResult::of(code, "F"),
+            CaptureProgress::Unseen | CaptureProgress::InProcess { .. } => return None,
         };
         Some((request, verdict))
     }
 
-    fn refusal(&self, asked: &CaptureRequest) -> Option<&'static str> {
+    fn refusal(&self, asked: &PostedCapture) -> Option<&'static str> {
         let payment = self
             .payments
             .get(&asked.payment_id)
@@ -254,7 +259,7 @@ impl Ledger {
             return Some("ORDER_STATUS_INVALID");
         }
         let before = payment.requests.iter().find_map(|id| match &self.requests.get(id)?.state {
-            State::Captured(_) => Some(self.requests.get(id)?.asked.amount.currency()),
+            CaptureProgress::Captured(_) => Some(self.requests.get(id)?.asked.amount.currency()),
             _ => None,
         });
         let currency = payment.authorized.map(Money::currency).or(before);
@@ -266,7 +271,7 @@ impl Ledger {
         exceeds.then_some("CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT")
     }
 
-    fn execute(&mut self, asked: &CaptureRequest, now: &str) -> Verdict {
+    fn execute(&mut self, asked: &PostedCapture, now: &str) -> LedgerResult {
         let movement = Movement {
             capture_request_id: asked.id.clone(),
             payment_id: asked.payment_id.clone(),
@@ -281,7 +286,7 @@ impl Ledger {
             }
         }
         if let Some(request) = self.requests.get_mut(&asked.id) {
-            request.state = State::Captured(self.movements.len());
+            request.state = CaptureProgress::Captured(self.movements.len());
         }
         let verdict = success(Some(&movement));
         self.movements.push(movement);
@@ -309,8 +314,8 @@ impl Ledger {
     }
 }
 
-fn success(movement: Option<&Movement>) -> Verdict {
-    Verdict { movement: movement.cloned(), ..Verdict::of(SUCCESS, "S") }
+fn success(movement: Option<&Movement>) -> LedgerResult {
+    LedgerResult { movement: movement.cloned(), ..LedgerResult::of(SUCCESS, "S") }
 }
 
 #[cfg(test)]

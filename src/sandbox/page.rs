@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     Sandbox,
-    ledger::{Request, State},
+    ledger::{CaptureProgress, LedgerEntry},
     simulation::SIMULATIONS,
 };
 use crate::{
@@ -44,11 +44,11 @@ fn write(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
 }
 
 fn totals(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
-    let (totals, count, twice) = sandbox.books(|books| {
-        let ledger = &books.ledger;
+    let (totals, count, twice) = sandbox.with_state(|state| {
+        let ledger = &state.ledger;
         (ledger.totals(), ledger.movements.len(), ledger.captured_twice().len())
     });
-    let overlaps = sandbox.watch.look(|seen| seen.overlaps);
+    let overlaps = sandbox.recorder.read(|recorded| recorded.overlaps);
     write!(page, "<h2>Captured</h2><table><tr><td>captures<td>{count}")?;
     for (code, sum) in totals {
         let sum = Currency::from_code(code).map(|currency| major(currency, sum).to_string());
@@ -65,28 +65,30 @@ fn totals(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
 }
 
 fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
-    let rows: Vec<String> = sandbox.books(|books| {
-        let ledger = &books.ledger;
+    let rows: Vec<String> = sandbox.with_state(|state| {
+        let ledger = &state.ledger;
         let requests = ledger.payments.values().rev().flat_map(|payment| payment.requests.iter());
         let known = requests.filter_map(|id| ledger.requests.get(id)).take(ROWS_MAX);
-        let is_last = |request: &Request| {
+        let is_last = |request: &LedgerEntry| {
             let payment = ledger.payments.get(&request.asked.payment_id);
             payment.is_some_and(|payment| payment.final_capture.as_ref() == Some(&request.asked.id))
         };
         known
             .map(|request| {
-                let state = match &request.state {
-                    State::Unseen => "not executed".to_owned(),
-                    State::InProcess { .. } => "in process".to_owned(),
-                    State::Captured(_) if is_last(request) => "captured, FINAL".to_owned(),
-                    State::Captured(_) => "captured".to_owned(),
-                    State::Failed(code) => format!("failed: {code}"),
+                let progress = match &request.state {
+                    CaptureProgress::Unseen => "not executed".to_owned(),
+                    CaptureProgress::InProcess { .. } => "in process".to_owned(),
+                    CaptureProgress::Captured(_) if is_last(request) => {
+                        "captured, FINAL".to_owned()
+                    }
+                    CaptureProgress::Captured(_) => "captured".to_owned(),
+                    CaptureProgress::Failed(code) => format!("failed: {code}"),
                 };
                 row(&[
                     &request.asked.payment_id,
                     &request.asked.id,
                     &request.asked.amount.to_string(),
-                    &state,
+                    &progress,
                     &request.posts.to_string(),
                 ])
             })
@@ -99,8 +101,8 @@ fn requests(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
 }
 
 fn calls(sandbox: &Sandbox, page: &mut String) -> std::fmt::Result {
-    let rows: Vec<String> = sandbox.watch.look(|seen| {
-        let last = seen.calls.iter().rev().take(ROWS_MAX);
+    let rows: Vec<String> = sandbox.recorder.read(|recorded| {
+        let last = recorded.calls.iter().rev().take(ROWS_MAX);
         last.map(|call| {
             let id = call.capture_request_id.as_deref().unwrap_or_default();
             row(&[&call.at, call.call, &call.payment_id, id, &call.answer])

@@ -10,7 +10,7 @@ use crate::domain::capture::class::{OTHER_CODES, SUCCESS};
 /// The call that a step is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Call {
+pub enum Interface {
     /// The capture call, `…/v1/payments/capture`.
     #[default]
     Capture,
@@ -77,9 +77,9 @@ impl Way {
 /// The number of calls that a step applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Times {
+pub enum Repeat {
     /// This number of calls.
-    Some(u32),
+    Times(u32),
     /// All calls from now on.
     Forever(Forever),
 }
@@ -99,7 +99,7 @@ pub enum Forever {
 #[serde(deny_unknown_fields, default)]
 pub struct Step {
     /// The call that the step is for. Default: the capture.
-    pub call: Call,
+    pub call: Interface,
     /// The step is only for this `captureRequestId`. Default: any.
     #[serde(rename = "captureRequestId", skip_serializing_if = "Option::is_none")]
     pub capture_request_id: Option<String>,
@@ -129,13 +129,13 @@ pub struct Step {
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub fields: Map<String, Value>,
     /// The number of calls that the step applies to. Default: 1.
-    pub times: Times,
+    pub times: Repeat,
 }
 
 impl Default for Step {
     fn default() -> Self {
         Self {
-            call: Call::Capture,
+            call: Interface::Capture,
             capture_request_id: None,
             answer: Way::Honest,
             status: None,
@@ -146,7 +146,7 @@ impl Default for Step {
             inquiries: 1,
             resolves_to: SUCCESS.to_owned(),
             fields: Map::new(),
-            times: Times::Some(1),
+            times: Repeat::Times(1),
         }
     }
 }
@@ -156,7 +156,7 @@ impl Step {
     pub(super) fn refusal(code: &str) -> Self {
         Self {
             answer: Way::Code(code.to_owned()),
-            times: Times::Forever(Forever::Forever),
+            times: Repeat::Forever(Forever::Forever),
             ..Self::default()
         }
     }
@@ -175,9 +175,9 @@ impl Step {
         Duration::from_millis(self.delay_ms)
     }
 
-    fn is_for(&self, call: Call, capture_request_id: Option<&str>) -> bool {
+    fn is_for(&self, call: Interface, capture_request_id: Option<&str>) -> bool {
         self.call == call
-            && self.times != Times::Some(0)
+            && self.times != Repeat::Times(0)
             && self.capture_request_id.as_deref().is_none_or(|id| Some(id) == capture_request_id)
     }
 }
@@ -200,11 +200,15 @@ impl Script {
     }
 
     /// Returns the first step that applies to this call, and counts the use.
-    pub(super) fn next(&mut self, call: Call, capture_request_id: Option<&str>) -> Option<Step> {
+    pub(super) fn next(
+        &mut self,
+        call: Interface,
+        capture_request_id: Option<&str>,
+    ) -> Option<Step> {
         let at = self.0.iter().position(|step| step.is_for(call, capture_request_id))?;
         let step = self.0.get_mut(at)?;
         let taken = step.clone();
-        if let Times::Some(times) = &mut step.times {
+        if let Repeat::Times(times) = &mut step.times {
             *times -= 1;
             if *times == 0 {
                 self.0.remove(at);
@@ -228,13 +232,13 @@ mod tests {
         let mut script = Script::default();
         script.add(serde_json::from_str(steps).unwrap());
         let mut next = |call, id| script.next(call, id).map(|step| step.answer);
-        assert_eq!(next(Call::Capture, Some("a")), Some(Way::Empty));
-        assert_eq!(next(Call::Capture, Some("b")), Some(Way::Hang));
-        assert_eq!(next(Call::Capture, Some("b")), Some(Way::Empty));
-        assert_eq!(next(Call::Inquiry, None), Some(Way::Garbage));
-        assert_eq!(next(Call::Inquiry, None), None);
+        assert_eq!(next(Interface::Capture, Some("a")), Some(Way::Empty));
+        assert_eq!(next(Interface::Capture, Some("b")), Some(Way::Hang));
+        assert_eq!(next(Interface::Capture, Some("b")), Some(Way::Empty));
+        assert_eq!(next(Interface::Inquiry, None), Some(Way::Garbage));
+        assert_eq!(next(Interface::Inquiry, None), None);
         for _ in 0..3 {
-            assert_eq!(next(Call::Capture, Some("a")), Some(Way::Code("RISK_REJECT".into())));
+            assert_eq!(next(Interface::Capture, Some("a")), Some(Way::Code("RISK_REJECT".into())));
         }
     }
 

@@ -175,7 +175,7 @@ fn looks_like_a_code(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::script::{Call, Way};
+    use crate::sandbox::script::{Interface, Way};
 
     #[test]
     fn the_steps_of_every_simulation_can_be_parsed() {
@@ -190,7 +190,7 @@ mod tests {
     fn the_longest_matching_name_wins_and_a_code_is_a_name() {
         let code = |payment_id: &str| {
             let mut script = simulation_of(payment_id).unwrap();
-            script.next(Call::Capture, Some("c")).unwrap()
+            script.next(Interface::Capture, Some("c")).unwrap()
         };
         assert_eq!(code("sim-in-process-fails-7").resolves_to, "PROCESS_FAIL");
         assert_eq!(code("sim-in-process-7").resolves_to, "SUCCESS");

@@ -26,7 +26,7 @@ use crate::{
         settlement::refused::RefusedResult,
     },
     gateway::NOT_SIGNED,
-    lease::{Acquired, Away, Lease, Released, Renewed},
+    lease::{Acquired, Lease, Released, Renewed, Unavailable},
     telemetry::traces,
 };
 
@@ -95,7 +95,7 @@ enum Announced {
 
 impl Announced {
     fn of(lease: &Lease) -> Self {
-        if lease.is_announced() { Self::Yes } else { Self::Not { denied_at_replay: None } }
+        if lease.is_intent_recorded() { Self::Yes } else { Self::Not { denied_at_replay: None } }
     }
 }
 
@@ -362,7 +362,7 @@ async fn give_on(
     lease: &Lease,
     release: &Release,
     turn: Option<Turn>,
-) -> Result<Released, Away> {
+) -> Result<Released, Unavailable> {
     let may_begin = !ctx.breaker.is_open() && !ctx.draining.is_cancelled();
     let next = turn.as_ref().filter(|_| may_begin).and_then(Turn::next);
     let asked = Instant::now();
@@ -399,7 +399,7 @@ fn pass(ctx: &Arc<Context>, turn: Turn, waiter: Waiter, acquired: Option<Acquire
 /// Retries a release in the background, so that the settlement does not wait for Redis. It gives up
 /// when the lease has expired by itself; where an in-doubt block must end, when that has expired.
 async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
-    let hold = ctx.leases.hold_in_doubt();
+    let hold = ctx.leases.in_doubt_block();
     let until = match release {
         Release::Final(_) | Release::EndHold => Instant::now() + hold,
         Release::Close(_)

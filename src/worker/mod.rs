@@ -25,8 +25,8 @@ use self::{
 };
 use crate::{
     broker::{
-        BrokerOptions, Delivery, Intake, OnPublish, OpenError, PublishError, Refusal, Session,
-        Taken,
+        BrokerOptions, Consumer, ConsumerEvent, Delivery, OnPublish, OpenError, PublishError,
+        PublishRefusal, Session,
     },
     domain::{
         capture::class::Codes,
@@ -124,7 +124,7 @@ struct Crew {
     health: Arc<Health>,
     /// The exchange to which the broker refuses publishes, as last seen; the next session starts
     /// with it.
-    refusal: Option<Refusal>,
+    refusal: Option<PublishRefusal>,
     drain_timeout: Duration,
     /// The deadline of the drain, set when it begins.
     drain_until: Option<Instant>,
@@ -251,7 +251,7 @@ impl Crew {
     /// Consumes jobs until the session is lost or the worker is to stop. Pauses while Redis is
     /// unavailable, the circuit breaker is open, or the broker blocks or refuses publishes.
     async fn consume(&mut self, session: &Arc<Session>) -> Ended {
-        let mut intake = Intake::new(Arc::clone(session));
+        let mut intake = Consumer::new(Arc::clone(session));
         loop {
             self.look_at_refusal(session);
             let may_take = *self.redis_up.borrow_and_update()
@@ -280,7 +280,7 @@ impl Crew {
                 () = tokio::time::sleep(LOOK_EVERY) => continue,
             };
             match taken {
-                (Taken::Delivery(delivery), permit) => {
+                (ConsumerEvent::Delivery(delivery), permit) => {
                     let ctx = Arc::clone(&self.ctx);
                     self.tasks.spawn(async move {
                         let _in_flight = ctx.metrics.in_flight(delivery.born_ms());
@@ -288,8 +288,8 @@ impl Crew {
                         drop(permit);
                     });
                 }
-                (Taken::Stopped, _) => {}
-                (Taken::Lost, _) => return Ended::Lost,
+                (ConsumerEvent::Stopped, _) => {}
+                (ConsumerEvent::Lost, _) => return Ended::Lost,
             }
         }
     }
@@ -312,7 +312,7 @@ impl Crew {
 
     /// Stops consuming, and hands back deliveries whose jobs have not started. A broker that does
     /// not respond could block this, so the deadline of the drain applies here too.
-    async fn hand_back(&mut self, intake: &mut Intake) {
+    async fn hand_back(&mut self, intake: &mut Consumer) {
         let until = Instant::now() + self.drain_timeout;
         self.drain_until = Some(until);
         self.health.draining();
@@ -321,8 +321,8 @@ impl Crew {
             intake.stop().await;
             while !intake.is_stopped() {
                 match intake.next().await {
-                    Taken::Delivery(delivery) => give_back(*delivery).await,
-                    Taken::Stopped | Taken::Lost => return,
+                    ConsumerEvent::Delivery(delivery) => give_back(*delivery).await,
+                    ConsumerEvent::Stopped | ConsumerEvent::Lost => return,
                 }
             }
         };
@@ -376,8 +376,8 @@ async fn count_queues(session: Arc<Session>, ctx: Arc<Context>) {
 /// Waits for a permit, then for the next delivery.
 async fn take(
     permits: &Arc<Semaphore>,
-    intake: &mut Intake,
-) -> (Taken, Option<tokio::sync::OwnedSemaphorePermit>) {
+    intake: &mut Consumer,
+) -> (ConsumerEvent, Option<tokio::sync::OwnedSemaphorePermit>) {
     let permit = Arc::clone(permits).acquire_owned().await.ok();
     (intake.next().await, permit)
 }

@@ -16,7 +16,7 @@ use super::{
     pace::Pace,
 };
 use crate::{
-    broker::{DELIVERY_LIMIT, Delivery, HELD_MAX, SessionLost, Settled},
+    broker::{DELIVERY_LIMIT, Delivery, HELD_MAX, SessionLost, SettleResult},
     domain::{
         capture::{
             class::Codes,
@@ -26,7 +26,7 @@ use crate::{
         settlement::{Policy, Settlement, epoch_ms, settle},
     },
     gateway::Gateway,
-    lease::{Acquired, Away, Claim, Lease, Leases},
+    lease::{Acquired, Claim, Lease, Leases, Unavailable},
     telemetry::{LeaseResult, Metrics, Times, traces},
 };
 
@@ -102,7 +102,7 @@ async fn carry_out(
     attempt: &Attempt,
     settlement: &Settlement,
 ) -> Result<(), SessionLost> {
-    if delivery.settle(settlement, &ctx.draining).await? == Settled::Acked {
+    if delivery.settle(settlement, &ctx.draining).await? == SettleResult::Acked {
         return Ok(());
     }
     let refused = delivery.refused_result();
@@ -240,12 +240,12 @@ async fn wait(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> (LeaseResul
     };
     let over = match acquired {
         Ok(Acquired::Taken(lease)) => return (result, Waited::Granted(lease, turn)),
-        Ok(Acquired::Known(fate)) => (LeaseResult::Known, Ended::known(fate)),
+        Ok(Acquired::Recorded(fate)) => (LeaseResult::Known, Ended::known(fate)),
         Ok(Acquired::Replaced) => (LeaseResult::Known, Ended::replaced()),
         Ok(Acquired::Held { marked, .. }) => {
             (LeaseResult::Held, kept_out(job, history, Deferral::LeaseHeld, marked))
         }
-        Ok(Acquired::OnHold { marked }) => {
+        Ok(Acquired::Blocked { marked }) => {
             (LeaseResult::OnHold, kept_out(job, history, Deferral::HoldOfAnother, marked))
         }
         Err(ended) => {
@@ -311,7 +311,7 @@ async fn acquire(
             () = ctx.draining.cancelled() => return Err(Ended::handed_back()),
         };
         match asked {
-            Ok(Acquired::Held { place: Some(place), marked }) => {
+            Ok(Acquired::Held { position: Some(position), marked }) => {
                 // A copy of the job may be sent while this one waits, so a missing sent marker
                 // proves nothing for later. A marker, once seen, stays.
                 if marked {
@@ -323,7 +323,7 @@ async fn acquire(
                 if outside.is_none() || begun.elapsed() >= OUTSIDE_MAX {
                     return Err(Ended::deferred(Deferral::LeaseHeld, marked_before));
                 }
-                let every = if place == 0 { ASK_EVERY } else { ASK_EVERY_BEHIND };
+                let every = if position == 0 { ASK_EVERY } else { ASK_EVERY_BEHIND };
                 let pause = every.mul_f32(rand::random_range(0.8..1.2));
                 tokio::select! {
                     () = ctx.draining.cancelled() => {}
@@ -343,7 +343,7 @@ async fn acquire(
     }
 }
 
-async fn ask(ctx: &Context, claim: &Claim, waits: bool) -> Result<Acquired, Away> {
+async fn ask(ctx: &Context, claim: &Claim, waits: bool) -> Result<Acquired, Unavailable> {
     let asked = Instant::now();
     let acquired = ctx.leases.acquire(claim, waits).await;
     ctx.metrics.leased("acquire", asked.elapsed());
@@ -373,7 +373,7 @@ async fn redis_back(ctx: &Context) {
 /// Rolls back an abandoned lease request, in the background if Redis is unavailable. The request
 /// may be in the waiting list, or the lease may have been granted while Redis's reply was lost.
 pub(super) async fn give_up(ctx: &Arc<Context>, claim: Claim) {
-    let forgotten = tokio::time::timeout(FORGET_WAIT, ctx.leases.forget(&claim)).await;
+    let forgotten = tokio::time::timeout(FORGET_WAIT, ctx.leases.roll_back(&claim)).await;
     if matches!(forgotten, Ok(Ok(()))) {
         return;
     }
@@ -382,7 +382,7 @@ pub(super) async fn give_up(ctx: &Arc<Context>, claim: Claim) {
         let until = Instant::now() + KEPT_IN_HAND;
         while Instant::now() < until {
             tokio::time::sleep(REDIS_RETRY * 5).await;
-            if ctx.leases.forget(&claim).await.is_ok() {
+            if ctx.leases.roll_back(&claim).await.is_ok() {
                 return;
             }
         }

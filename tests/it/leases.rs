@@ -28,7 +28,7 @@ use crate::{
 
 const TIMES: LeaseTimes = LeaseTimes {
     ttl: Duration::from_secs(30),
-    hold_in_doubt: Duration::from_secs(600),
+    in_doubt_block: Duration::from_secs(600),
     remember: Duration::from_secs(3600),
     longest_call: Duration::from_secs(1),
 };
@@ -74,8 +74,8 @@ fn taken(acquired: Acquired) -> Lease {
 #[track_caller]
 fn refused(acquired: Acquired, expected_by_hold: bool, expected_marked: bool) {
     let refused = match acquired {
-        Acquired::Held { place: None, marked } => (false, marked),
-        Acquired::OnHold { marked } => (true, marked),
+        Acquired::Held { position: None, marked } => (false, marked),
+        Acquired::Blocked { marked } => (true, marked),
         other => panic!("not refused: {other:?}"),
     };
     assert_eq!(refused, (expected_by_hold, expected_marked));
@@ -130,12 +130,12 @@ async fn one_lease_per_payment_and_none_for_a_recorded_outcome() {
     refused(acquire(&leases, &a).await, false, true);
     assert!(release(&leases, &lease, Release::Final(captured())).await);
 
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
     // The recorded outcome is about another amount, so the gateway must decide.
     let other = taken(acquire(&leases, &of("a", 101)).await);
     assert!(other.marker().is_some());
     assert!(release(&leases, &other, Release::TakeBack).await);
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
     assert!(taken(acquire(&leases, &b).await).marker().is_none());
 }
 
@@ -151,7 +151,7 @@ async fn an_in_doubt_block_excludes_other_ids_until_it_is_resolved() {
     assert!(again.marker().is_some());
     refused(acquire(&leases, &a).await, false, true);
     release(&leases, &again, Release::Final(failed())).await;
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == failed()));
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == failed()));
     taken(acquire(&leases, &b).await);
 }
 
@@ -214,7 +214,7 @@ async fn a_lost_reply_can_be_repeated_and_a_lost_lease_affects_no_other() {
     // overwritten.
     assert!(!release(&leases, &lease, Release::Final(captured())).await);
     assert!(!release(&leases, &lease, Release::Final(failed())).await);
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Known(fate) if fate == captured()));
+    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
     assert!(release(&leases, &others, IN_DOUBT).await);
 }
 
@@ -241,7 +241,7 @@ async fn a_late_repeated_acquisition_finds_the_sent_marker_of_a_copy() {
     let (leases, _stop) = leases_at(&redis.url(), TIMES).await;
     taken(leases.acquire(&claim, false).await.unwrap());
     redis.cmd(&["DEL", "capture:client:{p}:lease"]).unwrap();
-    leases.forget(&claim).await.unwrap();
+    leases.roll_back(&claim).await.unwrap();
     assert_eq!(keys(&redis), Vec::<String>::new());
 }
 
@@ -265,10 +265,8 @@ async fn wait(leases: &Leases, claim: &Claim) -> Acquired {
 
 #[track_caller]
 fn stands_at(acquired: &Acquired, expected: u32) {
-    assert!(
-        matches!(acquired, Acquired::Held { place: Some(place), .. } if *place == expected),
-        "{acquired:?}"
-    );
+    let Acquired::Held { position, .. } = acquired else { panic!("{acquired:?}") };
+    assert_eq!(*position, Some(expected));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +279,7 @@ async fn the_lease_goes_to_the_first_waiter_and_to_no_one_else() {
     for (claim, place) in [(b, 0), (c, 1), (b, 0), (d, 2)] {
         stands_at(&wait(&leases, claim).await, place);
     }
-    leases.forget(c).await.unwrap();
+    leases.roll_back(c).await.unwrap();
     stands_at(&wait(&leases, d).await, 1);
     assert!(release(&leases, &lease, Release::EndHold).await);
     // The lease is granted to b, whichever job asks first.
@@ -291,14 +289,14 @@ async fn the_lease_goes_to_the_first_waiter_and_to_no_one_else() {
     assert!(release(&leases, &lease, Release::EndHold).await);
     // A job that stops waiting after the grant passes the lease on.
     stands_at(&wait(&leases, c).await, 0);
-    leases.forget(d).await.unwrap();
+    leases.roll_back(d).await.unwrap();
     let lease = taken(wait(&leases, c).await);
     // A copy whose outcome is recorded while it waits needs no lease, and blocks no other job.
     let copy = claim(&of("c", 100), true);
     stands_at(&wait(&leases, &copy).await, 0);
     stands_at(&wait(&leases, d).await, 1);
     assert!(release(&leases, &lease, Release::Final(captured())).await);
-    assert!(matches!(wait(&leases, &copy).await, Acquired::Known(_)));
+    assert!(matches!(wait(&leases, &copy).await, Acquired::Recorded(_)));
     taken(wait(&leases, d).await);
 }
 
@@ -341,12 +339,12 @@ async fn a_lease_is_handed_over_in_one_step_and_to_waiting_workers() {
     // A job with a recorded outcome gets no lease, and the waiting list advances.
     let copy = claim(&of("a", 100), true);
     let handed = leases.hand_over(&lease, &Release::EndHold, &copy, true).await.unwrap();
-    assert!(matches!(handed, (KEPT, Acquired::Known(_))), "{handed:?}");
+    assert!(matches!(handed, (KEPT, Acquired::Recorded(_))), "{handed:?}");
     let lease = taken(wait(&leases, c).await);
     // In doubt: the block excludes the next job, and the lease is free for the id in doubt.
     let b = claim(&of("b", 100), true);
     let handed = leases.hand_over(&lease, &IN_DOUBT, &b, true).await.unwrap();
-    assert!(matches!(handed, (KEPT, Acquired::OnHold { marked: true })), "{handed:?}");
+    assert!(matches!(handed, (KEPT, Acquired::Blocked { marked: true })), "{handed:?}");
     let again = taken(acquire(&leases, &of("c", 100)).await);
     assert!(again.marker().is_some());
 }
@@ -387,7 +385,7 @@ async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
         taken(wait(&leases, &c).await);
         for known in [of("a", 100), of("b", 100)] {
             let asked = acquire(&leases, &known).await;
-            assert!(matches!(asked, Acquired::Known(fate) if fate == captured()), "{url}");
+            assert!(matches!(asked, Acquired::Recorded(fate) if fate == captured()), "{url}");
         }
         let elsewhere = Job::parse(&job("z", "another payment: {p}", 1)).unwrap();
         taken(acquire(&leases, &elsewhere).await);

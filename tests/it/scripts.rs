@@ -19,18 +19,20 @@ const LONG_MS: &str = "3600000";
 const SEED: u64 = 20_260_101;
 
 const ACQUIRE: &str = concat!(
-    include_str!("../../src/lease/common.lua"),
-    include_str!("../../src/lease/acquire.lua")
+    include_str!("../../src/lease/scripts/payment.lua"),
+    include_str!("../../src/lease/scripts/acquire.lua")
 );
-const RENEW: &str =
-    concat!(include_str!("../../src/lease/common.lua"), include_str!("../../src/lease/renew.lua"));
+const RENEW: &str = concat!(
+    include_str!("../../src/lease/scripts/payment.lua"),
+    include_str!("../../src/lease/scripts/renew.lua")
+);
 const RELEASE: &str = concat!(
-    include_str!("../../src/lease/common.lua"),
-    include_str!("../../src/lease/release.lua")
+    include_str!("../../src/lease/scripts/payment.lua"),
+    include_str!("../../src/lease/scripts/release.lua")
 );
 const HAND_OVER: &str = concat!(
-    include_str!("../../src/lease/common.lua"),
-    include_str!("../../src/lease/hand_over.lua")
+    include_str!("../../src/lease/scripts/payment.lua"),
+    include_str!("../../src/lease/scripts/hand_over.lua")
 );
 
 /// Returns one list per key: its value, and an error text if it never expires.
@@ -107,7 +109,7 @@ impl Key {
     }
 }
 
-/// The text of a token in Redis. The token of an ended acquisition is the one that `announce`
+/// The text of a token in Redis. The token of an ended acquisition is the one that `record_intent`
 /// writes.
 fn spell(token: Token) -> String {
     if token == NOBODY { "0".repeat(32) } else { format!("{:032x}", u32::from(token.0) + 0xa0) }
@@ -164,14 +166,14 @@ fn keys_of_id(claim: Claim) -> [String; 3] {
     [Key::Mark(claim.id), Key::Known(claim.id), Key::Replaced(claim.id)].map(Key::name)
 }
 
-/// The arguments that `src/lease/mod.rs::Leases::call` passes.
+/// The arguments that `src/lease/redis/scripts.rs::Scripts::call` passes.
 fn args_of(claim: Claim) -> Vec<String> {
     let mut args = vec![LONG_MS.to_owned(); 5];
     args.extend([spell(claim.token), spell_id(claim.id), spell_amount(claim.amount)]);
     args
 }
 
-/// The arguments that `src/lease/mod.rs::Leases::release_call` passes.
+/// The arguments that `src/lease/redis/scripts.rs::Scripts::recording_call` passes.
 fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
     let record = |fate| spell_record((claim.amount, fate));
     let (name, outcome, refused) = match mode {
@@ -181,8 +183,8 @@ fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
         Mode::Replaced(fate) => ("replaced", record(fate), None),
         Mode::End => ("end", String::new(), None),
         Mode::Keep { refused } => ("keep", String::new(), refused),
-        Mode::Back => ("back", String::new(), None),
-        Mode::Forget => ("forget", String::new(), None),
+        Mode::Back => ("roll_back", String::new(), None),
+        Mode::Forget => ("roll_back_lost", String::new(), None),
     };
     let refused = refused.map(|word| spell_refused(claim.amount, word)).unwrap_or_default();
     let mut args = args_of(claim);
@@ -218,54 +220,55 @@ fn command(operation: Operation) -> Vec<String> {
     }
 }
 
-/// The reply of `take` in the form of the script. A flag for an in-doubt block replaces its
+/// A reply of a script: its tag, and the facts of that tag.
+fn tagged(tag: &str, facts: impl IntoIterator<Item = Reply>) -> Reply {
+    Reply::List([Reply::Text(tag.into())].into_iter().chain(facts).collect())
+}
+
+fn optional(text: Option<String>) -> Reply {
+    text.map_or(Reply::Nil, Reply::Text)
+}
+
+/// The reply of `acquire` in the form of the script. A flag for an in-doubt block replaces its
 /// remaining time.
-fn said(claim: Claim, taken: Asked) -> Vec<Reply> {
-    let reply = |verb: &str, detail: String, marked: bool, hold_left: i64, place: i64| {
-        let numbers = [i64::from(marked), hold_left, place].map(Reply::Int);
-        [Reply::Text(verb.into()), Reply::Text(detail)].into_iter().chain(numbers).collect()
-    };
-    match taken {
-        Asked::Known(fate) => reply("known", spell_record((claim.amount, fate)), true, -2, -1),
-        Asked::Replaced => reply("replaced", String::new(), true, -2, -1),
+fn acquired(claim: Claim, asked: Asked) -> Reply {
+    let flag = |is: bool| Reply::Int(i64::from(is));
+    match asked {
+        Asked::Known(fate) => tagged("recorded", [Reply::Text(spell_record((claim.amount, fate)))]),
+        Asked::Replaced => tagged("replaced", []),
         Asked::Held { marked, place } => {
-            let place = place.and_then(|place| i64::try_from(place).ok()).unwrap_or(-1);
-            reply("held", String::new(), marked, -2, place)
+            let position = place.and_then(|place| i64::try_from(place).ok());
+            tagged("held", [flag(marked), position.map_or(Reply::Nil, Reply::Int)])
         }
-        Asked::Hold { marked } => reply("hold", String::new(), marked, -2, -1),
+        Asked::Hold { marked } => tagged("blocked", [flag(marked)]),
         Asked::Taken { marker, hold_was_there } => {
-            let hold_left = if hold_was_there { 1 } else { -2 };
-            let told = marker.map(spell_tells).unwrap_or_default();
-            reply("taken", told, marker.is_some(), hold_left, -1)
+            let block_left = if hold_was_there { Reply::Int(1) } else { Reply::Nil };
+            tagged("taken", [optional(marker.map(spell_tells)), block_left])
         }
     }
 }
 
-/// The reply of `record`: whether the lease was still held, and the recorded outcome.
-fn released((mine, found): (bool, Option<Record>)) -> Vec<Reply> {
-    let found = found.map(spell_record).unwrap_or_default();
-    vec![Reply::Int(i64::from(mine)), Reply::Text(found)]
+/// The reply of `released`: whether the lease was still held, and the recorded outcome.
+fn released((is_ours, found): (bool, Option<Record>)) -> Reply {
+    let tag = if is_ours { "released" } else { "lost" };
+    tagged(tag, [optional(found.map(spell_record))])
 }
 
 fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
     Some(match operation {
-        Operation::Acquire { claim, waits } => {
-            let taken = redis.acquire(claim, waits);
-            Reply::List(said(claim, taken))
-        }
+        Operation::Acquire { claim, waits } => acquired(claim, redis.acquire(claim, waits)),
         Operation::Renew { claim, posts, denied_at } => {
-            Reply::Int(match redis.renew(claim, posts, denied_at) {
-                Renewed::Lost => 0,
-                Renewed::Kept => 1,
-                Renewed::Recorded => 2,
-            })
+            let tag = match redis.renew(claim, posts, denied_at) {
+                Renewed::Lost => "lost",
+                Renewed::Kept => "kept",
+                Renewed::Recorded => "recorded",
+            };
+            tagged(tag, [])
         }
-        Operation::Release { claim, mode, .. } => Reply::List(released(redis.release(claim, mode))),
+        Operation::Release { claim, mode, .. } => released(redis.release(claim, mode)),
         Operation::HandOver { claim, mode, next, stays, .. } => {
-            let (gone, taken) = redis.hand_over(claim, mode, next, stays);
-            let mut reply = released(gone);
-            reply.extend(said(next, taken));
-            Reply::List(reply)
+            let (release, acquire) = redis.hand_over(claim, mode, next, stays);
+            Reply::List(vec![released(release), acquired(next, acquire)])
         }
         Operation::Expire(key) => {
             match key {
@@ -283,16 +286,14 @@ fn on_the_model(redis: &mut Redis, operation: Operation) -> Option<Reply> {
 
 /// Replaces the remaining time of an in-doubt block by a constant.
 fn without_times(reply: Reply) -> Reply {
-    let Reply::List(mut items) = reply else { return reply };
-    // The reply of a release contains no time.
-    if items.len() > 2
-        && let at = items.len() - 2
-        && let Reply::Int(left) = &mut items[at]
-        && *left > 0
-    {
-        *left = 1;
+    let Reply::List(items) = reply else { return reply };
+    match items.as_slice() {
+        [Reply::Text(tag), marker, Reply::Int(1..)] if tag == "taken" => {
+            tagged("taken", [marker.clone(), Reply::Int(1)])
+        }
+        // A reply of `hand_over.lua` has two replies.
+        _ => Reply::List(items.into_iter().map(without_times).collect()),
     }
-    Reply::List(items)
 }
 
 /// The value of a key that the model expects.

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// Where each outside crate may be named; everything under a folder belongs to it.
 const ROOMS: &[(&str, &[&str])] = &[
     ("lapin", &["src/broker"]),
-    ("redis", &["src/lease"]),
+    ("redis", &["src/lease/redis"]),
     ("reqwest", &["src/gateway"]),
     ("axum", &["src/http", "src/sandbox"]),
     ("hyper", &["src/http"]),
@@ -25,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["src/telemetry"]),
     ("aws_lc_rs", &["src/gateway/signing.rs"]),
     ("toml", &["src/config/sources.rs"]),
-    ("url", &["src/broker/address.rs", "src/lease/address.rs", "src/config/relations.rs"]),
+    ("url", &["src/broker/address.rs", "src/lease/redis/address.rs", "src/config/relations.rs"]),
     ("rust_decimal", &["src/domain/money.rs"]),
     ("iso_currency", &["src/domain/money.rs"]),
     ("anyhow", &["src/main.rs", "src/cli"]),

@@ -337,7 +337,7 @@ impl Came {
 impl Known {
     fn with<T>(self, work: impl FnOnce(&Before<'_>) -> T) -> T {
         let history = history(self.carried, false);
-        // As `src/lease/mod.rs::read_marker` does.
+        // As `src/lease/record.rs::read_marker` does.
         let marker = self.marker.map(|tells| SentMarker {
             denied_at_replay: tells.denied_at.map(u32::from),
             refused: tells

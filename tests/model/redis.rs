@@ -1,6 +1,7 @@
 //! The lease scripts as functions. Each method of [`Redis`] is one atomic step and mirrors the
-//! script of its name in `src/lease`. There are no times: the expiry of a key is a separate step.
-//! `tests/it/scripts.rs` compares every reply and every key with the scripts on a real server.
+//! script of its name in `src/lease/scripts`. There are no times: the expiry of a key is a separate
+//! step. `tests/it/scripts.rs` compares every reply and every key with the scripts on a real
+//! server.
 
 /// The number of payments. [`IDS`] is the number of ids.
 pub(crate) const PAYMENTS: usize = 2;
@@ -75,7 +76,7 @@ pub(crate) struct Claim {
     pub(crate) posts: bool,
 }
 
-/// The reply of `take` in `common.lua`: `src/lease/mod.rs::Acquired`.
+/// The reply of `acquire` in `payment.lua`: `src/lease/results.rs::Acquired`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Asked {
     Known(Fate),
@@ -85,7 +86,7 @@ pub(crate) enum Asked {
     Taken { marker: Option<Tells>, hold_was_there: bool },
 }
 
-/// The reply of `renew.lua`: `src/lease/mod.rs::Renewed`.
+/// The reply of `renew.lua`: `src/lease/results.rs::Renewed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Renewed {
     Kept,
@@ -94,7 +95,7 @@ pub(crate) enum Renewed {
 }
 
 /// What a release does with lease, in-doubt block and sent marker:
-/// `src/domain/capture/outcome.rs::Release`, and `src/lease/mod.rs::Leases::replace`.
+/// `src/domain/capture/outcome.rs::Release`, and `src/lease/leases.rs::Leases::replace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     Final(Fate),
@@ -128,14 +129,14 @@ impl Redis {
         self.at(claim).lease == Some(claim.token)
     }
 
-    /// Mirrors the function `common.lua::on_record`.
+    /// Mirrors the function `payment.lua::deciding_record`.
     fn on_record(&mut self, claim: Claim) -> Option<Fate> {
         let Keys { known, replaced, .. } = *self.of(claim);
         let same = |record: &Record| record.0 == claim.amount;
         known.filter(same).or_else(|| replaced.filter(same)).map(|(_, fate)| fate)
     }
 
-    /// Mirrors the function `common.lua::pass_on`.
+    /// Mirrors the function `payment.lua::pass_on`.
     fn pass_on(&mut self, claim: Claim) {
         let payment = self.at(claim);
         payment.lease = if payment.line.is_empty() { None } else { Some(payment.line.remove(0)) };
@@ -148,7 +149,7 @@ impl Redis {
         }
     }
 
-    /// Mirrors the function `common.lua::leave`.
+    /// Mirrors the function `payment.lua::leave`.
     fn leave(&mut self, claim: Claim) {
         self.no_longer_waits(claim);
         if self.has_lease(claim) {
@@ -156,13 +157,13 @@ impl Redis {
         }
     }
 
-    /// Mirrors the function `common.lua::end_hold_of`.
+    /// Mirrors the function `payment.lua::end_block_of`.
     fn end_hold(&mut self, claim: Claim) {
         let hold = &mut self.at(claim).hold;
         *hold = hold.filter(|(_, id)| *id != claim.id);
     }
 
-    /// Mirrors the function `common.lua::announce`.
+    /// Mirrors the function `payment.lua::record_intent`.
     fn announce(&mut self, claim: Claim, denied_at: Option<u8>) {
         let mine = (claim.token, claim.id);
         let hold = &mut self.at(claim).hold;
@@ -176,7 +177,7 @@ impl Redis {
         *mark = Some(Mark { by, tells });
     }
 
-    /// Mirrors the function `common.lua::take`.
+    /// Mirrors the function `payment.lua::acquire`.
     fn take(&mut self, claim: Claim, waits: bool) -> Asked {
         let Keys { mark, known, replaced } = *self.of(claim);
         let record = self.on_record(claim);
@@ -220,7 +221,7 @@ impl Redis {
         *mark = mark.filter(|mark| mark.by != claim.token);
     }
 
-    /// Mirrors the function `common.lua::record`.
+    /// Mirrors the function `payment.lua::record`.
     fn record(&mut self, claim: Claim, mode: Mode) -> (bool, Option<Record>) {
         let mine = self.has_lease(claim);
         let Keys { known, replaced, mark } = *self.of(claim);

@@ -24,7 +24,7 @@ pub(crate) struct Message {
     pub(crate) letter: Option<(Class, bool)>,
 }
 
-/// An acquired lease: `src/lease/mod.rs::Lease`.
+/// An acquired lease: `src/lease/held.rs::Lease`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Lease {
     pub(crate) marker: Option<Tells>,

@@ -185,7 +185,7 @@ impl Setup {
         }
     }
 
-    /// Mirrors the function `src/lease/mod.rs::Leases::acquire`.
+    /// Mirrors the function `src/lease/leases.rs::Leases::acquire`.
     fn ask(&self, state: &mut State, claim: Claim, waits: bool) -> Asked {
         let payment = usize::from(claim.payment);
         if self.mutation == Some(Mutation::NoHold) {
@@ -320,7 +320,7 @@ impl Setup {
         }
     }
 
-    /// Mirrors the function `src/lease/mod.rs::Leases::release`.
+    /// Mirrors the function `src/lease/leases.rs::Leases::release`.
     fn release(
         &self,
         state: &mut State,
@@ -335,7 +335,7 @@ impl Setup {
         state.redis.release(claim, mode)
     }
 
-    /// Mirrors `src/worker/call.rs::{give_on, pass}` and `src/lease/mod.rs::Leases::hand_over`.
+    /// Mirrors `src/worker/call.rs::{give_on, pass}` and `src/lease/leases.rs::Leases::hand_over`.
     /// Both jobs continue with the reply.
     fn hand_over(
         &self,

@@ -1,30 +1,32 @@
 //! The names of the headers that this program reads and writes.
 
-pub(in crate::broker) const ATTEMPT: &str = "x-capture-attempt";
-pub(in crate::broker) const DEFERRALS: &str = "x-capture-deferrals";
-pub(in crate::broker) const FIRST_SEEN: &str = "x-capture-first-seen";
-pub(in crate::broker) const LAST_CODE: &str = "x-capture-last-code";
-pub(in crate::broker) const LAST_STATUS: &str = "x-capture-last-status";
-pub(in crate::broker) const SENT: &str = "x-capture-sent";
-pub(in crate::broker) const REPLAYS: &str = "x-capture-replays";
-pub(in crate::broker) const RETURNS: &str = "x-capture-returns";
-pub(in crate::broker) const PARENT: &str = "x-capture-parent";
-pub(in crate::broker) const ORIGIN: &str = "x-capture-origin";
-pub(in crate::broker) const PRIORITY: &str = "x-capture-priority";
-pub(in crate::broker) const REFUSALS: &str = "x-capture-refusals";
-pub(in crate::broker) const ENDED: &str = "x-capture-ended";
-pub(in crate::broker) const CLASS: &str = "x-capture-class";
-pub(in crate::broker) const CODE: &str = "x-capture-code";
-pub(in crate::broker) const STATUS: &str = "x-capture-status";
-pub(in crate::broker) const MESSAGE: &str = "x-capture-message";
-pub(in crate::broker) const DEAD_AT: &str = "x-capture-dead-at";
-pub(in crate::broker) const SIGNED: &str = "x-capture-signed";
-pub(in crate::broker) const BROKER_REASON: &str = "x-capture-broker-reason";
-pub(in crate::broker) const BROKER_QUEUE: &str = "x-capture-broker-queue";
-pub(in crate::broker) const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(super) const ATTEMPT: &str = "x-capture-attempt";
+pub(super) const DEFERRALS: &str = "x-capture-deferrals";
+pub(super) const FIRST_SEEN: &str = "x-capture-first-seen";
+pub(super) const LAST_CODE: &str = "x-capture-last-code";
+pub(super) const LAST_STATUS: &str = "x-capture-last-status";
+pub(super) const SENT: &str = "x-capture-sent";
+pub(super) const REPLAYS: &str = "x-capture-replays";
+pub(super) const RETURNS: &str = "x-capture-returns";
+pub(super) const PARENT: &str = "x-capture-parent";
+pub(super) const ORIGIN: &str = "x-capture-origin";
+pub(super) const PRIORITY: &str = "x-capture-priority";
+pub(super) const REFUSALS: &str = "x-capture-refusals";
+pub(super) const ENDED: &str = "x-capture-ended";
+pub(super) const CLASS: &str = "x-capture-class";
+pub(super) const CODE: &str = "x-capture-code";
+pub(super) const STATUS: &str = "x-capture-status";
+pub(super) const MESSAGE: &str = "x-capture-message";
+pub(super) const DEAD_AT: &str = "x-capture-dead-at";
+pub(super) const SIGNED: &str = "x-capture-signed";
+pub(super) const BROKER_REASON: &str = "x-capture-broker-reason";
+pub(super) const BROKER_QUEUE: &str = "x-capture-broker-queue";
+pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(super) const TRACEPARENT: &str = "traceparent";
+pub(super) const TRACESTATE: &str = "tracestate";
 
 /// The headers of this program: every republish writes them again or leaves them out.
-pub(in crate::broker) const OURS: [&str; 21] = [
+pub(super) const OURS: [&str; 21] = [
     ATTEMPT,
     DEFERRALS,
     FIRST_SEEN,
@@ -48,5 +50,5 @@ pub(in crate::broker) const OURS: [&str; 21] = [
     BROKER_QUEUE,
 ];
 /// The headers that the broker acts on: never republished.
-pub(in crate::broker) const ACTED_ON: [&str; 4] = ["CC", "BCC", "x-death", DELIVERY_COUNT];
-pub(in crate::broker) const ACTED_ON_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+pub(super) const ACTED_ON: [&str; 4] = ["CC", "BCC", "x-death", DELIVERY_COUNT];
+pub(super) const ACTED_ON_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];

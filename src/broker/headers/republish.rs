@@ -1,9 +1,18 @@
 //! The properties of a message that is republished to its own queue, so that the broker counts its
 //! deliveries from zero.
 
+use std::collections::BTreeMap;
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, ShortString},
+};
+
 use super::{
-    letter::{death_of, died_at_ms},
-    *,
+    dead_letter::{death_of, died_at_ms},
+    names::{BROKER_QUEUE, BROKER_REASON, DEAD_AT, DELIVERY_COUNT},
+    properties::{HEADERS_BYTES_MAX, inert, with_priority},
+    values::{entry_size, long, number, text},
 };
 
 /// The headers that the broker itself writes on every delivery.

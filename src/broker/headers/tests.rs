@@ -1,6 +1,22 @@
 //! Tests of which headers are read, and which are republished.
 
-use super::*;
+use std::collections::BTreeMap;
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use super::{dead_letter::*, job::*, names::*, properties::*, republish::*, values::*};
+use crate::domain::{
+    capture::class::Class,
+    job::{
+        forward::ForwardFields,
+        history::{History, LastWord},
+    },
+    replay::dead_letter::DeadLetter,
+    settlement::refused::RefusedResult,
+};
 
 const NOW_MS: i64 = 1_800_000_000_000;
 
@@ -30,7 +46,7 @@ fn a_carried_history_is_read_back() {
         origin: Some("o".into()),
     };
     let carried = carry(&BasicProperties::default(), &history, None);
-    assert_eq!(read(&carried, false, NOW_MS), history);
+    assert_eq!(read_history(&carried, false, NOW_MS), history);
 }
 
 #[test]
@@ -47,17 +63,17 @@ fn an_invalid_header_counts_as_absent() {
         (SENT, AMQPValue::Boolean(false)),
     ]);
     let fresh = History { first_seen_ms: NOW_MS, ..History::default() };
-    assert_eq!(read(&hostile, false, NOW_MS), fresh);
+    assert_eq!(read_history(&hostile, false, NOW_MS), fresh);
     let old = properties(&[(FIRST_SEEN, AMQPValue::LongLongInt(YEAR_2020_MS - 1))]);
-    assert_eq!(read(&old, false, NOW_MS).first_seen_ms, NOW_MS);
+    assert_eq!(read_history(&old, false, NOW_MS).first_seen_ms, NOW_MS);
 }
 
 #[test]
 fn any_value_of_sent_but_false_is_true() {
     for value in [AMQPValue::Void, long("false"), AMQPValue::LongInt(0), AMQPValue::Boolean(true)] {
-        assert!(read(&properties(&[(SENT, value)]), false, NOW_MS).sent);
+        assert!(read_history(&properties(&[(SENT, value)]), false, NOW_MS).sent);
     }
-    assert!(read(&properties(&[(CLASS, long("poison"))]), false, NOW_MS).sent);
+    assert!(read_history(&properties(&[(CLASS, long("poison"))]), false, NOW_MS).sent);
 }
 
 #[test]
@@ -66,8 +82,8 @@ fn the_brokers_delivery_count_is_added_to_returns() {
         (RETURNS, AMQPValue::LongInt(3)),
         (DELIVERY_COUNT, AMQPValue::LongLongInt(2)),
     ]);
-    assert_eq!(read(&returned, true, NOW_MS).returns, 5);
-    assert_eq!(read(&BasicProperties::default(), true, NOW_MS).returns, 1);
+    assert_eq!(read_history(&returned, true, NOW_MS).returns, 5);
+    assert_eq!(read_history(&BasicProperties::default(), true, NOW_MS).returns, 1);
 }
 
 #[test]
@@ -116,8 +132,8 @@ fn deaths(entries: &[AMQPValue]) -> AMQPValue {
     AMQPValue::FieldArray(entries.to_vec().into())
 }
 
-fn dead_letter(headers: &[(&str, AMQPValue)]) -> crate::domain::replay::dead_letter::DeadLetter {
-    read_letter(
+fn dead_letter(headers: &[(&str, AMQPValue)]) -> DeadLetter {
+    read_dead_letter(
         Class::Poison,
         b"{}".to_vec(),
         &properties(headers),
@@ -160,7 +176,7 @@ fn a_kept_reason_counts_only_without_the_brokers_own() {
     assert_eq!(reason(&[kept[0].clone(), kept[1].clone(), own]).as_deref(), Some("expired"));
     assert_eq!(reason(&kept[..1]), None);
     assert_eq!(reason(&[kept[0].clone(), (BROKER_QUEUE, long("other.jobs"))]), None);
-    let elsewhere = read_letter(
+    let elsewhere = read_dead_letter(
         Class::Risk,
         Vec::new(),
         &properties(&kept),

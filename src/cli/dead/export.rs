@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::{FilterArgs, Opened, Purpose, ended, letters};
 use crate::{
-    broker::Found,
+    broker::BrowsedMessage,
     cli::{Exit, is_lost, say_json, watch::Watch},
     config::Settings,
     dead_letters::{DeskError, Flow, Who},
@@ -42,7 +42,7 @@ impl Export {
         let filter = self.filter.filter();
         let mut left = self.filter.limit;
         for class in filter.classes() {
-            let visit = async |found: &Found, letter: DeadLetter| {
+            let visit = async |found: &BrowsedMessage, letter: DeadLetter| {
                 if left == Some(0) {
                     return Ok(Flow::Stop);
                 }
@@ -60,9 +60,9 @@ impl Export {
 
 /// A dead letter with the headers, the properties and the body of its message. `body` is the text
 /// if the body is UTF-8; otherwise `bodyBase64` holds its bytes.
-pub(super) fn whole(found: &Found, letter: &DeadLetter) -> Value {
+pub(super) fn whole(found: &BrowsedMessage, letter: &DeadLetter) -> Value {
     let mut document = letters::document(letter, epoch_ms(OffsetDateTime::now_utc()));
-    let (headers, properties) = found.shown();
+    let (headers, properties) = found.to_json();
     document["headers"] = headers;
     document["properties"] = properties;
     match std::str::from_utf8(&found.body) {

@@ -18,7 +18,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    broker::{BrokerOptions, Session, Topology},
+    broker::{BrokerOptions, Session, TopologyMode},
     config::Settings,
     dead_letters::{Desk, DeskError, Filter, Who},
     domain::{capture::class::Class, duration},
@@ -242,7 +242,7 @@ impl Opened {
             errors.iter().for_each(|error| complain(&format!("error: {error}")));
             return Err(Exit::Usage);
         }
-        let topology = if purpose.acts() { broker.topology } else { Topology::None };
+        let topology = if purpose.acts() { broker.topology } else { TopologyMode::None };
         // Wait queues are declared by workers. An operator's user need not have that permission.
         let broker = BrokerOptions { topology, delays: Vec::new(), ..broker };
         let session = Session::open(&broker).await.map_err(|error| {

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 
 use super::{Opened, Purpose, ended, export::whole};
 use crate::{
-    broker::Found,
+    broker::BrowsedMessage,
     cli::{
         Exit, complain,
         desk::{age, plain},
@@ -76,7 +76,7 @@ impl Show {
         exit
     }
 
-    async fn find(&self, opened: &Opened) -> Result<Vec<(Found, DeadLetter)>, DeskError> {
+    async fn find(&self, opened: &Opened) -> Result<Vec<(BrowsedMessage, DeadLetter)>, DeskError> {
         let filter = Filter {
             classes: self.class.into_iter().collect(),
             ids: vec![self.id.clone()],
@@ -84,7 +84,7 @@ impl Show {
         };
         let mut copies = Vec::new();
         for class in filter.classes() {
-            let visit = async |found: &Found, letter: DeadLetter| {
+            let visit = async |found: &BrowsedMessage, letter: DeadLetter| {
                 copies.push((found.clone(), letter));
                 Ok(if copies.len() < COPIES_MAX { Flow::Keep } else { Flow::Stop })
             };
@@ -93,7 +93,7 @@ impl Show {
         Ok(copies)
     }
 
-    async fn show(&self, opened: &Opened, copies: &[(Found, DeadLetter)]) {
+    async fn show(&self, opened: &Opened, copies: &[(BrowsedMessage, DeadLetter)]) {
         let mut array = self.json.then(Array::begin);
         for (n, (found, letter)) in copies.iter().enumerate() {
             if is_lost() {
@@ -120,7 +120,7 @@ impl Show {
 }
 
 /// Prints a dead letter: a table of facts, the message as it is, and the open actions.
-fn print(found: &Found, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) {
+fn print(found: &BrowsedMessage, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) {
     let mut table = TextTable::untitled();
     for (name, text) in facts(letter, inquired) {
         table.add([name.to_owned(), plain(&text)]);
@@ -128,7 +128,7 @@ fn print(found: &Found, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSee
     table.flush();
     // The message and the actions are not in the table: it would wrap them on a terminal, and then
     // they could not be copied.
-    let (headers, properties) = found.shown();
+    let (headers, properties) = found.to_json();
     let body = String::from_utf8_lossy(&found.body);
     for (name, text) in [
         ("headers", &*headers.to_string()),
@@ -282,7 +282,11 @@ fn quoted(id: &str) -> String {
     quoted + "'"
 }
 
-fn document(found: &Found, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Value {
+fn document(
+    found: &BrowsedMessage,
+    letter: &DeadLetter,
+    inquired: Option<&(Seen, PaymentSeen)>,
+) -> Value {
     let mut document = whole(found, letter);
     let word = letter.history.last_word.as_ref();
     document["lastWord"] =

@@ -2,8 +2,8 @@ use super::*;
 
 const NOW: &str = "2026-11-23T10:00:00+08:00";
 
-fn asked(id: &str, currency: &str, value: &str) -> CaptureRequest {
-    CaptureRequest {
+fn asked(id: &str, currency: &str, value: &str) -> PostedCapture {
+    PostedCapture {
         id: id.to_owned(),
         payment_id: "p".to_owned(),
         amount: Money::from_smallest(currency, value).unwrap(),
@@ -11,8 +11,8 @@ fn asked(id: &str, currency: &str, value: &str) -> CaptureRequest {
     }
 }
 
-fn with(fields: &str, asked: CaptureRequest) -> CaptureRequest {
-    CaptureRequest { fields: serde_json::from_str(fields).unwrap(), ..asked }
+fn with(fields: &str, asked: PostedCapture) -> PostedCapture {
+    PostedCapture { fields: serde_json::from_str(fields).unwrap(), ..asked }
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn both(code: &str) -> (String, String) {
     (code.to_owned(), code.to_owned())
 }
 
-fn post(ledger: &mut Ledger, asked: &CaptureRequest) -> String {
+fn post(ledger: &mut Ledger, asked: &PostedCapture) -> String {
     ledger.count_post(asked);
     ledger.capture(asked, NOW).code
 }
