@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     lease::Leases,
     sanitize,
-    telemetry::{Health, Metrics},
+    telemetry::{Metrics, ProbeState},
 };
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,7 +26,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone)]
 pub struct Probes {
     /// Liveness and readiness as the worker itself reports them.
-    pub health: Arc<Health>,
+    pub worker: Arc<ProbeState>,
     /// The metrics that `/metrics` renders.
     pub metrics: Arc<Metrics>,
     /// Whether Redis can give leases now, and if not, why.
@@ -44,7 +44,7 @@ pub async fn serve(listener: TcpListener, probes: Probes, stop: CancellationToke
 }
 
 async fn livez(State(probes): State<Probes>) -> impl IntoResponse {
-    if probes.health.is_live() {
+    if probes.worker.is_live() {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "main loop stalled\n")
@@ -57,10 +57,10 @@ async fn readyz(State(probes): State<Probes>) -> impl IntoResponse {
     });
     // The gateway's state is printed, but never makes a worker unready: neither a restart nor
     // another worker would fix a gateway that is down.
-    let guard = probes.metrics.guard();
-    match probes.health.unready().or(redis_unavailable) {
-        None => (StatusCode::OK, format!("ok\n{guard}\n")),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n{guard}\n")),
+    let call_limits = probes.worker.call_limits();
+    match probes.worker.unready().or(redis_unavailable) {
+        None => (StatusCode::OK, format!("ok\n{call_limits}\n")),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n{call_limits}\n")),
     }
 }
 

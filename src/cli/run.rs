@@ -17,7 +17,7 @@ use crate::{
     config::Settings,
     http::{self, Probes},
     lease::Role,
-    telemetry::{Health, Metrics},
+    telemetry::{Metrics, ProbeState},
     worker::{Drained, Worker},
 };
 
@@ -46,8 +46,8 @@ async fn run_traced(settings: &Settings) -> Exit {
     for warning in settings.warnings() {
         tracing::warn!("{warning}");
     }
-    let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(Health::default()));
-    let worker = match build(settings, &metrics, &health) {
+    let (metrics, probe_state) = (Arc::new(Metrics::default()), Arc::new(ProbeState::default()));
+    let worker = match build(settings, &metrics, &probe_state) {
         Ok(worker) => worker,
         Err(errors) => {
             for error in errors {
@@ -67,14 +67,14 @@ async fn run_traced(settings: &Settings) -> Exit {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "probes and metrics are served");
     }
-    let probes = Probes { health, metrics, leases: worker.leases.clone() };
+    let probes = Probes { worker: probe_state, metrics, leases: worker.leases.clone() };
     work(worker, listener, probes).await
 }
 
 fn build(
     settings: &Settings,
     metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
+    probe_state: &Arc<ProbeState>,
 ) -> Result<Worker, Vec<String>> {
     let broker = settings::broker_options(settings);
     let gateway = settings::gateway(settings);
@@ -91,7 +91,7 @@ fn build(
             rate_limit: settings::rate_limit(settings),
             drain_timeout: settings.drain.timeout,
             metrics: Arc::clone(metrics),
-            health: Arc::clone(health),
+            probe_state: Arc::clone(probe_state),
         }),
         (broker, gateway, leases) => Err([broker.err(), gateway.err(), leases.err()]
             .into_iter()
@@ -114,8 +114,8 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
     };
     let exit = tokio::select! {
         ended = worker.run(stop) => match ended {
-            Ok(Drained::Whole) => Exit::Done,
-            Ok(Drained::Overrun) => Exit::Failed,
+            Ok(Drained::Complete) => Exit::Done,
+            Ok(Drained::TimedOut) => Exit::Failed,
             Err(error) => {
                 complain(&format!("error: {error}"));
                 Exit::Failed

@@ -14,7 +14,7 @@ use crate::{
         signing::{SigningKey, VerifyingKeys},
     },
     lease::{LeaseTimes, Leases, Owner, RedisOptions, Role, SentinelLogin},
-    telemetry::{self, Traces},
+    telemetry::{self, TraceExport},
     worker::BreakerOptions,
 };
 
@@ -56,7 +56,7 @@ pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settin
     })
 }
 
-pub(super) fn start_telemetry(settings: &Settings) -> Result<Traces, String> {
+pub(super) fn start_telemetry(settings: &Settings) -> Result<TraceExport, String> {
     let (log, traces) = (&settings.log, &settings.traces);
     telemetry::start(log.format, &log.filter, traces.endpoint.as_deref())
 }

@@ -11,7 +11,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::traces::{Traces, is_ours, is_shown};
+use super::traces::{TraceExport, is_ours, is_shown};
 use crate::{config::LogFormat, sanitize::LogLines};
 
 /// Starts logging to stderr, and sends spans to the collector at `traces_endpoint` if there is one.
@@ -24,14 +24,14 @@ pub fn start(
     format: Option<LogFormat>,
     filter: &str,
     traces_endpoint: Option<&str>,
-) -> Result<Traces, String> {
+) -> Result<TraceExport, String> {
     let on_terminal = std::io::stderr().is_terminal();
     let by_default = if on_terminal { LogFormat::Text } else { LogFormat::Json };
     let filter =
         EnvFilter::try_new(filter).map_err(|error| format!("log.filter is not valid: {error}"))?;
-    let (traces, tracer) = match traces_endpoint.map(Traces::to).transpose()? {
+    let (traces, tracer) = match traces_endpoint.map(TraceExport::to).transpose()? {
         Some((traces, tracer)) => (traces, Some(tracer)),
-        None => (Traces::default(), None),
+        None => (TraceExport::default(), None),
     };
     let has_traces = tracer.is_some();
     let shown = filter.and(filter_fn(move |line| {

@@ -1,24 +1,26 @@
-//! The metrics of a worker. The documentation lists their names, units and labels. Every set of
-//! label values is bounded.
+//! The metrics of a worker. The documentation lists their names, units and labels.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fmt::Write,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    collections::HashMap,
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
+    encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 use time::OffsetDateTime;
 
-use crate::domain::{
-    capture::outcome::{Deferral, Outcome},
-    settlement::epoch_ms,
+use super::{
+    in_flight::{JobInFlight, JobsInFlight},
+    labels::{
+        CallLabel, EndLabel, LeaseResult, MoneyLabels, OutcomeLabel, PublishLabels, QueueLabels,
+        ReasonLabel, ResultLabel, SettlementLabels, Text, WithinLabel,
+    },
 };
+use crate::domain::settlement::epoch_ms;
 
 /// Histogram buckets for the durations of calls and decisions, in seconds.
 const SECONDS: [f64; 12] =
@@ -30,72 +32,7 @@ const WAIT_SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 1
 const AGE_SECONDS: [f64; 12] =
     [0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 10_800.0, 21_600.0, 86_400.0];
 
-/// A label value that is fixed at compile time.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Text(pub(super) &'static str);
-
-impl EncodeLabelValue for Text {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        encoder.write_str(self.0)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct OutcomeLabel {
-    pub(super) outcome: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ReasonLabel {
-    pub(super) reason: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct SettlementLabels {
-    pub(super) settlement: Text,
-    pub(super) class: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct EndLabel {
-    pub(super) settlement: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct MoneyLabels {
-    pub(super) settlement: Text,
-    pub(super) class: Text,
-    pub(super) currency: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct WithinLabel {
-    pub(super) within: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CallLabel {
-    call: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PublishLabels {
-    to: Text,
-    result: Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct QueueLabels {
-    kind: Text,
-    name: String,
-}
-
-type Times<L> = Family<L, Histogram, fn() -> Histogram>;
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// All metrics of a worker, and the registry that renders them.
@@ -109,9 +46,9 @@ pub struct Metrics {
     pub(super) settled_money: Family<MoneyLabels, Counter>,
     pub(super) expiring_jobs: Family<WithinLabel, Counter>,
     pub(super) job_seconds: Histogram,
-    pub(super) job_age_seconds: Times<EndLabel>,
-    gateway_seconds: Times<CallLabel>,
-    lease_seconds: Times<CallLabel>,
+    pub(super) job_age_seconds: Histograms<EndLabel>,
+    gateway_seconds: Histograms<CallLabel>,
+    lease_seconds: Histograms<CallLabel>,
     lease_acquisitions: Family<ResultLabel, Counter>,
     lease_wait_seconds: Histogram,
     publishes: Family<PublishLabels, Counter>,
@@ -119,9 +56,8 @@ pub struct Metrics {
     queue_nonempty_seconds: Family<QueueLabels, Seconds>,
     queue_missing: Family<QueueLabels, Gauge>,
     nonempty_since: Mutex<HashMap<QueueLabels, Instant>>,
-    jobs_in_flight: Gauge,
+    jobs_in_flight: JobsInFlight,
     oldest_job_age_seconds: Seconds,
-    in_hand: Arc<Mutex<InHand>>,
     breaker_open: Gauge,
     breaker_openings: Counter,
     calls_per_second_max: Gauge,
@@ -138,58 +74,6 @@ pub struct QueueSeen {
     pub messages: Option<u32>,
     /// Whether the queue is missing, or was missing a few minutes ago.
     pub is_missing: bool,
-}
-
-/// The creation times of the jobs in flight in epoch milliseconds, oldest first. A sequence number
-/// tells jobs of the same millisecond apart.
-#[derive(Default)]
-struct InHand {
-    begun: u64,
-    born: BTreeSet<(i64, u64)>,
-}
-
-/// The result of a job's wait for the lease of its payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseResult {
-    /// The lease was acquired at Redis.
-    Taken,
-    /// The previous job of the payment in this worker handed the lease over.
-    HandedOver,
-    /// No lease was needed: the final outcome of this id is recorded.
-    Known,
-    /// Another worker has the lease.
-    Held,
-    /// Another capture of the payment is in doubt and blocks it.
-    OnHold,
-    /// The payment queue of this worker is full.
-    LineFull,
-    /// The job gave up: Redis was unavailable, captures were paused, or the worker drains.
-    Unavailable,
-}
-
-impl LeaseResult {
-    /// The result for a job that asked Redis for the lease and gave up with this outcome.
-    #[must_use]
-    pub const fn of_given_up(outcome: &Outcome) -> Self {
-        match outcome {
-            Outcome::Deferred(Deferral::LeaseHeld) => Self::Held,
-            _ => Self::Unavailable,
-        }
-    }
-
-    /// The value of the label `result`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Taken => "taken",
-            Self::HandedOver => "handed_over",
-            Self::Known => "known",
-            Self::Held => "held",
-            Self::OnHold => "on_hold",
-            Self::LineFull => "line_full",
-            Self::Unavailable => "unavailable",
-        }
-    }
 }
 
 impl Default for Metrics {
@@ -216,9 +100,8 @@ impl Default for Metrics {
             queue_nonempty_seconds: Family::default(),
             queue_missing: Family::default(),
             nonempty_since: Mutex::default(),
-            jobs_in_flight: Gauge::default(),
+            jobs_in_flight: JobsInFlight::default(),
             oldest_job_age_seconds: Seconds::default(),
-            in_hand: Arc::default(),
             breaker_open: Gauge::default(),
             breaker_openings: Counter::default(),
             calls_per_second_max: Gauge::default(),
@@ -249,7 +132,7 @@ impl Metrics {
         let (help, unit) = ("Age of jobs at their end", Unit::Seconds);
         registry.register_with_unit("job_age", help, unit, self.job_age_seconds.clone());
         let help = "Jobs started and not yet settled";
-        registry.register("jobs_in_flight", help, self.jobs_in_flight.clone());
+        registry.register("jobs_in_flight", help, self.jobs_in_flight.count());
         let (help, unit) = ("Age of the oldest job in flight", Unit::Seconds);
         registry.register_with_unit(
             "oldest_job_age",
@@ -291,7 +174,7 @@ impl Metrics {
     }
 
     /// Records that the circuit breaker opened or closed.
-    pub fn breaker(&self, is_open: bool) {
+    pub fn breaker_changed(&self, is_open: bool) {
         self.breaker_open.set(i64::from(is_open));
         if is_open {
             self.breaker_openings.inc();
@@ -299,41 +182,26 @@ impl Metrics {
     }
 
     /// Records the current limit of calls per second; 0 means unlimited.
-    pub fn pace(&self, calls_per_second: u64) {
+    pub fn call_rate(&self, calls_per_second: u64) {
         self.calls_per_second_max.set(i64::try_from(calls_per_second).unwrap_or(i64::MAX));
     }
 
-    /// What currently limits calls to the gateway, in words for people.
+    /// Counts a job as in flight until the returned guard is dropped. `created_ms` is the time
+    /// since which the job's age counts, in epoch milliseconds.
     #[must_use]
-    pub fn guard(&self) -> String {
-        let breaker = if self.breaker_open.get() == 0 { "closed" } else { "open" };
-        match self.calls_per_second_max.get() {
-            0 => format!("breaker {breaker}, calls not limited"),
-            max => format!("breaker {breaker}, at most {max} calls per second"),
-        }
-    }
-
-    /// Counts a job as in flight until the returned guard is dropped. `born_ms` is the time since
-    /// which the job's age counts, in epoch milliseconds.
-    #[must_use]
-    pub fn in_flight(&self, born_ms: i64) -> InFlight {
-        self.jobs_in_flight.inc();
-        let mut in_hand = lock(&self.in_hand);
-        in_hand.begun += 1;
-        let entry = (born_ms, in_hand.begun);
-        in_hand.born.insert(entry);
-        InFlight { gauge: self.jobs_in_flight.clone(), in_hand: Arc::clone(&self.in_hand), entry }
+    pub fn in_flight(&self, created_ms: i64) -> JobInFlight {
+        self.jobs_in_flight.start(created_ms)
     }
 
     /// Records the duration of a call to the gateway.
-    pub fn called(&self, call: &'static str, took: Duration) {
+    pub fn gateway_call(&self, call: &'static str, took: Duration) {
         self.gateway_seconds
             .get_or_create(&CallLabel { call: Text(call) })
             .observe(took.as_secs_f64());
     }
 
     /// Records the duration of a call to Redis for a lease.
-    pub fn leased(&self, call: &'static str, took: Duration) {
+    pub fn lease_call(&self, call: &'static str, took: Duration) {
         self.lease_seconds
             .get_or_create(&CallLabel { call: Text(call) })
             .observe(took.as_secs_f64());
@@ -356,9 +224,9 @@ impl Metrics {
 
     /// Replaces the queue metrics by these. Queues that are not among them have no value until they
     /// are reported again.
-    pub fn queues(&self, queues: impl IntoIterator<Item = QueueSeen>) {
+    pub fn queues_seen(&self, queues: impl IntoIterator<Item = QueueSeen>) {
         let now = Instant::now();
-        let mut since = lock(&self.nonempty_since);
+        let mut since = self.nonempty_since.lock().unwrap_or_else(PoisonError::into_inner);
         self.queues_unknown();
         for QueueSeen { kind, name, messages, is_missing } in queues {
             let labels = QueueLabels { kind: Text(kind), name };
@@ -388,32 +256,10 @@ impl Metrics {
     /// Renders all metrics as text for Prometheus (`application/openmetrics-text`).
     #[must_use]
     pub fn render(&self) -> String {
-        let oldest_ms = lock(&self.in_hand).born.first().map(|(born_ms, _)| *born_ms);
-        let age_ms = oldest_ms.map_or(0, |born_ms| {
-            epoch_ms(OffsetDateTime::now_utc()).saturating_sub(born_ms).max(0)
-        });
-        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        let age = self.jobs_in_flight.oldest_age(epoch_ms(OffsetDateTime::now_utc()));
         self.oldest_job_age_seconds.set(age.as_secs_f64());
         let mut text = String::new();
         encode(&mut text, &self.registry).unwrap_or_default();
         text
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Counts one job as in flight until it is dropped.
-pub struct InFlight {
-    gauge: Gauge,
-    in_hand: Arc<Mutex<InHand>>,
-    entry: (i64, u64),
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.gauge.dec();
-        lock(&self.in_hand).born.remove(&self.entry);
     }
 }

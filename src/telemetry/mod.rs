@@ -1,17 +1,21 @@
 //! Logs, metrics, traces, and the state that the probes report.
 
-mod health;
+mod decisions;
+mod in_flight;
+mod labels;
 mod logs;
 mod metrics;
-mod settled;
+mod probe_state;
 pub mod traces;
 
 pub(crate) use self::logs::takes_colour;
 
 pub use self::{
-    health::Health,
+    decisions::DecisionFacts,
+    in_flight::JobInFlight,
+    labels::LeaseResult,
     logs::start,
-    metrics::{InFlight, LeaseResult, Metrics, QueueSeen},
-    settled::Times,
-    traces::Traces,
+    metrics::{Metrics, QueueSeen},
+    probe_state::ProbeState,
+    traces::TraceExport,
 };

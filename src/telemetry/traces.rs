@@ -37,12 +37,12 @@ const PATH: &str = "/v1/traces";
 /// How long the export of the last spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The export of spans to the collector. Call [`Traces::end`] before the process exits, or the last
-/// spans are lost.
+/// The export of spans to the collector. Call [`TraceExport::end`] before the process exits, or the
+/// last spans are lost.
 #[derive(Default)]
-pub struct Traces(Option<SdkTracerProvider>);
+pub struct TraceExport(Option<SdkTracerProvider>);
 
-impl Traces {
+impl TraceExport {
     /// Exports spans to the collector at `endpoint` by OTLP over HTTP. The environment variables of
     /// OpenTelemetry set the headers, the time-outs, the sampler and the attributes of the service.
     pub(super) fn to(endpoint: &str) -> Result<(Self, SdkTracer), String> {
@@ -136,7 +136,7 @@ pub fn call(name: &'static str) -> Span {
 }
 
 /// Records the result of a call on its span.
-pub fn replied<B>(span: &Span, reply: &Reply<B>) {
+pub fn record_reply<B>(span: &Span, reply: &Reply<B>) {
     if span.is_disabled() {
         return;
     }
@@ -184,7 +184,7 @@ pub fn settlement(job: &Span, attempt: &Attempt, settlement: &Settlement) -> Spa
 }
 
 /// Sets an attribute of a span, if traces are on.
-pub fn say(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value>) {
+pub fn set_attribute(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value>) {
     if !span.is_disabled() {
         span.set_attribute(key, value);
     }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Setup {
-    /// Mirrors `src/worker/process.rs::process`: the acquisition has ended, and the message to
+    /// Mirrors `src/worker/pipeline.rs::process`: the acquisition has ended, and the message to
     /// publish is decided.
     pub(crate) fn settle(
         &self,

@@ -40,7 +40,8 @@ pub(crate) struct Lease {
     pub(crate) handed: bool,
 }
 
-/// The position of a delivery in the pipeline: the awaits of `src/worker/process.rs` and `call.rs`.
+/// The position of a delivery in the pipeline: the awaits of `src/worker/pipeline.rs` and of the
+/// files that it calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Step {
     /// Delivered, and possibly behind another job in the local payment queue.
@@ -107,8 +108,8 @@ pub(crate) enum Act {
     Acks,
 }
 
-/// A call to Redis that continues in the background: `src/worker/process.rs::give_up`,
-/// `src/worker/call.rs::release_later`.
+/// A call to Redis that continues in the background: `src/worker/release.rs::roll_back`
+/// and `release_later`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Later {
     pub(crate) worker: usize,
@@ -288,7 +289,7 @@ impl Setup {
     /// Mirrors `src/lease/claim.rs::Claim::of`, with the token of a slot.
     pub(crate) fn claim(&self, state: &State, message: &Message, token: Token) -> Claim {
         use capture_worker::domain::capture::judge::Call;
-        // As `src/worker/call.rs::posts_at_once` does.
+        // As `src/worker/gateway_call.rs::posts_at_once` does.
         let posts = self.known(state, message, None).first_call() == Call::Post;
         let Message { id, amount, .. } = *message;
         Claim { payment: self.payment(id), token, id, amount, posts }

@@ -1,5 +1,5 @@
-//! The steps of a worker: the awaits of `src/worker/process.rs`, `src/worker/call.rs` and
-//! `src/broker/delivery.rs`. The comment of each method names what it mirrors.
+//! The steps of a worker: the awaits of `acquire.rs`, `gateway_call.rs` and `release.rs` in
+//! `src/worker`, and of `src/broker/delivery.rs`. The comment of each method names what it mirrors.
 
 use capture_worker::domain::capture::{class::Class, judge::Call};
 
@@ -108,7 +108,7 @@ impl Setup {
         }
     }
 
-    /// Mirrors the payment queue, `src/worker/line.rs::Line`: finds the other job of the same
+    /// Mirrors the payment queue, `src/worker/payment_queue.rs`: finds the other job of the same
     /// worker and payment, if it is at such a step and has a session.
     fn neighbour(&self, state: &State, slot: usize, is: fn(&Step) -> bool) -> Option<usize> {
         let other = slot ^ 1;
@@ -198,7 +198,7 @@ impl Setup {
         taken
     }
 
-    /// Mirrors the functions `src/worker/process.rs::{attempt, pursue, acquire}`.
+    /// Mirrors `src/worker/pipeline.rs::attempt` and `src/worker/acquire.rs::acquire`.
     fn acquire(&self, state: &mut State, slot: usize, job: Job, claim: Claim) {
         let is_poison = self.returns_max.is_some_and(|max| job.message.carried.returns >= max);
         if job.cut {
@@ -214,13 +214,13 @@ impl Setup {
         }
     }
 
-    /// Mirrors `src/worker/process.rs::pursue`, with the acquired or handed-over lease.
+    /// Mirrors `src/worker/pipeline.rs::execute`, with the acquired or handed-over lease.
     fn taken(&self, state: &mut State, slot: usize, taken: Asked, announced: bool, handed: bool) {
         match taken {
             Asked::Known(fate) => {
                 self.settle(state, slot, (Came::of_known(fate), Left::Yes, true));
             }
-            // As `src/worker/process.rs::Ended::replaced` does.
+            // As `src/worker/attempt_end.rs::AttemptEnd::replaced` does.
             Asked::Replaced => {
                 let conflict = Came::Failed(Class::Conflict, crate::domain::NO_WORD);
                 self.settle(state, slot, (conflict, Left::Yes, true));
@@ -243,7 +243,7 @@ impl Setup {
         }
     }
 
-    /// Mirrors the functions `src/worker/call.rs::UnderLease::{begin, inquire, post, secure}`.
+    /// Mirrors `src/worker/gateway_call.rs::CallsUnderLease::{run, inquire, post, last_check}`.
     fn begin(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), claim: Claim) {
         let known = self.known(state, &job.message, lease.marker);
         let call = if lease.denied { Call::Post } else { known.first_call() };
@@ -272,7 +272,7 @@ impl Setup {
         }
     }
 
-    /// Mirrors `src/worker/call.rs::UnderLease::inquire`, after the reply.
+    /// Mirrors `src/worker/gateway_call.rs::CallsUnderLease::inquire`, after the reply.
     fn inquired(
         &self,
         state: &mut State,
@@ -294,7 +294,7 @@ impl Setup {
         set(state, slot, step);
     }
 
-    /// Mirrors `src/worker/call.rs::UnderLease::post`, after the reply.
+    /// Mirrors `src/worker/gateway_call.rs::CallsUnderLease::post`, after the reply.
     fn posted(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), said: Said) {
         self.receive(state, &job.message, said);
         let known = self.known(state, &job.message, lease.marker);
@@ -335,8 +335,8 @@ impl Setup {
         state.redis.release(claim, mode)
     }
 
-    /// Mirrors `src/worker/call.rs::{give_on, pass}` and `src/lease/leases.rs::Leases::hand_over`.
-    /// Both jobs continue with the reply.
+    /// Mirrors `src/worker/release.rs::release_or_hand_over` and
+    /// `src/lease/leases.rs::Leases::hand_over`. Both jobs continue with the reply.
     fn hand_over(
         &self,
         state: &mut State,
@@ -353,7 +353,7 @@ impl Setup {
         self.taken(state, to, taken, next_claim.posts, true);
     }
 
-    /// Mirrors `src/worker/call.rs::release`. A recorded outcome may settle the job. Otherwise,
+    /// Mirrors `src/worker/release.rs::release`. A recorded outcome may settle the job. Otherwise,
     /// after a lost lease, every outcome except a signed verdict is in doubt.
     fn settle_called(&self, state: &mut State, slot: usize, (mine, found): (bool, Option<Record>)) {
         let Some(Job { step: Step::Judged { came, sent, called, .. }, message, .. }) =
@@ -390,8 +390,8 @@ pub(crate) fn resolve(state: &mut State, claim: Claim, mode: Mode, opened: bool)
     }
 }
 
-/// Continues in the background with its own token. Mirrors `src/worker/process.rs::give_up` and
-/// `src/worker/call.rs::release_later`.
+/// Continues in the background with its own token. Mirrors `src/worker/release.rs::{roll_back,
+/// release_later}`.
 fn give_up(state: &mut State, slot: usize, claim: Claim, mode: Mode, opened: bool) {
     if let Some(n) = state.later.iter().position(Option::is_none) {
         let token = token_of_later(n);

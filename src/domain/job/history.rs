@@ -1,5 +1,11 @@
 //! What is known about a job before its attempt, from its headers and from the broker.
 
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::domain::settlement::epoch_ms;
+
 /// The gateway's last reply about an id: its code and status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastWord {
@@ -48,5 +54,12 @@ impl History {
     pub const fn age_ms(&self, now_ms: i64) -> i64 {
         let age = now_ms.saturating_sub(self.first_seen_ms);
         if age < 0 { 0 } else { age }
+    }
+
+    /// Whether the job has reached the age at which no retry or deferral begins any more.
+    #[must_use]
+    pub fn is_older_than(&self, max_age: Duration, now: OffsetDateTime) -> bool {
+        let max_age_ms = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
+        self.age_ms(epoch_ms(now)) >= max_age_ms
     }
 }

@@ -1,4 +1,4 @@
-//! The result of a job's attempt.
+//! How a job's attempt ended.
 
 use crate::domain::capture::{
     class::Class,
@@ -6,24 +6,26 @@ use crate::domain::capture::{
 };
 
 /// The outcome of a job's attempt, and the facts that settling needs besides.
-pub(super) struct Ended {
+pub(super) struct AttemptEnd {
     pub(super) outcome: Outcome,
+    /// Whether the id may have been sent before this attempt.
     pub(super) sent: Sent,
+    /// Whether the outcome was recorded before this attempt.
     pub(super) remembered: bool,
     /// Whether the circuit breaker was already open when the attempt failed.
     pub(super) outage: bool,
     pub(super) evidence: Option<Evidence>,
 }
 
-impl Ended {
-    pub(super) const fn of(outcome: Outcome, sent: Sent) -> Self {
+impl AttemptEnd {
+    pub(super) const fn new(outcome: Outcome, sent: Sent) -> Self {
         Self { outcome, sent, remembered: false, outage: false, evidence: None }
     }
 
     /// For an id whose final outcome is recorded: no attempt is spent.
-    pub(super) fn known(fate: Fate) -> Self {
+    pub(super) fn recorded(outcome: Fate) -> Self {
         let evidence = Some(Evidence::Record);
-        Self { remembered: true, evidence, ..Self::of(fate.into(), Sent::Yes) }
+        Self { remembered: true, evidence, ..Self::new(outcome.into(), Sent::Yes) }
     }
 
     /// For an id that was replaced by a fresh id while it had another amount.
@@ -35,14 +37,14 @@ impl Ended {
             message: Some(message.to_owned()),
             signed: false,
         };
-        Self { remembered: true, ..Self::of(Outcome::Failed(verdict), Sent::Yes) }
+        Self { remembered: true, ..Self::new(Outcome::Failed(verdict), Sent::Yes) }
     }
 
     pub(super) const fn deferred(why: Deferral, sent: Sent) -> Self {
-        Self::of(Outcome::Deferred(why), sent)
+        Self::new(Outcome::Deferred(why), sent)
     }
 
     pub(super) const fn handed_back() -> Self {
-        Self::of(Outcome::HandBack, Sent::Unknown)
+        Self::new(Outcome::HandBack, Sent::Unknown)
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, ProbeState};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// The longest interval between calls that throttling leads to, unless the configured one is
@@ -25,14 +25,15 @@ const INTERVAL_MIN: Duration = Duration::from_micros(500);
 const STOP_MAX: Duration = Duration::from_secs(60);
 
 /// Decides when each call to the gateway may be sent.
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     /// The interval between calls by `gateway.rate_limit`; zero without a limit.
     floor: Duration,
-    state: Mutex<State>,
+    state: Mutex<RateState>,
     metrics: Arc<Metrics>,
+    probe_state: Arc<ProbeState>,
 }
 
-struct State {
+struct RateState {
     /// The current interval between calls; zero means unlimited.
     interval: Duration,
     /// When the next call may be sent.
@@ -47,12 +48,16 @@ struct State {
     calls_before: u32,
 }
 
-impl Pace {
+impl RateLimiter {
     /// A rate limiter for a limit of (calls, period); `None` means unlimited.
-    pub(super) fn new(limit: Option<(NonZeroU32, Duration)>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        limit: Option<(NonZeroU32, Duration)>,
+        metrics: Arc<Metrics>,
+        probe_state: Arc<ProbeState>,
+    ) -> Self {
         let floor = limit.map_or(Duration::ZERO, |(calls, period)| period / calls.get());
         let now = Instant::now();
-        let state = State {
+        let state = RateState {
             interval: floor,
             next: now,
             changed: now,
@@ -60,27 +65,27 @@ impl Pace {
             calls: 0,
             calls_before: 0,
         };
-        let pace = Self { floor, state: Mutex::new(state), metrics };
-        pace.metrics.pace(per_second(floor));
-        pace
+        let limiter = Self { floor, state: Mutex::new(state), metrics, probe_state };
+        limiter.report(per_second(floor));
+        limiter
     }
 
     /// Waits until a call may be sent. Returns `false` at once if that would take longer than
     /// `patience`.
-    pub(super) async fn slot(&self, patience: Duration) -> bool {
-        let slot = {
+    pub(super) async fn wait(&self, patience: Duration) -> bool {
+        let due = {
             let mut state = self.lock();
             let now = Instant::now();
-            let slot = state.next.max(now);
-            if slot > now + patience {
+            let due = state.next.max(now);
+            if due > now + patience {
                 return false;
             }
-            state.next = slot + state.interval;
+            state.next = due + state.interval;
             state.count(now);
-            slot
+            due
         };
-        if slot > Instant::now() {
-            tokio::time::sleep_until(slot).await;
+        if due > Instant::now() {
+            tokio::time::sleep_until(due).await;
         }
         true
     }
@@ -100,14 +105,14 @@ impl Pace {
         let as_seen = SECOND / state.calls.max(state.calls_before).max(1);
         state.interval = (state.interval.max(as_seen) * 2).min(INTERVAL_MAX.max(self.floor));
         let calls_per_second = per_second(state.interval);
-        self.metrics.pace(calls_per_second);
+        self.report(calls_per_second);
         if first {
             tracing::warn!(calls_per_second, "throttled by the gateway: call rate reduced");
         }
     }
 
     /// Raises the call rate after a reply that did not report too many calls.
-    pub(super) fn went_well(&self) {
+    pub(super) fn not_throttled(&self) {
         let mut state = self.lock();
         let now = Instant::now();
         if state.interval == self.floor || now < state.changed + SECOND {
@@ -118,18 +123,23 @@ impl Pace {
         if state.interval < INTERVAL_MIN {
             state.interval = self.floor;
         }
-        self.metrics.pace(per_second(state.interval));
+        self.report(per_second(state.interval));
         if state.interval == self.floor {
             tracing::info!("call rate restored after throttling");
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn report(&self, calls_per_second_max: u64) {
+        self.metrics.call_rate(calls_per_second_max);
+        self.probe_state.set_call_rate(calls_per_second_max);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl RateState {
     fn count(&mut self, now: Instant) {
         if now >= self.since + SECOND {
             let is_next = now < self.since + SECOND * 2;
@@ -150,63 +160,63 @@ fn per_second(interval: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn pace(limit: Option<(u32, Duration)>) -> Pace {
+    fn limiter(limit: Option<(u32, Duration)>) -> RateLimiter {
         let limit = limit.map(|(calls, period)| (NonZeroU32::new(calls).unwrap(), period));
-        Pace::new(limit, Arc::default())
+        RateLimiter::new(limit, Arc::default(), Arc::default())
     }
 
-    async fn time_of(pace: &Pace, calls: u32) -> Duration {
+    async fn time_of(limiter: &RateLimiter, calls: u32) -> Duration {
         let begun = Instant::now();
         for _ in 0..calls {
-            assert!(pace.slot(Duration::from_secs(3600)).await);
+            assert!(limiter.wait(Duration::from_secs(3600)).await);
         }
         begun.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
     async fn calls_are_evenly_spaced_under_a_limit_and_unlimited_without() {
-        assert_eq!(time_of(&pace(None), 1000).await, Duration::ZERO);
-        let pace = pace(Some((100, SECOND)));
-        assert_eq!(time_of(&pace, 101).await, SECOND);
-        assert!(pace.slot(Duration::from_millis(10)).await);
-        assert!(!pace.slot(Duration::ZERO).await, "the next call would have to wait");
+        assert_eq!(time_of(&limiter(None), 1000).await, Duration::ZERO);
+        let limiter = limiter(Some((100, SECOND)));
+        assert_eq!(time_of(&limiter, 101).await, SECOND);
+        assert!(limiter.wait(Duration::from_millis(10)).await);
+        assert!(!limiter.wait(Duration::ZERO).await, "the next call would have to wait");
     }
 
     #[tokio::test(start_paused = true)]
     async fn throttling_halves_the_call_rate_and_quiet_seconds_restore_it() {
-        let pace = pace(None);
+        let limiter = limiter(None);
         for _ in 0..100 {
-            assert!(pace.slot(SECOND).await);
+            assert!(limiter.wait(SECOND).await);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         // All calls under way get the same throttling reply: together they reduce the rate once.
         for _ in 0..20 {
-            pace.throttled(None);
+            limiter.throttled(None);
         }
-        assert_eq!(pace.lock().interval, Duration::from_millis(20));
+        assert_eq!(limiter.lock().interval, Duration::from_millis(20));
         tokio::time::sleep(SECOND).await;
-        pace.throttled(Some(Duration::from_secs(3)));
-        assert_eq!(pace.lock().interval, Duration::from_millis(40));
-        assert_eq!(time_of(&pace, 1).await, Duration::from_secs(3));
+        limiter.throttled(Some(Duration::from_secs(3)));
+        assert_eq!(limiter.lock().interval, Duration::from_millis(40));
+        assert_eq!(time_of(&limiter, 1).await, Duration::from_secs(3));
         for _ in 0..60 {
-            pace.went_well();
+            limiter.not_throttled();
             tokio::time::sleep(SECOND).await;
         }
-        assert_eq!(time_of(&pace, 100).await, Duration::ZERO);
+        assert_eq!(time_of(&limiter, 100).await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_call_rate_stays_between_one_per_second_and_the_limit() {
-        let pace = pace(Some((10, SECOND)));
+        let limiter = limiter(Some((10, SECOND)));
         for _ in 0..10 {
-            pace.throttled(None);
+            limiter.throttled(None);
             tokio::time::sleep(SECOND).await;
         }
-        assert_eq!(pace.lock().interval, INTERVAL_MAX);
+        assert_eq!(limiter.lock().interval, INTERVAL_MAX);
         for _ in 0..60 {
-            pace.went_well();
+            limiter.not_throttled();
             tokio::time::sleep(SECOND).await;
         }
-        assert_eq!(pace.lock().interval, Duration::from_millis(100));
+        assert_eq!(limiter.lock().interval, Duration::from_millis(100));
     }
 }

@@ -6,24 +6,24 @@ const OPTIONS: BreakerOptions = BreakerOptions {
     max_pause: Duration::from_secs(5),
 };
 
-fn breaker() -> Breaker {
-    Breaker::new(OPTIONS, Arc::default())
+fn breaker() -> CircuitBreaker {
+    CircuitBreaker::new(OPTIONS, Arc::default(), Arc::default())
 }
 
-fn ill(illness: Illness) -> Health {
+fn unhealthy(illness: Illness) -> Health {
     Health::Ill(illness, "no normal reply".into())
 }
 
 /// Records this many failed captures, each of a different payment.
-fn fails(breaker: &Breaker, times: u32) {
+fn fails(breaker: &CircuitBreaker, times: u32) {
     for n in 0..times {
-        breaker.heard(Call::Capture, &format!("p-{n}"), &ill(Illness::NoAnswer));
+        breaker.record_reply(CallKind::Capture, &format!("p-{n}"), &unhealthy(Illness::NoAnswer));
     }
 }
 
-fn fails_for(breaker: &Breaker, payment_id: &str, illness: Illness, times: u32) {
+fn fails_for(breaker: &CircuitBreaker, payment_id: &str, illness: Illness, times: u32) {
     for _ in 0..times {
-        breaker.heard(Call::Capture, payment_id, &ill(illness));
+        breaker.record_reply(CallKind::Capture, payment_id, &unhealthy(illness));
     }
 }
 
@@ -31,14 +31,14 @@ fn fails_for(breaker: &Breaker, payment_id: &str, illness: Illness, times: u32) 
 fn it_opens_after_consecutive_failures() {
     let breaker = breaker();
     fails(&breaker, 2);
-    breaker.heard(Call::Capture, "p", &Health::Well);
+    breaker.record_reply(CallKind::Capture, "p", &Health::Well);
     fails(&breaker, 2);
     assert!(!breaker.is_open());
     // A normal reply to an inquiry does not reset the count: captures may still fail.
-    breaker.heard(Call::Inquiry, "p", &Health::Well);
+    breaker.record_reply(CallKind::Inquiry, "p", &Health::Well);
     fails(&breaker, 3);
     assert!(breaker.is_open());
-    breaker.heard(Call::Capture, "p", &Health::Throttled(None));
+    breaker.record_reply(CallKind::Capture, "p", &Health::Throttled(None));
     assert!(!breaker.is_open());
     fails(&breaker, 2);
     assert!(!breaker.is_open());
@@ -49,14 +49,14 @@ fn closed_by_a_probe_it_is_on_trial_until_a_capture_gets_a_reply() {
     let breaker = breaker();
     fails(&breaker, 3);
     for pause in [2, 4, 5, 5] {
-        breaker.probed(Some(&Health::Well), "good", None);
+        breaker.record_probe(Some(&Health::Well), "good", None);
         assert!(!breaker.is_open());
         fails(&breaker, 1);
         assert!(breaker.is_open());
         assert_eq!(breaker.lock().pause, Duration::from_secs(pause));
     }
-    breaker.probed(Some(&Health::Well), "good", None);
-    breaker.heard(Call::Capture, "p", &Health::Well);
+    breaker.record_probe(Some(&Health::Well), "good", None);
+    breaker.record_reply(CallKind::Capture, "p", &Health::Well);
     fails(&breaker, 2);
     assert!(!breaker.is_open());
     assert_eq!(breaker.lock().pause, OPTIONS.pause);
@@ -86,7 +86,7 @@ fn calls_that_were_not_sent_count_whatever_their_payment() {
 #[test]
 fn a_threshold_below_three_lowers_the_number_of_payments_too() {
     let options = BreakerOptions { failures: 1, ..OPTIONS };
-    let breaker = Breaker::new(options, Arc::default());
+    let breaker = CircuitBreaker::new(options, Arc::default(), Arc::default());
     fails_for(&breaker, "a", Illness::NoAnswer, 1);
     assert!(breaker.is_open());
 }
@@ -95,7 +95,7 @@ fn a_threshold_below_three_lowers_the_number_of_payments_too() {
 fn a_refused_request_does_not_open_it_while_on_trial() {
     let breaker = breaker();
     fails(&breaker, 3);
-    breaker.probed(Some(&Health::Well), "good", None);
+    breaker.record_probe(Some(&Health::Well), "good", None);
     fails_for(&breaker, "a", Illness::Refused, 5);
     assert!(!breaker.is_open());
     fails_for(&breaker, "b", Illness::NoAnswer, 1);
@@ -106,7 +106,7 @@ fn a_refused_request_does_not_open_it_while_on_trial() {
 fn a_reply_about_another_payment_closes_it_without_a_trial() {
     let breaker = breaker();
     fails(&breaker, 3);
-    breaker.probed(Some(&ill(Illness::Refused)), "good", Some(&Health::Well));
+    breaker.record_probe(Some(&unhealthy(Illness::Refused)), "good", Some(&Health::Well));
     assert!(!breaker.is_open());
     // The failures of these payments are ignored now.
     fails(&breaker, 3);
@@ -123,14 +123,14 @@ fn failures_of_a_payment_are_ignored_if_others_get_replies() {
     let breaker = breaker();
     for _ in 0..2 {
         fails(&breaker, 2);
-        breaker.heard(Call::Capture, "good", &Health::Well);
+        breaker.record_reply(CallKind::Capture, "good", &Health::Well);
     }
     fails(&breaker, 2);
     fails_for(&breaker, "c", Illness::NoAnswer, 2);
     assert!(!breaker.is_open());
     // After a normal reply to its capture, a payment counts again.
     for payment_id in ["p-0", "p-1", "c"] {
-        breaker.heard(Call::Capture, payment_id, &Health::Well);
+        breaker.record_reply(CallKind::Capture, payment_id, &Health::Well);
     }
     fails(&breaker, 3);
     assert!(breaker.is_open());
@@ -139,11 +139,11 @@ fn failures_of_a_payment_are_ignored_if_others_get_replies() {
 #[test]
 fn failed_probes_double_the_pause_and_rotate_through_payments() {
     let breaker = breaker();
-    breaker.heard(Call::Capture, "good", &Health::Well);
+    breaker.record_reply(CallKind::Capture, "good", &Health::Well);
     fails(&breaker, 3);
     for _ in 0..3 {
-        let ill = ill(Illness::NoAnswer);
-        breaker.probed(Some(&ill), "good", Some(&ill));
+        let unhealthy = unhealthy(Illness::NoAnswer);
+        breaker.record_probe(Some(&unhealthy), "good", Some(&unhealthy));
     }
     assert!(breaker.is_open());
     let mut state = breaker.lock();
@@ -163,7 +163,7 @@ async fn without_a_healthy_payment_a_probe_also_asks_about_none() {
     let asks = async {
         let others: Vec<_> = (0..3).map(|_| breaker.lock().targets().1).collect();
         assert_eq!(others, [NO_PAYMENT, "waits", NO_PAYMENT]);
-        breaker.probed(Some(&ill(Illness::NoAnswer)), NO_PAYMENT, Some(&Health::Well));
+        breaker.record_probe(Some(&unhealthy(Illness::NoAnswer)), NO_PAYMENT, Some(&Health::Well));
     };
     tokio::join!(waits, asks);
     // The reply proves too little about real payments: the breaker is on trial.

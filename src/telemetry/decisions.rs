@@ -4,8 +4,11 @@ use std::{borrow::Cow, time::Duration};
 
 use time::OffsetDateTime;
 
-use super::metrics::{
-    EndLabel, Metrics, MoneyLabels, OutcomeLabel, ReasonLabel, SettlementLabels, Text, WithinLabel,
+use super::{
+    labels::{
+        EndLabel, MoneyLabels, OutcomeLabel, ReasonLabel, SettlementLabels, Text, WithinLabel,
+    },
+    metrics::Metrics,
 };
 use crate::domain::{
     capture::{
@@ -24,8 +27,8 @@ const SOON: [(&str, Duration); 3] = [
     ("6h", Duration::from_secs(21_600)),
 ];
 
-/// The durations and the time that belong to a decision.
-pub struct Times {
+/// The facts about a decision that its log line and the counters need besides.
+pub struct DecisionFacts<'a> {
     /// The time from delivery to decision.
     pub took: Duration,
     /// The age of the job: since the publisher's timestamp, or else since a worker first received
@@ -33,17 +36,20 @@ pub struct Times {
     pub age: Duration,
     /// The time of the decision.
     pub now: OffsetDateTime,
+    /// Whether the end of the job was counted before: it must not be counted again.
+    pub is_counted: bool,
+    /// The id of the job's trace, if it has one.
+    pub trace_id: Option<&'a str>,
 }
 
 impl Metrics {
     /// Counts a decision, and logs it as one line.
-    pub fn settled(
+    pub fn decided(
         &self,
         history: &History,
         attempt: &Attempt,
         settlement: &Settlement,
-        times: &Times,
-        trace_id: Option<&str>,
+        facts: &DecisionFacts<'_>,
     ) {
         let outcome = &attempt.outcome;
         let label = OutcomeLabel { outcome: Text(outcome.name()) };
@@ -68,24 +74,24 @@ impl Metrics {
         let labels = SettlementLabels { settlement: Text(name), class: Text(class) };
         self.settlements.get_or_create(&labels).inc();
         let is_end = matches!(settlement, Settlement::Captured(_) | Settlement::Dead { .. });
-        if is_end && !attempt.remembered {
-            self.count_end(attempt, name, class, times.age);
+        if is_end && !facts.is_counted {
+            self.count_end(attempt, name, class, facts.age);
         }
         if let Settlement::Retry { delay, .. } = settlement {
-            self.count_expiring(attempt, times.now, *delay);
+            self.count_expiring(attempt, facts.now, *delay);
         }
-        self.job_seconds.observe(times.took.as_secs_f64());
+        self.job_seconds.observe(facts.took.as_secs_f64());
         tracing::info!(
             captureRequestId = attempt.subject.capture_request_id,
             paymentId = attempt.subject.payment_id,
-            trace_id,
+            trace_id = facts.trace_id,
             outcome = outcome.name(),
             reason = reason(outcome).as_deref(),
             settlement = name,
             class,
             attempts,
             delay_ms = delay_ms(settlement),
-            took_ms = %times.took.as_millis(),
+            took_ms = %facts.took.as_millis(),
             "settlement decided"
         );
     }
