@@ -4,7 +4,7 @@
 # with a reason. It needs no running servers, and leaves none running.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. deploy/setup.sh
+. tests/setup.sh
 
 setup
 

@@ -4,22 +4,19 @@
 # of what is deployed are skipped: tests/run.sh --test it a_drain
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. deploy/setup.sh
+. tests/setup.sh
 
 setup
 need_rust_components
 
 say "Format"
-cargo fmt --check
+cargo fmt --all --check
 
 say "Lints"
-cargo clippy --all-targets --locked -- -D warnings
+cargo clippy --workspace --all-targets --locked -- -D warnings
 
 say "Documentation"
 RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
-
-say "Examples and benchmarks"
-cargo build --examples --benches --locked
 
 say "Tests with a real RabbitMQ, a real Redis and the gateway's sandbox"
 cargo test --locked "$@"
@@ -28,4 +25,4 @@ cargo test --locked "$@"
 say "Dockerfile, compose file, chart and alerts"
 target=${CARGO_TARGET_DIR:-target}
 CAPTURE_WORKER=$target/debug/capture-worker CAPTURE_METRICS=$target/tmp/metrics.txt \
-    bash deploy/validate.sh
+    bash tests/deploy/validate.sh

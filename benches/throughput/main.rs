@@ -6,20 +6,16 @@
 #![expect(clippy::float_arithmetic, reason = "the numbers are measurements, not money")]
 
 mod bare;
+mod env;
 mod figures;
 mod gateway;
 mod load;
 mod sections;
-mod stage;
-#[expect(dead_code, unused_imports, reason = "only the tests use all of it")]
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use self::{sections::Sections, stage::Stage};
+use self::{env::BenchEnv, sections::Sections};
 
 /// Measures the worker beside a bare loop, with servers of its own.
 #[derive(Debug, Parser)]
@@ -97,9 +93,8 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         "{cores} cores, {} jobs per run, medians of {} rounds",
         arguments.jobs, arguments.rounds
     );
-    let stage = Stage::build().await?;
-    let sections =
-        Sections { stage: &stage, rounds: arguments.rounds.max(1), jobs: arguments.jobs };
+    let env = BenchEnv::start().await?;
+    let sections = Sections { env: &env, rounds: arguments.rounds.max(1), jobs: arguments.jobs };
     if wanted(Section::Throughput) {
         sections.throughput(&arguments.latency, &arguments.prefetch).await?;
     }

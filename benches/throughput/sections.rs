@@ -4,14 +4,14 @@
 use std::time::Instant;
 
 use crate::{
+    env::{BenchEnv, Figures, Load, Program},
     figures::{Gaps, median, percentile},
     load::{cold, hot, mix},
-    stage::{Figures, Load, Program, Stage},
 };
 
 /// The servers and the parameters that all sections use.
 pub(crate) struct Sections<'a> {
-    pub(crate) stage: &'a Stage,
+    pub(crate) env: &'a BenchEnv,
     pub(crate) rounds: usize,
     pub(crate) jobs: usize,
 }
@@ -27,7 +27,7 @@ impl Sections<'_> {
             "latency  prefetch      jobs/s (worker  bare  ratio)   \
              CPU ms per job (worker  bare  ratio)   peak MiB (worker  bare)"
         );
-        let load = self.stage.load(cold(self.jobs));
+        let load = self.env.load(cold(self.jobs));
         for &latency_ms in latencies_ms {
             for &prefetch in prefetches {
                 let rounds = self.pairs(&load, latency_ms, prefetch).await?;
@@ -57,8 +57,8 @@ impl Sections<'_> {
     ) -> anyhow::Result<Vec<(Figures, Figures)>> {
         let mut rounds = Vec::new();
         for _ in 0..self.rounds {
-            let worker = self.stage.run(Program::Workers(1), load, latency_ms, prefetch).await?;
-            let bare = self.stage.run(Program::Bare, load, latency_ms, prefetch).await?;
+            let worker = self.env.run(Program::Workers(1), load, latency_ms, prefetch).await?;
+            let bare = self.env.run(Program::Bare, load, latency_ms, prefetch).await?;
             rounds.push((worker, bare));
         }
         Ok(rounds)
@@ -66,7 +66,7 @@ impl Sections<'_> {
 
     pub(crate) async fn memory(&self) -> anyhow::Result<()> {
         println!("\nmemory: prefetch 1,000, latency 1 s, all in flight");
-        let load = self.stage.load(cold(3000));
+        let load = self.env.load(cold(3000));
         let rounds = self.pairs(&load, 1000, 1000).await?;
         let worker = median(rounds.iter().map(|(worker, _)| worker.memory_mib));
         let bare = median(rounds.iter().map(|(_, bare)| bare.memory_mib));
@@ -79,11 +79,11 @@ impl Sections<'_> {
     pub(crate) async fn hot_mix(&self) -> anyhow::Result<()> {
         println!("\nhot mix: every 20th job belongs to one payment, latency 20 ms, prefetch 256");
         let hot_jobs = self.jobs / 20;
-        let load = self.stage.load(mix(cold(self.jobs - hot_jobs), hot(hot_jobs)));
+        let load = self.env.load(mix(cold(self.jobs - hot_jobs), hot(hot_jobs)));
         for workers in [1, 2, 4] {
             let mut rounds = Vec::new();
             for _ in 0..self.rounds {
-                rounds.push(self.stage.run(Program::Workers(workers), &load, 20, 256).await?);
+                rounds.push(self.env.run(Program::Workers(workers), &load, 20, 256).await?);
             }
             let of = |figure: fn(&Figures) -> f64| median(rounds.iter().map(figure));
             let overlaps: usize = rounds.iter().map(|run| Gaps::of(&run.calls).overlaps).sum();
@@ -99,11 +99,11 @@ impl Sections<'_> {
 
     pub(crate) async fn hot(&self) -> anyhow::Result<()> {
         println!("\nhot: 500 captures of one payment, latency 20 ms, prefetch 256");
-        let load = self.stage.load(hot(500));
+        let load = self.env.load(hot(500));
         for workers in [1, 2, 4] {
             let (mut gaps, mut runs) = (Gaps::default(), Vec::new());
             for _ in 0..self.rounds {
-                let run = self.stage.run(Program::Workers(workers), &load, 20, 256).await?;
+                let run = self.env.run(Program::Workers(workers), &load, 20, 256).await?;
                 let of_run = Gaps::of(&run.calls);
                 gaps.within.extend(of_run.within);
                 gaps.across.extend(of_run.across);
@@ -132,11 +132,11 @@ impl Sections<'_> {
         for workers in [1, 2, 4_u16] {
             // Runs of the same length for each number of workers, long enough that the start
             // matters little.
-            let load = self.stage.load(cold(self.jobs * usize::from(workers)));
+            let load = self.env.load(cold(self.jobs * usize::from(workers)));
             let mut rounds = Vec::new();
             for _ in 0..self.rounds {
                 let program = Program::Workers(workers.into());
-                rounds.push(self.stage.run(program, &load, 100, 16).await?);
+                rounds.push(self.env.run(program, &load, 100, 16).await?);
             }
             let speed = median(rounds.iter().map(|run| run.jobs_per_s));
             let best = 160.0 * f64::from(workers);
@@ -150,15 +150,14 @@ impl Sections<'_> {
             "\ncold: {} jobs of other payments beside 500 of a hot payment, one worker",
             self.jobs * 2
         );
-        let alone = self.stage.load(cold(self.jobs * 2));
-        let beside = self.stage.load(mix(cold(self.jobs * 2), hot(500)));
+        let alone = self.env.load(cold(self.jobs * 2));
+        let beside = self.env.load(mix(cold(self.jobs * 2), hot(500)));
         for (latency_ms, prefetch) in [(20, 256), (20, 64), (100, 64)] {
             let mut rounds = Vec::new();
             for _ in 0..self.rounds {
-                let alone =
-                    self.stage.run(Program::Workers(1), &alone, latency_ms, prefetch).await?;
+                let alone = self.env.run(Program::Workers(1), &alone, latency_ms, prefetch).await?;
                 let beside =
-                    self.stage.run(Program::Workers(1), &beside, latency_ms, prefetch).await?;
+                    self.env.run(Program::Workers(1), &beside, latency_ms, prefetch).await?;
                 rounds.push((cold_seconds(&alone), cold_seconds(&beside)));
             }
             let alone = median(rounds.iter().map(|round| round.0));

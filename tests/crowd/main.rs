@@ -1,14 +1,9 @@
 //! Browses one hundred thousand dead letters. A browse uses bounded memory, shows its progress on a
 //! terminal, and can be interrupted cleanly. It is a separate test binary, so that it runs alone.
 
-#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::{
     fs::File,
     io::Read as _,
-    path::Path,
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -25,31 +20,29 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-
-use crate::support::{
+use testkit::{
     broker::TestBroker,
     poll::{eventually, within},
-    processes::{Process, command},
+    processes::{Process, worker_command},
     servers::PrivateRabbit,
 };
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_capture-worker");
-const LETTERS: u32 = 100_000;
+const DEAD_LETTERS: u32 = 100_000;
 const LIMIT: Duration = Duration::from_secs(180);
 /// The limit of memory, in MiB. One dead letter takes about 400 bytes, so all of them at once would
 /// take 40 MB and the overhead of their structures.
 const MEMORY_MIB_MAX: u64 = 64;
 
 fn program(url: &str, arguments: &[&str]) -> Command {
-    let mut program = command(Path::new(PROGRAM), arguments);
+    let mut program = worker_command(arguments);
     program.env("CAPTURE__BROKER__URL", url);
     program
 }
 
-async fn bury(channel: &Channel) {
+async fn publish_dead_letters(channel: &Channel) {
     channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
     let mut confirms = Vec::new();
-    for n in 0..LETTERS {
+    for n in 0..DEAD_LETTERS {
         let mut headers = FieldTable::default();
         headers.insert("x-capture-code".into(), AMQPValue::LongString("PROCESS_FAIL".into()));
         headers.insert("x-capture-signed".into(), AMQPValue::Boolean(true));
@@ -101,41 +94,41 @@ async fn browsing_100000_dead_letters_is_bounded_and_interruptible() {
     // The command declares the missing queues. There is no dead letter to discard.
     let mut nothing = program(&url, &["dead", "discard", "--all", "--reason", "none", "--yes"]);
     assert!(nothing.output().expect("an exit").status.success());
-    bury(&broker.channel().await.expect("a channel")).await;
-    let all_lie = async || {
-        broker.queue_depth("capture.dead.provider").await.expect("a size") == Some(LETTERS)
+    publish_dead_letters(&broker.channel().await.expect("a channel")).await;
+    let all_are_there = async || {
+        broker.queue_depth("capture.dead.provider").await.expect("a size") == Some(DEAD_LETTERS)
     };
-    eventually("all dead letters are in the queue", LIMIT, all_lie).await;
+    eventually("all dead letters are in the queue", LIMIT, all_are_there).await;
 
     // On a terminal, the progress bar moves, and Ctrl-C ends the command.
     let terminal = openpty(None, None).expect("a terminal");
     let shown = screen(File::from(terminal.master));
     let stderr = Stdio::from(terminal.slave);
-    let mut look = program(&url, &["dead", "list"]);
-    let mut look = look.stdout(Stdio::null()).stderr(stderr).spawn().expect("a process");
+    let mut list = program(&url, &["dead", "list"]);
+    let mut list = list.stdout(Stdio::null()).stderr(stderr).spawn().expect("a process");
     let text = || shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
     eventually("a progress bar is shown", LIMIT, async || text().contains("/100000")).await;
-    let pid = Pid::from_raw(i32::try_from(look.id()).expect("a process id"));
+    let pid = Pid::from_raw(i32::try_from(list.id()).expect("a process id"));
     kill(pid, Signal::SIGINT).expect("a signal");
-    let ended = within(LIMIT, async || look.try_wait().expect("a status")).await.expect("an exit");
+    let ended = within(LIMIT, async || list.try_wait().expect("a status")).await.expect("an exit");
     assert_eq!(ended.code(), Some(1));
     assert!(text().contains("interrupted"), "{}", text());
-    eventually("all dead letters are back", LIMIT, all_lie).await;
+    eventually("all dead letters are back", LIMIT, all_are_there).await;
 
     // Without an interrupt, the command counts every dead letter in bounded memory.
-    let mut look = Process::spawn(program(&url, &["dead", "list", "--json"])).expect("a process");
+    let mut list = Process::spawn(program(&url, &["dead", "list", "--json"])).expect("a process");
     let mut peak = 0;
     let ended = within(LIMIT, async || {
-        peak = peak.max(peak_mib(look.pid()).unwrap_or_default());
-        look.ended()
+        peak = peak.max(peak_mib(list.pid()).unwrap_or_default());
+        list.ended()
     })
     .await;
-    assert_eq!(ended.and_then(|status| status.code()), Some(0), "{}", look.describe());
-    let listed: Value = serde_json::from_str(&look.stdout()).expect("JSON");
-    assert_eq!(listed[0]["letters"], LETTERS);
-    assert_eq!(listed[0]["money"]["HKD"], (u64::from(LETTERS) * 100).to_string());
+    assert_eq!(ended.and_then(|status| status.code()), Some(0), "{}", list.describe());
+    let listed: Value = serde_json::from_str(&list.stdout()).expect("JSON");
+    assert_eq!(listed[0]["letters"], DEAD_LETTERS);
+    assert_eq!(listed[0]["money"]["HKD"], (u64::from(DEAD_LETTERS) * 100).to_string());
     assert!((1..=MEMORY_MIB_MAX).contains(&peak), "{peak} MiB");
-    eventually("all dead letters are back", LIMIT, all_lie).await;
+    eventually("all dead letters are back", LIMIT, all_are_there).await;
     let first = program(&url, &["dead", "list", "--class", "provider", "--limit", "1", "--json"])
         .output()
         .expect("an exit");

@@ -6,10 +6,9 @@ use std::{
 };
 
 use serde_json::json;
+use testkit::clients::{Publisher, Seen};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use crate::support::customers::{Publisher, Seen};
 
 /// The number of jobs without a result while the load runs.
 pub(crate) const BACKLOG: usize = 80;

@@ -5,12 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a failure fails the test and shows its place")]
 #![expect(clippy::print_stdout, reason = "prints the outcome of a run for people")]
 
-#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
-#[path = "../support/mod.rs"]
-mod support;
-
+mod env;
 mod load;
-mod shop;
 
 mod brokers;
 mod redis;

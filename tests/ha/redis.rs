@@ -1,13 +1,12 @@
 //! Redis with replicas that take over: a Cluster, and a primary behind Sentinels.
 
-use crate::{
-    shop::{LIMIT, Shop},
-    support::{
-        poll::eventually,
-        servers::{RedisCluster, WatchedRedis, shared_rabbit},
-    },
-    turn,
+use testkit::{
+    LIMIT,
+    poll::eventually,
+    servers::{RedisCluster, WatchedRedis, shared_rabbit},
 };
+
+use crate::{env::HaEnv, turn};
 
 /// The index of the primary that serves a payment. All keys of a payment are in the slot of its id.
 fn primary_of(cluster: &RedisCluster, payment: &str) -> usize {
@@ -15,8 +14,8 @@ fn primary_of(cluster: &RedisCluster, payment: &str) -> usize {
 }
 
 /// How often workers have waited for calls because leases may have been lost.
-fn waits(shop: &Shop) -> usize {
-    shop.workers.iter().map(|worker| worker.logged("Redis may have lost leases")).sum()
+fn waits(env: &HaEnv) -> usize {
+    env.base.workers.iter().map(|worker| worker.logged("Redis may have lost leases")).sum()
 }
 
 /// One payment for each primary.
@@ -35,22 +34,22 @@ async fn work_continues_when_a_redis_cluster_loses_two_primaries_in_turn() {
     let mut cluster = RedisCluster::start().await.unwrap();
     let hot = hot_payments(&cluster);
     let _turn = turn().await;
-    let mut shop = Shop::open(&rabbit.url(), &cluster.url(), 3, &hot).await;
+    let mut env = HaEnv::open(&rabbit.url(), &cluster.url(), 3, &hot).await;
     for is_watched in [true, false] {
-        let watched = cluster.primary_of(&shop.key("ping")).unwrap();
+        let watched = cluster.primary_of(&env.base.key("ping")).unwrap();
         let meets = |payment: &&String| (primary_of(&cluster, payment) == watched) == is_watched;
         let payment = hot.iter().find(meets).unwrap();
         let victim = primary_of(&cluster, payment);
-        let waited = waits(&shop);
-        let struck = shop.strike(payment, |_| cluster.node(victim).kill9()).await;
-        shop.outlives(&struck).await;
+        let waited = waits(&env);
+        let struck = env.strike(payment, |_| cluster.node(victim).kill9()).await;
+        env.outlives(&struck).await;
         assert_ne!(primary_of(&cluster, payment), victim, "no replica took over");
-        assert!(waits(&shop) > waited, "the new primary may lack leases");
+        assert!(waits(&env) > waited, "the new primary may lack leases");
         cluster.node(victim).start_again().await.unwrap();
         cluster.becomes_whole().await.unwrap();
         cluster.set("cluster-require-full-coverage", "no").unwrap();
     }
-    shop.close().await;
+    env.close().await;
 }
 
 /// The killed server starts again as a primary, until the Sentinels make it a replica.
@@ -60,15 +59,16 @@ async fn work_continues_when_redis_behind_sentinels_loses_its_primary() {
     let mut redis = WatchedRedis::start().await.unwrap();
     let hot = ["hot-a", "hot-b", "hot-c"].map(str::to_owned);
     let _turn = turn().await;
-    let mut shop = Shop::open(&rabbit.url(), &redis.url(), 3, &hot).await;
-    let (victim, waited) = (redis.primary().unwrap(), waits(&shop));
-    let struck = shop.strike(&hot[0], |_| redis.server(victim).kill9()).await;
-    shop.outlives(&struck).await;
+    let mut env = HaEnv::open(&rabbit.url(), &redis.url(), 3, &hot).await;
+    let (victim, waited) = (redis.primary().unwrap(), waits(&env));
+    let struck = env.strike(&hot[0], |_| redis.server(victim).kill9()).await;
+    env.outlives(&struck).await;
     assert_ne!(redis.primary().unwrap(), victim, "no replica took over");
-    assert!(waits(&shop) > waited, "the new primary may lack leases");
-    let noticed = async || shop.workers.iter().all(|worker| worker.logged("Redis unavailable") > 0);
+    assert!(waits(&env) > waited, "the new primary may lack leases");
+    let noticed =
+        async || env.base.workers.iter().all(|worker| worker.logged("Redis unavailable") > 0);
     eventually("every worker has found Redis unavailable", LIMIT, noticed).await;
     redis.server(victim).start_again().await.unwrap();
     redis.becomes_whole().await.unwrap();
-    shop.close().await;
+    env.close().await;
 }

@@ -15,15 +15,14 @@ use std::{
 use capture_worker::domain::{capture::class::Class, replay::fresh_id};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Value, json};
-
-use crate::{
-    shop::{Shop, Worker, job},
-    support::{
-        poll::eventually,
-        processes::Process,
-        servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
-    },
+use testkit::{
+    poll::eventually,
+    processes::Process,
+    servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
+    worker::Worker,
 };
+
+use crate::env::{ItEnv, job};
 
 const JOBS: usize = 60;
 const ROUNDS: usize = 3;
@@ -88,7 +87,7 @@ fn steps(id: &str, rng: &mut StdRng) -> Vec<Value> {
 }
 
 struct Adversary {
-    shop: Shop,
+    env: ItEnv,
     redis: PrivateRedis,
     workers: Vec<Worker>,
     ids: Vec<String>,
@@ -101,15 +100,15 @@ impl Adversary {
     async fn open(jobs: usize, seed: u64) -> Self {
         let (rabbit, redis) =
             tokio::try_join!(shared_rabbit(), PrivateRedis::start(Persistence::None)).unwrap();
-        let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::from_millis(5)).await;
-        let shop = shop.set("BREAKER__PAUSE", "100ms").set("BREAKER__MAX_PAUSE", "400ms");
-        let shop = shop.set("RETRY__SCHEDULE", "100ms,200ms,400ms,1s");
+        let env = ItEnv::open_at(&rabbit.url(), &redis.url(), Duration::from_millis(5)).await;
+        let env = env.set("BREAKER__PAUSE", "100ms").set("BREAKER__MAX_PAUSE", "400ms");
+        let env = env.set("RETRY__SCHEDULE", "100ms,200ms,400ms,1s");
         // An id that ends in doubt blocks the other captures of its payment this long.
-        let shop = shop.set("LEASE__HOLD_IN_DOUBT", "2s");
-        let workers = vec![shop.worker().await, shop.worker().await];
+        let env = env.set("LEASE__HOLD_IN_DOUBT", "2s");
+        let workers = vec![env.worker().await, env.worker().await];
         let limit = LIMIT * u32::try_from(jobs.div_ceil(100)).unwrap();
         let rng = StdRng::seed_from_u64(seed);
-        Self { shop, redis, workers, ids: Vec::new(), rng, limit, kills: 0 }
+        Self { env, redis, workers, ids: Vec::new(), rng, limit, kills: 0 }
     }
 
     /// Publishes jobs, three per payment and 30 % of them twice, and kills a worker meanwhile.
@@ -117,10 +116,10 @@ impl Adversary {
         for n in 0..jobs {
             let (id, payment) = (format!("a-{n}"), format!("p-{}", n / 3));
             let steps = steps(&id, &mut self.rng);
-            self.shop.script(&payment, json!(steps));
+            self.env.script(&payment, json!(steps));
             let copies = if self.rng.random_bool(0.3) { 2 } else { 1 };
             for _ in 0..copies {
-                self.shop.publish(&job(&id, &payment, 100)).await;
+                self.env.publish(&job(&id, &payment, 100)).await;
             }
             self.ids.push(id);
             if n % 40 == 20 {
@@ -132,7 +131,7 @@ impl Adversary {
     async fn kill(&mut self) {
         let which = self.rng.random_range(0..self.workers.len());
         self.workers[which].process.kill9();
-        self.workers[which] = self.shop.start_worker().await;
+        self.workers[which] = self.env.start_worker().await;
         self.kills += 1;
     }
 
@@ -140,14 +139,14 @@ impl Adversary {
     /// as the longest wait.
     async fn settle(&self) {
         let is_quiet = async || {
-            let queued = self.shop.queued().await;
+            let queued = self.env.queued().await;
             queued.keys().all(|queue| queue.starts_with("dead."))
         };
-        let all_told = async || {
-            let told: BTreeSet<String> = self.told().into_keys().collect();
-            self.ids.iter().all(|id| told.contains(id)) && is_quiet().await
+        let all_ended = async || {
+            let statuses: BTreeSet<String> = self.statuses().into_keys().collect();
+            self.ids.iter().all(|id| statuses.contains(id)) && is_quiet().await
         };
-        eventually("every job has ended", self.limit, all_told).await;
+        eventually("every job has ended", self.limit, all_ended).await;
         let mut quiet_since = Instant::now();
         let stays_quiet = async || {
             if !is_quiet().await {
@@ -159,20 +158,20 @@ impl Adversary {
     }
 
     /// The statuses in the results of each id.
-    fn told(&self) -> BTreeMap<String, BTreeSet<String>> {
-        let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for result in self.shop.results.all() {
+    fn statuses(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut statuses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for result in self.env.results.all() {
             let result = result.json().unwrap();
             let text = |name: &str| result[name].as_str().unwrap_or_default().to_owned();
-            told.entry(text("captureRequestId")).or_default().insert(text("status"));
+            statuses.entry(text("captureRequestId")).or_default().insert(text("status"));
         }
-        told
+        statuses
     }
 
     /// Two operators replay everything at once, while a worker dies.
     async fn replay(&mut self) -> [u64; 3] {
         let replay = ["dead", "replay", "--all", "--yes", "--json", "--reason", "the adversary"];
-        let mut operators = [0, 1].map(|_| Process::spawn(self.shop.program(&replay)).unwrap());
+        let mut operators = [0, 1].map(|_| Process::spawn(self.env.program(&replay)).unwrap());
         self.kill().await;
         let mut sums = [0; 3];
         for operator in &mut operators {
@@ -187,7 +186,7 @@ impl Adversary {
 
     /// The number of captures of each id in the gateway's ledger.
     fn captured(&self) -> BTreeMap<String, usize> {
-        let ledger = self.shop.sandbox.ledger();
+        let ledger = self.env.sandbox.ledger();
         let mut captured: BTreeMap<String, usize> = BTreeMap::new();
         for capture in ledger["captures"].as_array().unwrap() {
             let id = capture["captureRequestId"].as_str().unwrap().to_owned();
@@ -197,12 +196,12 @@ impl Adversary {
     }
 
     async fn close(mut self, seed: u64, began: Instant) {
-        let (captured, told) = (self.captured(), self.told());
+        let (captured, statuses) = (self.captured(), self.statuses());
         let mut dead = BTreeMap::new();
         for class in Class::ALL {
-            let lie = self.shop.lie(class).await;
-            if lie > 0 {
-                dead.insert(class, lie);
+            let count = self.env.dead_count(class).await;
+            if count > 0 {
+                dead.insert(class, count);
             }
         }
         let twice: Vec<_> = captured.iter().filter(|(_, times)| **times > 1).collect();
@@ -213,12 +212,12 @@ impl Adversary {
                 family(id).iter().filter(|member| captured.contains_key(*member)).count() > 1
             })
             .collect();
-        let lost: Vec<_> = self.ids.iter().filter(|id| !told.contains_key(*id)).collect();
-        let denied: Vec<_> = told
+        let lost: Vec<_> = self.ids.iter().filter(|id| !statuses.contains_key(*id)).collect();
+        let denied: Vec<_> = statuses
             .iter()
-            .filter(|(id, told)| told.contains("CAPTURED") && !captured.contains_key(*id))
+            .filter(|(id, statuses)| statuses.contains("CAPTURED") && !captured.contains_key(*id))
             .collect();
-        let ledger = self.shop.sandbox.ledger();
+        let ledger = self.env.sandbox.ledger();
         println!(
             "seed {seed}: {} jobs, {} kills, {} captured, dead {dead:?}, {} s; twice {}, families \
              twice {}, lost {}, overlaps {}",
@@ -254,7 +253,7 @@ async fn no_family_captures_twice_at_an_adversarial_gateway() {
         println!("round {round}: sent {sent}, settled {settled}, refused {refused}");
         adversary.settle().await;
         adversary.redis.cmd(&["FLUSHALL"]).unwrap();
-        let server = adversary.shop.key("server");
+        let server = adversary.env.key("server");
         let is_named =
             async || matches!(adversary.redis.cmd(&["EXISTS", &server]), Ok(Reply::Int(1)));
         eventually("the workers have waited", adversary.limit, is_named).await;

@@ -11,16 +11,14 @@ use lapin::{
     types::{AMQPValue, FieldArray, ShortString},
 };
 use serde_json::{Value, json};
+use testkit::{LIMIT, poll::eventually};
 
-use crate::{
-    shop::{LIMIT, Shop, headers, job, text},
-    support::poll::eventually,
-};
+use crate::env::{ItEnv, headers, job, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_captured_and_has_a_result() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let body = json!({
         "captureRequestId": "c-1",
         "paymentId": "p-1",
@@ -35,11 +33,11 @@ async fn a_job_is_captured_and_has_a_result() {
             "traceparent",
             text("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         )]));
-    let exchange = format!("{}.jobs", shop.prefix);
+    let exchange = format!("{}.jobs", env.prefix);
     let body = body.to_string();
-    shop.broker.publish(&exchange, "any.key", body.as_bytes(), properties).await.unwrap();
+    env.broker.publish(&exchange, "any.key", body.as_bytes(), properties).await.unwrap();
 
-    let result = shop.ends_as("c-1", "CAPTURED", None).await;
+    let result = env.ends_as("c-1", "CAPTURED", None).await;
     assert_eq!(result["paymentId"], "p-1");
     assert_eq!(result["captureAmount"], json!({"currency": "HKD", "value": "12990"}));
     assert_eq!((&result["resultCode"], &result["resultStatus"]), (&json!("SUCCESS"), &json!("S")));
@@ -50,44 +48,44 @@ async fn a_job_is_captured_and_has_a_result() {
     for field in ["captureId", "captureTime", "acquirerReferenceNo", "settledAt"] {
         assert!(result[field].is_string(), "{field} of {result}");
     }
-    let letter = shop.results.all().remove(0);
-    assert_eq!(letter.routing_key, "captured");
+    let result = env.results.all().remove(0);
+    assert_eq!(result.routing_key, "captured");
     assert_eq!(
-        letter.properties.correlation_id().as_ref().map(ShortString::as_str),
+        result.properties.correlation_id().as_ref().map(ShortString::as_str),
         Some("order-7")
     );
-    assert!(letter.header("traceparent").is_some());
-    assert_eq!(shop.captures_of("c-1"), 1);
-    eventually("the job is acked", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert!(result.header("traceparent").is_some());
+    assert_eq!(env.captures_of("c-1"), 1);
+    eventually("the job is acked", LIMIT, async || env.queued().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_job_published_five_times_captures_once() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     for _ in 0..5 {
-        shop.publish(&job("c-5", "p-5", 500)).await;
+        env.publish(&job("c-5", "p-5", 500)).await;
     }
-    let results = shop.results.wait_for(5, LIMIT).await.unwrap();
+    let results = env.results.wait_for(5, LIMIT).await.unwrap();
     assert!(results.iter().all(|result| result.routing_key == "captured"));
-    assert_eq!(shop.captures_of("c-5"), 1);
-    assert_eq!(shop.posts("p-5", "c-5"), 1, "a recorded outcome needs no call");
-    shop.assert_clean_books();
+    assert_eq!(env.captures_of("c-5"), 1);
+    assert_eq!(env.posts("p-5", "c-5"), 1, "a recorded outcome needs no call");
+    env.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn partial_captures_of_one_payment_by_three_workers_never_overlap() {
-    let shop = Shop::open_slow(Duration::from_millis(15)).await;
-    let shop = shop.set("BROKER__PREFETCH", "8").set("RETRY__MAX_AGE", "10m");
-    let workers = tokio::join!(shop.worker(), shop.worker(), shop.worker());
+    let env = ItEnv::open_slow(Duration::from_millis(15)).await;
+    let env = env.set("BROKER__PREFETCH", "8").set("RETRY__MAX_AGE", "10m");
+    let workers = tokio::join!(env.worker(), env.worker(), env.worker());
     for n in 0..60 {
-        shop.publish(&job(&format!("hot-{n}"), "hot", 100)).await;
-        shop.publish(&job(&format!("cold-{n}"), &format!("cold-{n}"), 100)).await;
+        env.publish(&job(&format!("hot-{n}"), "hot", 100)).await;
+        env.publish(&job(&format!("cold-{n}"), &format!("cold-{n}"), 100)).await;
     }
-    let results = shop.results.wait_for(120, LIMIT).await.unwrap();
+    let results = env.results.wait_for(120, LIMIT).await.unwrap();
     assert!(results.iter().all(|result| result.routing_key == "captured"));
-    shop.assert_clean_books();
-    let ledger = shop.sandbox.ledger();
+    env.assert_clean_books();
+    let ledger = env.sandbox.ledger();
     assert_eq!(ledger["captured"], json!({"HKD": "12000"}));
     assert!(ledger["atOnceMax"].as_u64() > Some(1), "the workers did not work concurrently");
     drop(workers);
@@ -99,8 +97,8 @@ async fn partial_captures_of_one_payment_by_three_workers_never_overlap() {
 async fn every_final_failure_reaches_the_queue_of_its_class() {
     // Ten codes of class access in a row must not open the breaker here: at the beginning of its
     // pause, the broker would requeue messages on their way.
-    let shop = Shop::open().await.set("BREAKER__FAILURES", "100");
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await.set("BREAKER__FAILURES", "100");
+    let _worker = env.worker().await;
     let codes = FINAL_CODES.iter().copied().chain([("BRAND_NEW_CODE", Class::UnknownCode)]);
     let mut expected: BTreeMap<Class, BTreeSet<String>> = BTreeMap::new();
     for (code, class) in codes.clone() {
@@ -109,17 +107,20 @@ async fn every_final_failure_reaches_the_queue_of_its_class() {
              \"unknown\": 1e2, \"captureAmount\":{{\"value\":\"100\",\"currency\":\"HKD\"}} }} "
         );
         let own = headers([("x-shop", text("kept")), ("x-capture-parent", text("parent-id"))]);
-        shop.publish_with(body.as_bytes(), own).await;
+        env.publish_with(body.as_bytes(), own).await;
         expected.entry(class).or_default().insert(body);
     }
     for (class, bodies) in expected {
-        let letters = shop.dead(class, u32::try_from(bodies.len()).unwrap()).await;
-        let found: BTreeSet<String> =
-            letters.iter().map(|letter| String::from_utf8(letter.body.clone()).unwrap()).collect();
+        let dead_letters = env.dead(class, u32::try_from(bodies.len()).unwrap()).await;
+        let found: BTreeSet<String> = dead_letters
+            .iter()
+            .map(|dead_letter| String::from_utf8(dead_letter.body.clone()).unwrap())
+            .collect();
         assert_eq!(found, bodies, "{class}");
-        for letter in letters {
-            let code = letter.json().unwrap()["captureRequestId"].as_str().unwrap()[2..].to_owned();
-            let header = |name: &str| letter.header(name).unwrap_or_default();
+        for dead_letter in dead_letters {
+            let code =
+                dead_letter.json().unwrap()["captureRequestId"].as_str().unwrap()[2..].to_owned();
+            let header = |name: &str| dead_letter.header(name).unwrap_or_default();
             assert_eq!(header("x-capture-class"), class.name());
             assert_eq!(
                 (header("x-capture-code"), header("x-capture-status")),
@@ -137,79 +138,86 @@ async fn every_final_failure_reaches_the_queue_of_its_class() {
                 (header("x-capture-last-code"), header("x-capture-last-status")),
                 (code, "F".into())
             );
-            assert!(header("x-capture-dead-at").parse::<i64>().is_ok(), "{:?}", letter.headers());
+            assert!(
+                header("x-capture-dead-at").parse::<i64>().is_ok(),
+                "{:?}",
+                dead_letter.headers()
+            );
             assert!(!header("x-capture-message").is_empty());
-            assert_eq!(letter.routing_key, class.name());
+            assert_eq!(dead_letter.routing_key, class.name());
         }
     }
     for (code, class) in codes {
         let standing = if class == Class::Conflict { "IN_DOUBT" } else { "FAILED" };
-        let result = shop.ends_as(&format!("c-{code}"), standing, Some(class.name())).await;
+        let result = env.ends_as(&format!("c-{code}"), standing, Some(class.name())).await;
         assert_eq!((&result["resultCode"], &result["attempts"]), (&json!(code), &json!(1)));
         assert_eq!(result["parentCaptureRequestId"], "parent-id");
     }
     let keys: BTreeSet<String> =
-        shop.results.all().into_iter().map(|result| result.routing_key).collect();
+        env.results.all().into_iter().map(|result| result.routing_key).collect();
     assert!(keys.contains("failed.risk") && keys.contains("in_doubt"), "{keys:?}");
-    assert_eq!(shop.sandbox.ledger()["captures"], json!([]));
+    assert_eq!(env.sandbox.ledger()["captures"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_settings_file_assigns_a_class_to_a_new_code() {
-    let folder = crate::support::guardian::folder().unwrap();
+    let folder = testkit::guardian::folder().unwrap();
     let file = folder.path().join("settings.toml");
     std::fs::write(&file, "[classes]\nBRAND_NEW_CODE = \"payer\"\n").unwrap();
-    let mut shop = Shop::open().await;
-    shop.settings.insert("BROKER__PREFETCH".into(), "4".into());
-    let mut run = shop.program(&["run", "--config"]);
+    let mut env = ItEnv::open().await;
+    env.base.settings.insert("BROKER__PREFETCH".into(), "4".into());
+    let mut run = env.program(&["run", "--config"]);
     run.arg(&file);
-    let _worker = Shop::worker_from(run).await;
-    shop.publish(&job("c", "sim-BRAND_NEW_CODE-1", 100)).await;
-    shop.ends_as("c", "FAILED", Some("payer")).await;
-    shop.dead(Class::Payer, 1).await;
+    let _worker = ItEnv::worker_from(run).await;
+    env.publish(&job("c", "sim-BRAND_NEW_CODE-1", 100)).await;
+    env.ends_as("c", "FAILED", Some("payer")).await;
+    env.dead(Class::Payer, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_reused_with_another_amount_is_a_conflict() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
-    shop.publish(&job("c", "p", 100)).await;
-    shop.ends_as("c", "CAPTURED", None).await;
-    shop.publish(&job("c", "p", 200)).await;
-    let letters = shop.dead(Class::Conflict, 1).await;
-    assert_eq!(letters[0].header("x-capture-code").as_deref(), Some("REPEAT_REQ_INCONSISTENT"));
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
+    env.publish(&job("c", "p", 100)).await;
+    env.ends_as("c", "CAPTURED", None).await;
+    env.publish(&job("c", "p", 200)).await;
+    let dead_letters = env.dead(Class::Conflict, 1).await;
+    assert_eq!(
+        dead_letters[0].header("x-capture-code").as_deref(),
+        Some("REPEAT_REQ_INCONSISTENT")
+    );
     let results = eventually("the second result", LIMIT, async || {
-        Some(shop.results_of("c").await).filter(|results| results.len() == 2)
+        Some(env.results_of("c").await).filter(|results| results.len() == 2)
     });
     assert_eq!(results.await[1]["status"], "IN_DOUBT");
     // The conflict did not become the recorded outcome of the id.
-    shop.publish(&job("c", "p", 100)).await;
+    env.publish(&job("c", "p", 100)).await;
     let results = eventually("the third result", LIMIT, async || {
-        Some(shop.results_of("c").await).filter(|results| results.len() == 3)
+        Some(env.results_of("c").await).filter(|results| results.len() == 3)
     });
     assert_eq!(results.await[2]["status"], "CAPTURED");
-    assert_eq!((shop.captures_of("c"), shop.posts("p", "c")), (1, 2));
+    assert_eq!((env.captures_of("c"), env.posts("p", "c")), (1, 2));
 }
 
 /// A copy that is delivered after the failure was reported must not capture, even if the cause was
 /// fixed meanwhile: the publisher may have sent a new id.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_a_failed_job_fails_without_a_call() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let failures =
         [("access", "ACCESS_DENIED"), ("request", "PARAM_ILLEGAL"), ("risk", "RISK_REJECT")];
     for (class, code) in failures {
-        shop.script(class, json!([{"answer": {"code": code}, "times": 1}]));
-        shop.publish(&job(class, class, 100)).await;
-        shop.ends_as(class, "FAILED", Some(class)).await;
+        env.script(class, json!([{"answer": {"code": code}, "times": 1}]));
+        env.publish(&job(class, class, 100)).await;
+        env.ends_as(class, "FAILED", Some(class)).await;
         // The gateway would capture it now.
-        shop.publish(&job(class, class, 100)).await;
+        env.publish(&job(class, class, 100)).await;
         let results = eventually("the copy's result", LIMIT, async || {
-            Some(shop.results_of(class).await).filter(|results| results.len() == 2)
+            Some(env.results_of(class).await).filter(|results| results.len() == 2)
         });
         assert_eq!(results.await[1]["resultCode"], code);
-        assert_eq!((shop.captures_of(class), shop.posts(class, class)), (0, 1));
+        assert_eq!((env.captures_of(class), env.posts(class, class)), (0, 1));
     }
 }
 
@@ -217,9 +225,9 @@ async fn a_copy_of_a_failed_job_fails_without_a_call() {
 /// channel because of `user_id`. A publisher's values must not influence the worker's own messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn properties_that_the_broker_acts_on_are_not_republished() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
-    let victim = format!("{}.dead.risk", shop.prefix);
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
+    let victim = format!("{}.dead.risk", env.prefix);
     let routes = || {
         let keys = ["risk", "poison", "captured", "100ms", victim.as_str()];
         AMQPValue::FieldArray(FieldArray::from(keys.map(text).to_vec()))
@@ -245,7 +253,7 @@ async fn properties_that_the_broker_acts_on_are_not_republished() {
         table.insert("BCC".into(), routes());
         table
     };
-    let exchange = format!("{}.jobs", shop.prefix);
+    let exchange = format!("{}.jobs", env.prefix);
     for payment in ["p-ok", "sim-unknown-exception-1", "sim-AUTH_EXPIRED-1"] {
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
@@ -254,32 +262,32 @@ async fn properties_that_the_broker_acts_on_are_not_republished() {
             .with_expiration("60000".into())
             .with_message_id("m-1".into());
         let body = job(&format!("c-{payment}"), payment, 100);
-        shop.broker.publish(&exchange, "k", &body, properties).await.unwrap();
+        env.broker.publish(&exchange, "k", &body, properties).await.unwrap();
     }
-    shop.ends_as("c-p-ok", "CAPTURED", None).await;
-    shop.ends_as("c-sim-unknown-exception-1", "CAPTURED", None).await;
-    shop.ends_as("c-sim-AUTH_EXPIRED-1", "FAILED", Some("authorization")).await;
-    let letter = shop.dead(Class::Authorization, 1).await.remove(0);
-    let kept: Vec<String> = letter.headers().into_keys().collect();
+    env.ends_as("c-p-ok", "CAPTURED", None).await;
+    env.ends_as("c-sim-unknown-exception-1", "CAPTURED", None).await;
+    env.ends_as("c-sim-AUTH_EXPIRED-1", "FAILED", Some("authorization")).await;
+    let dead_letter = env.dead(Class::Authorization, 1).await.remove(0);
+    let kept: Vec<String> = dead_letter.headers().into_keys().collect();
     for name in ["CC", "BCC", "x-death", "x-first-death-queue", "x-last-death-reason"] {
         assert!(!kept.iter().any(|kept| kept == name), "{name} was republished: {kept:?}");
     }
     // The broker makes its own count: this read is the first delivery.
-    assert_eq!(letter.header("x-delivery-count").unwrap_or_else(|| "0".into()), "0");
+    assert_eq!(dead_letter.header("x-delivery-count").unwrap_or_else(|| "0".into()), "0");
     assert!(kept.iter().any(|kept| kept == "x-kept"));
-    assert_eq!(letter.properties.user_id(), &None);
-    assert_eq!(letter.properties.expiration(), &None);
-    assert_eq!(letter.properties.message_id().as_ref().map(ShortString::as_str), Some("m-1"));
+    assert_eq!(dead_letter.properties.user_id(), &None);
+    assert_eq!(dead_letter.properties.expiration(), &None);
+    assert_eq!(dead_letter.properties.message_id().as_ref().map(ShortString::as_str), Some("m-1"));
     for id in ["c-p-ok", "c-sim-unknown-exception-1", "c-sim-AUTH_EXPIRED-1"] {
-        assert_eq!(shop.results_of(id).await.len(), 1, "one result of {id}");
+        assert_eq!(env.results_of(id).await.len(), 1, "one result of {id}");
     }
-    eventually("no copies remain", LIMIT, async || shop.queued().await.is_empty()).await;
+    eventually("no copies remain", LIMIT, async || env.queued().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_of_publishers_count_only_if_their_values_are_possible() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let nonsense = headers([
         ("x-capture-attempt", AMQPValue::LongLongInt(-3)),
         ("x-capture-deferrals", text("many")),
@@ -287,11 +295,11 @@ async fn headers_of_publishers_count_only_if_their_values_are_possible() {
         ("x-capture-replays", AMQPValue::Boolean(true)),
         ("x-capture-returns", AMQPValue::Double(1e300)),
     ]);
-    shop.publish_with(&job("c", "sim-AUTH_EXPIRED-1", 100), nonsense).await;
-    let letter = shop.dead(Class::Authorization, 1).await.remove(0);
-    assert_eq!(letter.header("x-capture-attempt").as_deref(), Some("1"));
-    let first_seen: i64 = letter.header("x-capture-first-seen").unwrap().parse().unwrap();
+    env.publish_with(&job("c", "sim-AUTH_EXPIRED-1", 100), nonsense).await;
+    let dead_letter = env.dead(Class::Authorization, 1).await.remove(0);
+    assert_eq!(dead_letter.header("x-capture-attempt").as_deref(), Some("1"));
+    let first_seen: i64 = dead_letter.header("x-capture-first-seen").unwrap().parse().unwrap();
     assert!(first_seen > 1_577_836_800_000, "{first_seen}");
-    let result: Value = shop.results_of("c").await.remove(0);
+    let result: Value = env.results_of("c").await.remove(0);
     assert_eq!(result["attempts"], 1);
 }

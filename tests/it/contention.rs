@@ -7,31 +7,30 @@ use std::{collections::BTreeMap, time::Duration};
 
 use capture_worker::domain::capture::class::Class;
 use serde_json::json;
-
-use crate::{
-    shop::{LIMIT, Shop, Worker, job},
-    support::{
-        http,
-        poll::eventually,
-        servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
-    },
+use testkit::{
+    LIMIT, http,
+    poll::eventually,
+    servers::{Persistence, PrivateRedis, Reply, shared_rabbit},
+    worker::Worker,
 };
+
+use crate::env::{ItEnv, job};
 
 const SLOW: Duration = Duration::from_millis(20);
 
-async fn publish_hot(shop: &Shop, count: usize) {
+async fn publish_hot(env: &ItEnv, count: usize) {
     for n in 0..count {
-        shop.publish(&job(&format!("h-{n}"), "hot", 100)).await;
+        env.publish(&job(&format!("h-{n}"), "hot", 100)).await;
     }
 }
 
-async fn results_reach(shop: &Shop, count: usize) {
+async fn results_reach(env: &ItEnv, count: usize) {
     let what = format!("{count} results");
-    eventually(&what, LIMIT, async || shop.results.all().len() >= count).await;
-    let results = shop.results.all();
+    eventually(&what, LIMIT, async || env.results.all().len() >= count).await;
+    let results = env.results.all();
     let captured = |status: Option<&str>| status == Some("CAPTURED");
     assert!(results.iter().all(|result| captured(result.json().unwrap()["status"].as_str())));
-    shop.assert_clean_books();
+    env.assert_clean_books();
 }
 
 /// The sum of all samples of a metric.
@@ -57,25 +56,25 @@ fn captured_by(workers: &[&Worker]) -> BTreeMap<String, usize> {
 
 /// The longest series of captures of one payment by one worker, and the number of changes between
 /// workers.
-fn turns(shop: &Shop, workers: &[&Worker]) -> (usize, usize) {
+fn turns(env: &ItEnv, workers: &[&Worker]) -> (usize, usize) {
     let by = captured_by(workers);
     let order: Vec<usize> =
-        shop.calls("hot").iter().filter_map(|(id, ..)| by.get(id.as_deref()?).copied()).collect();
+        env.calls("hot").iter().filter_map(|(id, ..)| by.get(id.as_deref()?).copied()).collect();
     let rows: Vec<usize> = order.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
     (rows.iter().copied().max().unwrap_or_default(), rows.len().saturating_sub(1))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hot_payment_is_captured_without_delaying_other_payments() {
-    let shop = Shop::open_slow(SLOW).await.set("BROKER__PREFETCH", "64");
-    let shop = shop.set("RETRY__DEFER_SCHEDULE", "250ms,1s,4s,15s").declare().await;
-    publish_hot(&shop, 150).await;
+    let env = ItEnv::open_slow(SLOW).await.set("BROKER__PREFETCH", "64");
+    let env = env.set("RETRY__DEFER_SCHEDULE", "250ms,1s,4s,15s").declare().await;
+    publish_hot(&env, 150).await;
     for n in 0..50 {
-        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        env.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
     }
-    let worker = shop.worker().await;
-    results_reach(&shop, 200).await;
-    let results = shop.results.all();
+    let worker = env.worker().await;
+    results_reach(&env, 200).await;
+    let results = env.results.all();
     let last_cold = results.iter().rposition(|result| {
         result.json().unwrap()["paymentId"].as_str().unwrap().starts_with("p-")
     });
@@ -88,11 +87,11 @@ async fn a_hot_payment_is_captured_without_delaying_other_payments() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_alternate_at_a_hot_payment() {
-    let shop = Shop::open_slow(SLOW).await.set("BROKER__PREFETCH", "32");
-    let (first, second) = tokio::join!(shop.worker(), shop.worker());
-    publish_hot(&shop, 120).await;
-    results_reach(&shop, 120).await;
-    let (longest, changes) = turns(&shop, &[&first, &second]);
+    let env = ItEnv::open_slow(SLOW).await.set("BROKER__PREFETCH", "32");
+    let (first, second) = tokio::join!(env.worker(), env.worker());
+    publish_hot(&env, 120).await;
+    results_reach(&env, 120).await;
+    let (longest, changes) = turns(&env, &[&first, &second]);
     assert!(changes >= 6, "only {changes} changes, {longest} captures in a row by one worker");
     assert!(longest <= 40, "{longest} captures in a row by one worker");
 }
@@ -101,12 +100,12 @@ async fn workers_alternate_at_a_hot_payment() {
 async fn a_waiting_worker_that_stops_or_dies_blocks_no_others() {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
-    let shop = Shop::open_at(&rabbit.url(), &redis.url(), SLOW).await;
-    let shop = shop.set("LEASE__TTL", "2500ms");
-    let (mut leaves, mut dies, _stays) = tokio::join!(shop.worker(), shop.worker(), shop.worker());
-    publish_hot(&shop, 150).await;
+    let env = ItEnv::open_at(&rabbit.url(), &redis.url(), SLOW).await;
+    let env = env.set("LEASE__TTL", "2500ms");
+    let (mut leaves, mut dies, _stays) = tokio::join!(env.worker(), env.worker(), env.worker());
+    publish_hot(&env, 150).await;
     let captured = async |count| {
-        let captures = async || shop.sandbox.ledger()["captures"].as_array().unwrap().len();
+        let captures = async || env.sandbox.ledger()["captures"].as_array().unwrap().len();
         eventually("captures", LIMIT, async || captures().await >= count).await;
     };
     captured(30).await;
@@ -114,9 +113,9 @@ async fn a_waiting_worker_that_stops_or_dies_blocks_no_others() {
     captured(60).await;
     dies.process.kill9();
     captured(150).await;
-    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
-    shop.assert_clean_books();
-    let line = redis.cmd(&["LLEN", &shop.key("{hot}:line")]).unwrap();
+    eventually("all queues are empty", LIMIT, async || env.queued().await.is_empty()).await;
+    env.assert_clean_books();
+    let line = redis.cmd(&["LLEN", &env.key("{hot}:line")]).unwrap();
     assert!(matches!(line, Reply::Int(0 | 1)), "only the dead worker may remain: {line:?}");
 }
 
@@ -126,40 +125,40 @@ async fn a_job_that_kills_its_worker_ends_as_poison_alone() {
     const NEIGHBOURS: usize = 40;
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
-    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
-    let shop = shop.set("GATEWAY__TIMEOUT", "20s").set("LEASE__TTL", "21s");
-    let shop = shop.set("DRAIN__TIMEOUT", "25s").set("RETRY__MAX_AGE", "1h").declare().await;
-    shop.script("killer", json!([{"answer": "hang", "times": "forever"}]));
+    let env = ItEnv::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let env = env.set("GATEWAY__TIMEOUT", "20s").set("LEASE__TTL", "21s");
+    let env = env.set("DRAIN__TIMEOUT", "25s").set("RETRY__MAX_AGE", "1h").declare().await;
+    env.script("killer", json!([{"answer": "hang", "times": "forever"}]));
     for n in 0..NEIGHBOURS {
-        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        env.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
         if n == NEIGHBOURS / 2 {
-            shop.publish(&job("killer", "killer", 100)).await;
+            env.publish(&job("killer", "killer", 100)).await;
         }
     }
     let mut kills = 0;
-    let dead = format!("{}.dead.poison", shop.prefix);
-    while shop.broker.queue_depth(&dead).await.unwrap().unwrap_or_default() == 0 {
-        let mut worker = shop.worker().await;
+    let dead = format!("{}.dead.poison", env.prefix);
+    while env.broker.queue_depth(&dead).await.unwrap().unwrap_or_default() == 0 {
+        let mut worker = env.worker().await;
         let begun = async || {
-            let over = shop.broker.queue_depth(&dead).await.unwrap().unwrap_or_default() > 0;
-            over || shop.sandbox.in_flight("killer") > 0
+            let over = env.broker.queue_depth(&dead).await.unwrap().unwrap_or_default() > 0;
+            over || env.sandbox.in_flight("killer") > 0
         };
         eventually("the killer has begun, or is a dead letter", LIMIT, begun).await;
-        if shop.sandbox.in_flight("killer") > 0 {
+        if env.sandbox.in_flight("killer") > 0 {
             worker.process.kill9();
             kills += 1;
             // Without this, the next worker waits until the lease expires before it begins the job.
-            redis.cmd(&["DEL", &shop.key("{killer}:lease")]).unwrap();
-            eventually("the call has ended", LIMIT, async || shop.sandbox.in_flight("killer") == 0)
+            redis.cmd(&["DEL", &env.key("{killer}:lease")]).unwrap();
+            eventually("the call has ended", LIMIT, async || env.sandbox.in_flight("killer") == 0)
                 .await;
         }
         assert!(kills <= 25, "the job is never dead-lettered");
     }
-    let _worker = shop.worker().await;
+    let _worker = env.worker().await;
     for n in 0..NEIGHBOURS {
-        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+        env.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
     }
-    let letter = shop.dead(Class::Poison, 1).await.remove(0);
-    assert_eq!(letter.body, job("killer", "killer", 100));
-    shop.assert_clean_books();
+    let dead_letter = env.dead(Class::Poison, 1).await.remove(0);
+    assert_eq!(dead_letter.body, job("killer", "killer", 100));
+    env.assert_clean_books();
 }

@@ -7,7 +7,7 @@ use capture_worker::domain::{capture::class::Class, job::Job};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::shop::{Shop, job};
+use crate::env::{ItEnv, job};
 
 fn document() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/asyncapi.json");
@@ -104,8 +104,8 @@ fn the_classes_of_the_document_are_those_of_the_program() {
 /// A worker captures the examples, and all its results match the document's schema.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_are_captured_and_results_match_the_schema() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let examples = examples("job");
     for example in &examples {
         // The document's `expiresAt` is a fixed time, so it is replaced.
@@ -113,21 +113,21 @@ async fn the_examples_are_captured_and_results_match_the_schema() {
         if example["expiresAt"].is_string() {
             example["expiresAt"] = json!("2099-12-01T18:00:00Z");
         }
-        shop.publish(example.to_string().as_bytes()).await;
+        env.publish(example.to_string().as_bytes()).await;
     }
     for (id, payment) in [("r", "sim-RISK_REJECT-1"), ("d", "sim-unknown-for-ever-1")] {
-        shop.publish(&job(id, payment, 100)).await;
+        env.publish(&job(id, payment, 100)).await;
     }
-    shop.publish(br#"{"captureRequestId":"m"}"#).await;
+    env.publish(br#"{"captureRequestId":"m"}"#).await;
     for example in &examples {
         let id = example["captureRequestId"].as_str().expect("an id");
-        shop.ends_as(id, "CAPTURED", None).await;
+        env.ends_as(id, "CAPTURED", None).await;
     }
-    shop.ends_as("r", "FAILED", Some("risk")).await;
-    shop.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
-    shop.ends_as("m", "FAILED", Some("malformed")).await;
+    env.ends_as("r", "FAILED", Some("risk")).await;
+    env.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
+    env.ends_as("m", "FAILED", Some("malformed")).await;
     let schema = schema("result");
-    for result in shop.results.all() {
+    for result in env.results.all() {
         let result = result.json().expect("JSON");
         let errors: Vec<String> =
             schema.iter_errors(&result).map(|error| error.to_string()).collect();

@@ -5,7 +5,6 @@
 use std::{
     fs::File,
     io::Read as _,
-    path::Path,
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -16,23 +15,23 @@ use nix::{
     sys::signal::Signal,
 };
 use serde_json::{Value, json};
+use testkit::{LIMIT, guardian::Guarded, poll::eventually, processes::worker_command};
 
 use crate::{
     commands::run,
-    letters::written,
+    dead_letters::written,
+    env::{ItEnv, job},
     replays::NOW,
-    shop::{LIMIT, PROGRAM, Shop, job},
-    support::{guardian::Guarded, poll::eventually, processes::command},
 };
 
 /// HKD 738.88 twice: two copies of one dead letter, and nothing else.
-async fn shop_with_copies() -> Shop {
-    let shop = Shop::open().await.declare().await;
+async fn env_with_copies() -> ItEnv {
+    let env = ItEnv::open().await.declare().await;
     for _ in 0..2 {
         let copy = job("ship-7", "pay-7", 73_888);
-        shop.bury(Class::Unreachable, &copy, written("", false, NOW)).await;
+        env.dead_letter(Class::Unreachable, &copy, written("", false, NOW)).await;
     }
-    shop
+    env
 }
 
 /// The cells of the line that begins with this one.
@@ -45,33 +44,33 @@ fn row<'t>(output: &'t str, first: &str) -> Vec<&'t str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_money_of_two_copies_is_announced_once() {
-    let shop = shop_with_copies().await;
-    let (_, listed, _) = shop.told(&["dead", "list"]).await;
+    let env = env_with_copies().await;
+    let (_, listed, _) = env.run(&["dead", "list"]).await;
     let cells = row(&listed, "unreachable");
     assert_eq!(cells[1..3], ["2", "1"], "{listed}");
     assert!(cells.contains(&"HKD 738.88"), "{listed}");
-    let (_, listed) = shop.told_json(&["dead", "list"]).await;
+    let (_, listed) = env.run_json(&["dead", "list"]).await;
     let class = &listed[0];
     assert_eq!((&class["letters"], &class["distinctCaptures"]), (&json!(2), &json!(1)));
     assert_eq!(class["money"], json!({"HKD": "73888"}));
 
     let replay = ["dead", "replay", "--all", "--dry-run"];
-    let (_, plan, _) = shop.told(&replay).await;
+    let (_, plan, _) = env.run(&replay).await;
     let end = plan.lines().last().unwrap_or_default();
     assert!(end.starts_with("would send 2 (1 distinct capture, HKD 738.88)"), "{plan}");
-    let (_, plan) = shop.told_json(&replay).await;
+    let (_, plan) = env.run_json(&replay).await;
     assert_eq!((&plan["sent"], &plan["distinctCaptures"]), (&json!(2), &json!(1)), "{plan}");
     let discard = ["dead", "discard", "--all", "--reason", "none", "--dry-run"];
-    let (_, plan, _) = shop.told(&discard).await;
+    let (_, plan, _) = env.run(&discard).await;
     let end = plan.lines().last().unwrap_or_default();
     assert!(end.starts_with("would discard 2 (1 distinct capture, HKD 738.88)"), "{plan}");
-    let (_, plan) = shop.told_json(&discard).await;
+    let (_, plan) = env.run_json(&discard).await;
     assert_eq!((&plan["discarded"], &plan["distinctCaptures"]), (&json!(2), &json!(1)), "{plan}");
 
     // One more copy in another class, with a larger amount, and a dead letter without an id.
-    shop.bury(Class::InDoubt, &job("ship-7", "pay-7", 80_000), written("", false, NOW)).await;
-    shop.bury(Class::Malformed, b"{", written("", false, NOW)).await;
-    let (_, listed, _) = shop.told(&["dead", "list"]).await;
+    env.dead_letter(Class::InDoubt, &job("ship-7", "pay-7", 80_000), written("", false, NOW)).await;
+    env.dead_letter(Class::Malformed, b"{", written("", false, NOW)).await;
+    let (_, listed, _) = env.run(&["dead", "list"]).await;
     for (first, letters, distinct, money) in [
         ("unreachable", "2", "1", "HKD 738.88"),
         ("in_doubt", "1", "1", "HKD 800.00"),
@@ -82,30 +81,30 @@ async fn the_money_of_two_copies_is_announced_once() {
         assert_eq!(cells[1..3], [letters, distinct], "{listed}");
         assert!(cells.contains(&money), "{money}: {listed}");
     }
-    let (_, listed) = shop.told_json(&["dead", "list"]).await;
+    let (_, listed) = env.run_json(&["dead", "list"]).await;
     assert_eq!(listed.as_array().unwrap().len(), 3, "the total is not a class");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_copies_of_one_parent_are_one_capture_in_a_plan() {
-    let shop = Shop::open().await.declare().await;
-    shop.sandbox_has_seen("pay-8").await;
+    let env = ItEnv::open().await.declare().await;
+    env.sandbox_has_seen("pay-8").await;
     for _ in 0..2 {
         let parent = job("ship-8", "pay-8", 100);
-        shop.bury(Class::Risk, &parent, written("RISK_REJECT", true, NOW)).await;
+        env.dead_letter(Class::Risk, &parent, written("RISK_REJECT", true, NOW)).await;
     }
-    let (exit, plan) = shop.told_json(&["dead", "replay", "--all", "--dry-run"]).await;
+    let (exit, plan) = env.run_json(&["dead", "replay", "--all", "--dry-run"]).await;
     assert_eq!((exit, &plan["sent"], &plan["distinctCaptures"]), (Some(0), &json!(2), &json!(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_on_money_lets_the_second_copy_through() {
-    let shop = shop_with_copies().await;
-    shop.bury(Class::Unreachable, &job("ship-9", "pay-9", 1), written("", false, NOW)).await;
+    let env = env_with_copies().await;
+    env.dead_letter(Class::Unreachable, &job("ship-9", "pay-9", 1), written("", false, NOW)).await;
     let limited = |max: &'static str, dry_run: &'static [&'static str]| {
         let words = [&["dead", "replay", "--all", "--max-money", max], dry_run].concat();
-        let shop = &shop;
-        async move { shop.told_json(&words).await }
+        let env = &env;
+        async move { env.run_json(&words).await }
     };
     for (max, sent, refused, distinct) in
         [("HKD=73887", 1, 2, 1), ("HKD=73888", 2, 1, 1), ("HKD=73889", 3, 0, 2)]
@@ -117,13 +116,13 @@ async fn a_limit_on_money_lets_the_second_copy_through() {
     let (exit, done) = limited("HKD=73888", &[]).await;
     assert_eq!((exit, &done["sent"], &done["refused"]), (Some(1), &json!(2), &json!(1)), "{done}");
     assert_eq!(done["distinctCaptures"], 1);
-    assert_eq!(shop.lie(Class::Unreachable).await, 1);
+    assert_eq!(env.dead_count(Class::Unreachable).await, 1);
 }
 
 /// A command whose settings could not be loaded.
 fn with_broken_settings(arguments: &[&str]) -> Command {
     let arguments = [&["--config", "/nonexistent/worker.toml"], arguments].concat();
-    let mut program = command(Path::new(PROGRAM), &arguments);
+    let mut program = worker_command(&arguments);
     program.env("CAPTURE__BROKER__PREFETCH", "none").env("CAPTURE__NO__SUCH_KEY", "1");
     program
 }
@@ -181,7 +180,7 @@ fn text_of(shown: &Mutex<String>) -> String {
     shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-impl Shop {
+impl ItEnv {
     /// What a command prints to a terminal of this width.
     async fn shown(&self, columns: u16, no_color: &str, arguments: &[&str]) -> String {
         let program = self.program(arguments);
@@ -211,32 +210,32 @@ impl Shop {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_fit_a_terminal_and_are_plain_elsewhere() {
-    let shop = shop_with_copies().await;
+    let env = env_with_copies().await;
     let long = format!("ship-{}", "0123456789".repeat(5));
-    shop.bury(Class::InDoubt, &job(&long, "pay-1", 100), written("", false, NOW)).await;
+    env.dead_letter(Class::InDoubt, &job(&long, "pay-1", 100), written("", false, NOW)).await;
     let discard = ["dead", "discard", "--id", "ship-7", "--limit", "1", "--reason", "a", "--yes"];
-    assert_eq!(shop.told(&discard).await.0, Some(0));
+    assert_eq!(env.run(&discard).await.0, Some(0));
     for (arguments, rows) in [
         (&["dead", "list"][..], 4),
         (&["dead", "list", "--class", "in_doubt,unreachable"], 4),
         (&["audit"], 2),
         (&["status", &long, "--payment", "pay-1"], 6),
     ] {
-        let (code, output, _) = shop.told(arguments).await;
+        let (code, output, _) = env.run(arguments).await;
         assert_eq!((code, output.lines().count()), (Some(0), rows), "one line per row: {output}");
         assert!(!output.contains('\u{1b}') && !output.contains('…'), "{output:?}");
         assert!(output.lines().all(|line| line == line.trim_end()), "{output:?}");
-        let styled = shop.shown(60, "", arguments).await;
+        let styled = env.shown(60, "", arguments).await;
         let has_titles = arguments[0] != "status";
         assert_eq!(styled.contains("\u{1b}[1m"), has_titles, "{arguments:?}: {styled:?}");
-        let plain = shop.shown(60, "1", arguments).await;
+        let plain = env.shown(60, "1", arguments).await;
         assert!(!plain.contains('\u{1b}') && !plain.contains('…'), "{arguments:?}: {plain:?}");
         let widest = plain.lines().map(|line| line.trim_end().chars().count()).max();
         assert!(widest.is_some_and(|width| (40..=60).contains(&width)), "{arguments:?}: {plain}");
         assert!(plain.lines().count() > rows, "cells are wrapped: {plain}");
     }
     // The id is wrapped within its column, and nothing of it is lost.
-    let shown = shop.shown(60, "1", &["status", &long, "--payment", "pay-1"]).await;
+    let shown = env.shown(60, "1", &["status", &long, "--payment", "pay-1"]).await;
     let id: String = shown.lines().take(2).map(|line| line.get(18..).unwrap_or_default()).collect();
     assert_eq!(id.replace('\r', ""), long, "{shown}");
 }
@@ -244,9 +243,9 @@ async fn tables_fit_a_terminal_and_are_plain_elsewhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_on_a_terminal_have_color_unless_no_color_is_set() {
     for (no_color, is_colored) in [("", true), ("1", false)] {
-        let shop = Shop::open().await;
+        let env = ItEnv::open().await;
         let (stderr, shown) = terminal(100);
-        let mut run = shop.program(&["run"]);
+        let mut run = env.program(&["run"]);
         run.env("TERM", "xterm").env("NO_COLOR", no_color).stdout(Stdio::null()).stderr(stderr);
         let mut worker = Guarded::spawn(&mut run).unwrap();
         drop(run);

@@ -13,12 +13,12 @@ use promql_parser::{
     util::{ExprVisitor, walk_expr},
 };
 use serde_json::{Value, json};
+use testkit::{LIMIT, http, poll::eventually};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::OnceCell;
 
 use crate::{
-    shop::{LIMIT, Shop, job},
-    support::{http, poll::eventually},
+    env::{ItEnv, job},
     tidy::{read, sources},
 };
 
@@ -37,16 +37,16 @@ async fn scrape() -> &'static str {
 }
 
 async fn scrape_a_busy_worker() -> String {
-    let shop = Shop::open().await.set("RETRY__SCHEDULE", "30m").set("RETRY__DEFER_SCHEDULE", "1h");
-    let worker = shop.worker().await;
-    shop.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
-    shop.script("p-u", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
-    shop.publish(&job("c", "p", 100)).await;
-    shop.publish(&job("r", "p-risk", 100)).await;
+    let env = ItEnv::open().await.set("RETRY__SCHEDULE", "30m").set("RETRY__DEFER_SCHEDULE", "1h");
+    let worker = env.worker().await;
+    env.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
+    env.script("p-u", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
+    env.publish(&job("c", "p", 100)).await;
+    env.publish(&job("r", "p-risk", 100)).await;
     let mut expiring: Value = serde_json::from_slice(&job("u", "p-u", 100)).unwrap();
     let soon = (OffsetDateTime::now_utc() + Duration::minutes(35)).format(&Rfc3339).unwrap();
     expiring["expiresAt"] = soon.into();
-    shop.publish(expiring.to_string().as_bytes()).await;
+    env.publish(expiring.to_string().as_bytes()).await;
     let scrape = async |wanted: &'static [&'static str]| {
         eventually("all is counted", LIMIT, async || {
             let scrape = http::get(&worker.url, "/metrics").await.ok()?;
@@ -56,7 +56,7 @@ async fn scrape_a_busy_worker() -> String {
     };
     // From now on the payment has an in-doubt block: its next job is deferred.
     scrape(&["settlements_total{settlement=\"retry\""]).await;
-    shop.publish(&job("d", "p-u", 100)).await;
+    env.publish(&job("d", "p-u", 100)).await;
     let scrape = scrape(&[
         "settlements_total{settlement=\"captured\"",
         "settlements_total{settlement=\"dead\"",

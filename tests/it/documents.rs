@@ -5,15 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use capture_worker::domain::capture::class::{Class, FINAL_CODES};
 
-use crate::{
-    shop::PROGRAM,
-    tidy::{read, sources},
-};
+use testkit::processes::worker_command;
+
+use crate::tidy::{read, sources};
 
 /// Prose wraps here; tables, URLs and output of programs do not.
 const COLUMNS_MAX: usize = 100;
@@ -109,7 +107,7 @@ fn every_link_between_documents_leads_somewhere() {
 #[test]
 fn the_architecture_names_only_files_that_exist() {
     let text = read("docs/ARCHITECTURE.md");
-    let files: Vec<String> = ["src", "tests", "benches"]
+    let files: Vec<String> = ["src", "tests", "benches", "examples"]
         .into_iter()
         .flat_map(sources)
         .map(|(path, _)| format!("/{path}"))
@@ -162,7 +160,7 @@ fn the_one_class_table_has_each_class_with_its_codes() {
 }
 
 fn help(command: &[&str]) -> String {
-    let output = Command::new(PROGRAM).args(command).arg("--help").output().unwrap();
+    let output = worker_command(command).arg("--help").output().unwrap();
     assert!(output.status.success(), "capture-worker {} --help", command.join(" "));
     String::from_utf8(output.stdout).unwrap()
 }

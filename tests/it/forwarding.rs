@@ -6,14 +6,13 @@ use capture_worker::{
 };
 use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::{Value, json};
-
-use crate::{
-    shop::{LIMIT, Shop, headers, job},
-    support::{
-        poll::eventually,
-        servers::{Persistence, PrivateRedis, shared_rabbit},
-    },
+use testkit::{
+    LIMIT,
+    poll::eventually,
+    servers::{Persistence, PrivateRedis, shared_rabbit},
 };
+
+use crate::env::{ItEnv, headers, job};
 
 /// The body of a job in HKD with these fields before those of the contract.
 fn with(id: &str, payment: &str, fields: &str) -> Vec<u8> {
@@ -27,8 +26,8 @@ fn of_type(id: &str, payment: &str, capture_type: &str) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_attempt_of_a_job_sends_the_same_forwarded_fields() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let fields = r#""captureType":"NON_FINAL","isLastCapture":false,"transit":null,
         "goods":[{"goodsName":"\u00e9","price":1.50}],"own":1"#;
     let sent = json!({
@@ -39,132 +38,132 @@ async fn every_attempt_of_a_job_sends_the_same_forwarded_fields() {
     // The gateway compares the fields: a difference in the second attempt would be
     // REPEAT_REQ_INCONSISTENT.
     for (id, payment) in [("once", "p-once"), ("again", "sim-answer-lost-1")] {
-        shop.publish(&with(id, payment, fields)).await;
-        shop.ends_as(id, "CAPTURED", None).await;
-        assert_eq!(shop.request(payment, id)["fields"], sent);
+        env.publish(&with(id, payment, fields)).await;
+        env.ends_as(id, "CAPTURED", None).await;
+        assert_eq!(env.request(payment, id)["fields"], sent);
     }
-    assert_eq!(shop.posts("sim-answer-lost-1", "again"), 2);
-    shop.assert_clean_books();
+    assert_eq!(env.posts("sim-answer-lost-1", "again"), 2);
+    env.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_setting_names_the_fields_that_are_forwarded() {
-    let shop = Shop::open().await.set("GATEWAY__FORWARD_FIELDS", "goods,customsCode");
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await.set("GATEWAY__FORWARD_FIELDS", "goods,customsCode");
+    let _worker = env.worker().await;
     let fields = r#""captureType":"whatever","customsCode":"7","goods":[]"#;
-    shop.publish(&with("c", "p", fields)).await;
-    shop.ends_as("c", "CAPTURED", None).await;
-    assert_eq!(shop.request("p", "c")["fields"], json!({"customsCode": "7", "goods": []}));
-    let own = shop.set("GATEWAY__FORWARD_FIELDS", "captureAmount");
-    let (code, _, errors) = own.told(&["run"]).await;
+    env.publish(&with("c", "p", fields)).await;
+    env.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(env.request("p", "c")["fields"], json!({"customsCode": "7", "goods": []}));
+    let own = env.set("GATEWAY__FORWARD_FIELDS", "captureAmount");
+    let (code, _, errors) = own.run(&["run"]).await;
     assert_eq!(code, Some(64), "{errors}");
     assert!(errors.contains("gateway.forward_fields must not name `captureAmount`"), "{errors}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_the_maximum_size_is_forwarded_completely() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let empty = with("c", "p", r#""goods":"""#).len();
     let goods = "x".repeat(BODY_BYTES_MAX - empty);
-    shop.publish(&with("c", "p", &format!(r#""goods":"{goods}""#))).await;
-    shop.ends_as("c", "CAPTURED", None).await;
-    assert_eq!(shop.request("p", "c")["fields"]["goods"], goods);
+    env.publish(&with("c", "p", &format!(r#""goods":"{goods}""#))).await;
+    env.ends_as("c", "CAPTURED", None).await;
+    assert_eq!(env.request("p", "c")["fields"]["goods"], goods);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_forwarded_fields_that_were_not_sent_are_malformed_at_once() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     for (id, fields, reason) in [
         ("type", r#""captureType":"LAST""#, "`captureType` must be"),
         ("boolean", r#""captureType":false"#, "found a boolean"),
         ("twice", r#""goods":[],"goods":[]"#, "`goods` must stand only once"),
     ] {
         let payment = format!("p-{id}");
-        shop.publish(&with(id, &payment, fields)).await;
-        let result = shop.ends_as(id, "FAILED", Some("malformed")).await;
+        env.publish(&with(id, &payment, fields)).await;
+        let result = env.ends_as(id, "FAILED", Some("malformed")).await;
         assert_eq!(
             (&result["attempts"], &result["captureAmount"]["value"]),
             (&json!(0), &json!("100"))
         );
         let message = result["resultMessage"].as_str().unwrap_or_default();
         assert!(message.contains(reason), "{message}");
-        assert_eq!(shop.calls(&payment), []);
+        assert_eq!(env.calls(&payment), []);
     }
-    let letters = shop.dead(Class::Malformed, 3).await;
-    for letter in letters {
-        assert_eq!(letter.header("x-capture-sent"), None);
+    let dead_letters = env.dead(Class::Malformed, 3).await;
+    for dead_letter in dead_letters {
+        assert_eq!(dead_letter.header("x-capture-sent"), None);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_forwarded_fields_do_not_wait_for_an_in_doubt_block() {
-    let shop = Shop::open().await.set("RETRY__SCHEDULE", "60s");
-    let _worker = shop.worker().await;
-    shop.script("p", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
-    shop.publish(&job("doubt", "p", 100)).await;
-    eventually("a capture is in doubt", LIMIT, async || shop.posts("p", "doubt") == 1).await;
-    shop.publish(&with("c", "p", r#""captureType":"LAST""#)).await;
-    shop.ends_as("c", "FAILED", Some("malformed")).await;
+    let env = ItEnv::open().await.set("RETRY__SCHEDULE", "60s");
+    let _worker = env.worker().await;
+    env.script("p", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
+    env.publish(&job("doubt", "p", 100)).await;
+    eventually("a capture is in doubt", LIMIT, async || env.posts("p", "doubt") == 1).await;
+    env.publish(&with("c", "p", r#""captureType":"LAST""#)).await;
+    env.ends_as("c", "FAILED", Some("malformed")).await;
     // A valid job waits.
-    shop.publish(&job("good", "p", 100)).await;
-    shop.publish(&with("d", "p", r#""captureType":"LAST""#)).await;
-    shop.ends_as("d", "FAILED", Some("malformed")).await;
-    assert_eq!((shop.results_now("good"), shop.posts("p", "good")), (vec![], 0));
+    env.publish(&job("good", "p", 100)).await;
+    env.publish(&with("d", "p", r#""captureType":"LAST""#)).await;
+    env.ends_as("d", "FAILED", Some("malformed")).await;
+    assert_eq!((env.results_now("good"), env.posts("p", "good")), (vec![], 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_forwarded_fields_of_a_sent_id_need_an_inquiry() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let sent = || headers([("x-capture-sent", AMQPValue::Boolean(true))]);
-    shop.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
-    shop.publish_with(&with("c", "p", r#""captureType":"LAST""#), sent()).await;
-    let result = shop.ends_as("c", "FAILED", Some("malformed")).await;
-    assert_eq!((&result["attempts"], shop.inquiries("p")), (&json!(2), 2), "two inquiries");
-    assert_eq!(shop.posts("p", "c"), 0);
+    env.script("p", json!([{"call": "inquiry", "answer": {"http": 503}}]));
+    env.publish_with(&with("c", "p", r#""captureType":"LAST""#), sent()).await;
+    let result = env.ends_as("c", "FAILED", Some("malformed")).await;
+    assert_eq!((&result["attempts"], env.inquiries("p")), (&json!(2), 2), "two inquiries");
+    assert_eq!(env.posts("p", "c"), 0);
     // An id in process is not reported as failed.
-    shop.script("q", json!([{"call": "inquiry", "answer": {"http": 503}, "times": "forever"}]));
-    shop.publish_with(&with("d", "q", r#""goods":1,"goods":1"#), sent()).await;
-    shop.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
+    env.script("q", json!([{"call": "inquiry", "answer": {"http": 503}, "times": "forever"}]));
+    env.publish_with(&with("d", "q", r#""goods":1,"goods":1"#), sent()).await;
+    env.ends_as("d", "IN_DOUBT", Some("in_doubt")).await;
 }
 
 /// The rules may change between two attempts, by the settings or by another version.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_captured_under_older_rules_stays_captured() {
-    let shop = Shop::open().await.set("RETRY__SCHEDULE", "3s,3s,3s");
-    let mut older = shop.worker_with(&[("GATEWAY__FORWARD_FIELDS", "captureType")]).await;
-    shop.script("p", json!([{"answer": "no_answer", "executes": true}]));
-    shop.publish(&with("c", "p", r#""goods":1,"goods":2"#)).await;
-    eventually("the job is captured", LIMIT, async || shop.captures_of("c") == 1).await;
+    let env = ItEnv::open().await.set("RETRY__SCHEDULE", "3s,3s,3s");
+    let mut older = env.worker_with(&[("GATEWAY__FORWARD_FIELDS", "captureType")]).await;
+    env.script("p", json!([{"answer": "no_answer", "executes": true}]));
+    env.publish(&with("c", "p", r#""goods":1,"goods":2"#)).await;
+    eventually("the job is captured", LIMIT, async || env.captures_of("c") == 1).await;
     assert_eq!(older.drain().await, Some(0));
-    let _newer = shop.worker().await;
-    shop.ends_as("c", "CAPTURED", None).await;
-    assert_eq!((shop.posts("p", "c"), shop.inquiries("p")), (1, 1));
-    shop.assert_clean_books();
+    let _newer = env.worker().await;
+    env.ends_as("c", "CAPTURED", None).await;
+    assert_eq!((env.posts("p", "c"), env.inquiries("p")), (1, 1));
+    env.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_final_capture_waits_behind_others_of_its_payment_in_a_worker() {
-    let shop = Shop::open().await.set("GATEWAY__TIMEOUT", "8s");
+    let env = ItEnv::open().await.set("GATEWAY__TIMEOUT", "8s");
     let slow = json!([{"delay_ms": 1500, "captureRequestId": "first"}]);
-    shop.script("p", slow);
-    let _worker = shop.worker().await;
-    shop.publish(&of_type("first", "p", "NON_FINAL")).await;
-    eventually("a capture is in progress", LIMIT, async || shop.sandbox.in_flight("p") == 1).await;
-    shop.publish(&of_type("last", "p", "FINAL")).await;
+    env.script("p", slow);
+    let _worker = env.worker().await;
+    env.publish(&of_type("first", "p", "NON_FINAL")).await;
+    eventually("a capture is in progress", LIMIT, async || env.sandbox.in_flight("p") == 1).await;
+    env.publish(&of_type("last", "p", "FINAL")).await;
     for id in ["second", "third"] {
-        shop.publish(&of_type(id, "p", "NON_FINAL")).await;
+        env.publish(&of_type(id, "p", "NON_FINAL")).await;
     }
     for id in ["first", "second", "third", "last"] {
-        shop.ends_as(id, "CAPTURED", None).await;
+        env.ends_as(id, "CAPTURED", None).await;
     }
-    assert_eq!(shop.sandbox.payment("p").expect("a payment")["finalCapture"], "last");
-    shop.publish(&of_type("late", "p", "NON_FINAL")).await;
-    let result = shop.ends_as("late", "FAILED", Some("order")).await;
+    assert_eq!(env.sandbox.payment("p").expect("a payment")["finalCapture"], "last");
+    env.publish(&of_type("late", "p", "NON_FINAL")).await;
+    let result = env.ends_as("late", "FAILED", Some("order")).await;
     assert_eq!(result["resultCode"], "ORDER_STATUS_INVALID");
-    shop.assert_clean_books();
+    env.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,76 +171,76 @@ async fn a_strict_gateway_treats_an_absent_capture_type_as_final() {
     let redis = PrivateRedis::start(Persistence::None).await.expect("a Redis");
     let rabbit = shared_rabbit().await.expect("a broker");
     let options = SandboxOptions { strict: true, ..SandboxOptions::default() };
-    let shop = Shop::open_with(&rabbit.url(), &redis.url(), options).await;
-    let _worker = shop.worker().await;
-    shop.sandbox_has_seen("p").await;
-    shop.publish(&of_type("a", "p", "NON_FINAL")).await;
-    shop.ends_as("a", "CAPTURED", None).await;
-    shop.publish(&job("b", "p", 100)).await;
-    shop.ends_as("b", "CAPTURED", None).await;
-    shop.publish(&of_type("c", "p", "NON_FINAL")).await;
-    shop.ends_as("c", "FAILED", Some("order")).await;
+    let env = ItEnv::open_with(&rabbit.url(), &redis.url(), options).await;
+    let _worker = env.worker().await;
+    env.sandbox_has_seen("p").await;
+    env.publish(&of_type("a", "p", "NON_FINAL")).await;
+    env.ends_as("a", "CAPTURED", None).await;
+    env.publish(&job("b", "p", 100)).await;
+    env.ends_as("b", "CAPTURED", None).await;
+    env.publish(&of_type("c", "p", "NON_FINAL")).await;
+    env.ends_as("c", "FAILED", Some("order")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_have_the_acquirers_fields_of_the_gateway() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let expected = |result: &Value| {
         let id = &result["captureId"];
         json!({"acquirerName": "SANDBOX", "acquirerTransactionId": id})
     };
-    shop.publish(&job("c", "p", 100)).await;
-    let result = shop.ends_as("c", "CAPTURED", None).await;
+    env.publish(&job("c", "p", 100)).await;
+    let result = env.ends_as("c", "CAPTURED", None).await;
     assert_eq!(result["acquirerInfo"], expected(&result));
     // The recorded outcome settles a copy.
-    shop.publish(&job("c", "p", 100)).await;
-    eventually("the copy's result", LIMIT, async || shop.results_now("c").len() == 2).await;
-    assert_eq!(shop.results_now("c")[1]["acquirerInfo"], expected(&result));
-    assert_eq!(shop.posts("p", "c"), 1);
+    env.publish(&job("c", "p", 100)).await;
+    eventually("the copy's result", LIMIT, async || env.results_now("c").len() == 2).await;
+    assert_eq!(env.results_now("c")[1]["acquirerInfo"], expected(&result));
+    assert_eq!(env.posts("p", "c"), 1);
     // An inquiry shows it too.
-    shop.publish(&job("asked", "sim-in-process-1", 100)).await;
-    let result = shop.ends_as("asked", "CAPTURED", None).await;
+    env.publish(&job("asked", "sim-in-process-1", 100)).await;
+    let result = env.ends_as("asked", "CAPTURED", None).await;
     assert_eq!(result["acquirerInfo"], expected(&result));
     assert_eq!(result["acquirerReferenceNo"], result["captureId"]);
     for (id, length) in [("fits", 4094), ("large", 4095)] {
         let info = "x".repeat(length);
         let payment = format!("p-{id}");
-        shop.script(&payment, json!([{"fields": {"acquirerInfo": info}}]));
-        shop.publish(&job(id, &payment, 100)).await;
-        let result = shop.ends_as(id, "CAPTURED", None).await;
+        env.script(&payment, json!([{"fields": {"acquirerInfo": info}}]));
+        env.publish(&job(id, &payment, 100)).await;
+        let result = env.ends_as(id, "CAPTURED", None).await;
         assert_eq!(result["acquirerInfo"].is_string(), id == "fits");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nulls_and_a_byte_order_mark_of_frameworks_are_accepted() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let marked = [b"\xef\xbb\xbf".as_slice(), &job("marked", "p-1", 100)].concat();
-    shop.publish(&marked).await;
-    shop.ends_as("marked", "CAPTURED", None).await;
+    env.publish(&marked).await;
+    env.ends_as("marked", "CAPTURED", None).await;
     let unset = r#""amount":null,"expiresAt":null,"metadata":null,"captureType":null,"goods":null"#;
-    shop.publish(&with("unset", "p-2", unset)).await;
-    shop.ends_as("unset", "CAPTURED", None).await;
-    assert_eq!(shop.request("p-2", "unset")["fields"], json!({}));
+    env.publish(&with("unset", "p-2", unset)).await;
+    env.ends_as("unset", "CAPTURED", None).await;
+    assert_eq!(env.request("p-2", "unset")["fields"], json!({}));
     let properties = BasicProperties::default().with_delivery_mode(2);
-    let exchange = format!("{}.jobs", shop.prefix);
+    let exchange = format!("{}.jobs", env.prefix);
     for (encoding, body) in [("gzip", b"\x1f\x8b\x08\x00".as_slice()), ("deflate", b"\x78\x9c\xcb")]
     {
         let compressed = properties.clone().with_content_encoding(encoding.into());
-        shop.broker.publish(&exchange, "shipped", body, compressed).await.expect("published");
+        env.broker.publish(&exchange, "shipped", body, compressed).await.expect("published");
     }
-    for letter in shop.dead(Class::Malformed, 2).await {
-        let message = letter.header("x-capture-message").unwrap_or_default();
+    for dead_letter in env.dead(Class::Malformed, 2).await {
+        let message = dead_letter.header("x-capture-message").unwrap_or_default();
         assert_eq!(message, "the body is compressed: publish it uncompressed");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_with_a_lower_amount_shows_what_is_given_up() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     for (id, fields) in [
         ("absent", r#""own":1"#),
         ("final", r#""captureType":"FINAL""#),
@@ -249,15 +248,16 @@ async fn a_plan_with_a_lower_amount_shows_what_is_given_up() {
         ("goods", r#""captureType":"NON_FINAL","goods":[{}]"#),
     ] {
         let payment = format!("p-{id}");
-        shop.script(&payment, json!([{"answer": {"code": "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT"}}]));
-        shop.publish(&with(id, &payment, fields)).await;
-        shop.ends_as(id, "FAILED", Some("limit")).await;
+        env.script(&payment, json!([{"answer": {"code": "CAPTURE_AMOUNT_EXCEED_AUTH_LIMIT"}}]));
+        env.publish(&with(id, &payment, fields)).await;
+        env.ends_as(id, "FAILED", Some("limit")).await;
     }
-    eventually("all dead letters exist", LIMIT, async || shop.lie(Class::Limit).await == 4).await;
+    eventually("all dead letters exist", LIMIT, async || env.dead_count(Class::Limit).await == 4)
+        .await;
     let plan = async |id: &str| {
         let command = ["dead", "replay", "--dry-run", "--class", "limit", "--capture-value", "60"];
         let command = [command.as_slice(), &["--id", id]].concat();
-        (shop.told(&command).await, shop.told_json(&command).await)
+        (env.run(&command).await, env.run_json(&command).await)
     };
     for (id, is_given_up) in [("absent", true), ("final", true), ("partial", false)] {
         let ((_, text, errors), (exit, document)) = plan(id).await;
@@ -271,9 +271,9 @@ async fn a_plan_with_a_lower_amount_shows_what_is_given_up() {
     assert!(text.contains("its goods list what the amount pays for"), "{text}");
     // Without --capture-value, the job is replayed with its goods.
     let replay = ["dead", "replay", "--class", "limit", "--id", "goods", "--yes"];
-    assert_eq!(shop.told(&replay).await.0, Some(0));
+    assert_eq!(env.run(&replay).await.0, Some(0));
     let child = capture_worker::domain::replay::fresh_id("goods");
-    shop.ends_as(&child, "CAPTURED", None).await;
-    let fields = &shop.request("p-goods", &child)["fields"];
+    env.ends_as(&child, "CAPTURED", None).await;
+    let fields = &env.request("p-goods", &child)["fields"];
     assert_eq!(*fields, json!({"captureType": "NON_FINAL", "goods": [{}]}));
 }

@@ -4,11 +4,9 @@
 use capture_worker::domain::capture::class::Class;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::json;
+use testkit::{LIMIT, poll::eventually, raw_amqp, servers::shared_rabbit};
 
-use crate::{
-    shop::{LIMIT, Shop, headers, job, text},
-    support::{poll::eventually, raw_amqp, servers::shared_rabbit},
-};
+use crate::env::{ItEnv, headers, job, text};
 
 /// The text of a job with these members instead of valid ones.
 fn with(id: &str, payment: &str, amount: &str, more: &str) -> Vec<u8> {
@@ -200,44 +198,45 @@ fn hostile_headers() -> Vec<FieldTable> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_jobs_end_malformed_and_valid_jobs_between_are_captured() {
-    let shop = Shop::open().await;
-    let worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let worker = env.worker().await;
     let bodies = hostile_bodies();
     assert!(bodies.len() >= 60);
     let tables = hostile_headers();
     for (n, (body, table)) in bodies.iter().zip(tables.iter().cycle()).enumerate() {
-        shop.publish_with(body, table.clone()).await;
+        env.publish_with(body, table.clone()).await;
         if n % 4 == 0 {
             // A valid job with the same headers. Impossible values in the worker's own headers
             // count as absent.
             let table = if n % 8 == 0 { table.clone() } else { FieldTable::default() };
-            shop.publish_with(&job(&format!("good-{n}"), &format!("good-{n}"), 100), table).await;
+            env.publish_with(&job(&format!("good-{n}"), &format!("good-{n}"), 100), table).await;
         }
     }
-    let letters = shop.dead(Class::Malformed, u32::try_from(bodies.len()).unwrap()).await;
+    let dead_letters = env.dead(Class::Malformed, u32::try_from(bodies.len()).unwrap()).await;
     let mut left = bodies.clone();
-    for letter in &letters {
-        let at = left.iter().position(|body| *body == letter.body).expect("the unchanged body");
+    for dead_letter in &dead_letters {
+        let at =
+            left.iter().position(|body| *body == dead_letter.body).expect("the unchanged body");
         left.swap_remove(at);
-        let reason = letter.header("x-capture-message").unwrap_or_default();
+        let reason = dead_letter.header("x-capture-message").unwrap_or_default();
         assert!(reason.len() > 10, "{reason}");
-        assert_eq!(letter.header("x-capture-class").as_deref(), Some("malformed"));
-        assert_eq!(letter.header("x-capture-signed").as_deref(), Some("false"));
+        assert_eq!(dead_letter.header("x-capture-class").as_deref(), Some("malformed"));
+        assert_eq!(dead_letter.header("x-capture-signed").as_deref(), Some("false"));
     }
     for n in (0..bodies.len()).step_by(4) {
         let id = format!("good-{n}");
-        shop.ends_as(&id, "CAPTURED", None).await;
-        assert_eq!(shop.captures_of(&id), 1);
+        env.ends_as(&id, "CAPTURED", None).await;
+        assert_eq!(env.captures_of(&id), 1);
     }
     // A job whose id is valid and occurs once has a result, even without an amount.
-    let told = shop.results_now("hostile");
-    assert!(told.len() > 40, "{}", told.len());
-    for result in told {
+    let results = env.results_now("hostile");
+    assert!(results.len() > 40, "{}", results.len());
+    for result in results {
         let found = (result["status"].as_str(), result["class"].as_str());
         assert_eq!(found, (Some("FAILED"), Some("malformed")));
     }
-    assert!(shop.results_now("c").is_empty(), "an id that occurs twice is not used");
-    eventually("all queues are empty", LIMIT, async || shop.queued().await.is_empty()).await;
+    assert!(env.results_now("c").is_empty(), "an id that occurs twice is not used");
+    eventually("all queues are empty", LIMIT, async || env.queued().await.is_empty()).await;
     assert_eq!(worker.process.stderr().matches("panicked").count(), 0);
 }
 
@@ -246,60 +245,60 @@ async fn invalid_jobs_end_malformed_and_valid_jobs_between_are_captured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_client_cannot_read_ends_as_poison_alone() {
     let rabbit = shared_rabbit().await.unwrap();
-    let shop = Shop::open().await;
-    let worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let worker = env.worker().await;
     for n in 0..30 {
-        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        env.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
         if n == 10 {
             let table = raw_amqp::entry(b"\xff\xfe", b"x");
-            let exchange = format!("{}.jobs", shop.prefix);
+            let exchange = format!("{}.jobs", env.prefix);
             raw_amqp::publish(rabbit.port(), &exchange, &table, &job("bad", "bad", 100)).unwrap();
         }
     }
     for n in 0..30 {
-        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+        env.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
     }
-    let queue = format!("{}.dead.poison", shop.prefix);
+    let queue = format!("{}.dead.poison", env.prefix);
     eventually("the message is a dead letter of class poison", LIMIT, async || {
-        shop.broker.queue_depth(&queue).await.unwrap() == Some(1)
+        env.broker.queue_depth(&queue).await.unwrap() == Some(1)
     })
     .await;
-    assert_eq!(shop.queued().await, [("dead.poison".to_owned(), 1)].into());
-    worker.becomes_ready().await;
-    shop.publish(&job("after", "p", 100)).await;
-    shop.ends_as("after", "CAPTURED", None).await;
-    shop.assert_clean_books();
+    assert_eq!(env.queued().await, [("dead.poison".to_owned(), 1)].into());
+    worker.becomes_ready().await.unwrap();
+    env.publish(&job("after", "p", 100)).await;
+    env.ends_as("after", "CAPTURED", None).await;
+    env.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_trace_headers_do_not_prevent_the_result() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
-    shop.publish_with(&job("c", "p", 100), headers([("tracestate", text(&"x".repeat(120_000)))]))
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
+    env.publish_with(&job("c", "p", 100), headers([("tracestate", text(&"x".repeat(120_000)))]))
         .await;
-    shop.ends_as("c", "CAPTURED", None).await;
+    env.ends_as("c", "CAPTURED", None).await;
     let metadata = r#"{"$serde_json::private::RawValue":"{\"evil\":\"1\"}"}"#;
     let odd = String::from_utf8(job("odd", "p", 100)).unwrap();
     let odd = odd.replacen('{', &format!("{{\"metadata\":{metadata},"), 1);
-    shop.publish(odd.as_bytes()).await;
-    shop.ends_as("odd", "CAPTURED", None).await;
+    env.publish(odd.as_bytes()).await;
+    env.ends_as("odd", "CAPTURED", None).await;
     let bodies =
-        shop.results.all().into_iter().map(|letter| String::from_utf8(letter.body).unwrap());
-    let told = bodies.filter(|body| body.contains(&format!("\"metadata\":{metadata}")));
-    assert_eq!(told.count(), 1, "the metadata is unchanged");
+        env.results.all().into_iter().map(|result| String::from_utf8(result.body).unwrap());
+    let results = bodies.filter(|body| body.contains(&format!("\"metadata\":{metadata}")));
+    assert_eq!(results.count(), 1, "the metadata is unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_returned_too_often_is_poison_before_it_begins() {
-    let shop = Shop::open().await;
-    let _worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let _worker = env.worker().await;
     let returned = headers([("x-capture-returns", AMQPValue::LongInt(20))]);
-    shop.publish_with(&job("c", "p", 100), returned).await;
-    let result = shop.ends_as("c", "IN_DOUBT", Some("poison")).await;
+    env.publish_with(&job("c", "p", 100), returned).await;
+    let result = env.ends_as("c", "IN_DOUBT", Some("poison")).await;
     assert_eq!(result["attempts"], json!(0));
-    shop.dead(Class::Poison, 1).await;
-    assert_eq!(shop.posts("p", "c"), 0);
+    env.dead(Class::Poison, 1).await;
+    assert_eq!(env.posts("p", "c"), 0);
     let nearly = headers([("x-capture-returns", AMQPValue::LongInt(19))]);
-    shop.publish_with(&job("d", "p", 100), nearly).await;
-    shop.ends_as("d", "CAPTURED", None).await;
+    env.publish_with(&job("d", "p", 100), nearly).await;
+    env.ends_as("d", "CAPTURED", None).await;
 }

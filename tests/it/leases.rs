@@ -15,16 +15,15 @@ use capture_worker::{
         Acquired, Claim, Lease, LeaseTimes, Leases, Owner, RedisOptions, Released, Renewed, Role,
     },
 };
+use testkit::{
+    LIMIT,
+    memory::name_server,
+    poll::eventually,
+    servers::{Persistence, PrivateRedis, Reply},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{
-    shop::{LIMIT, job},
-    support::{
-        memory::name_server,
-        poll::eventually,
-        servers::{Persistence, PrivateRedis, Reply},
-    },
-};
+use crate::env::job;
 
 const TIMES: LeaseTimes = LeaseTimes {
     ttl: Duration::from_secs(30),

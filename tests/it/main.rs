@@ -1,11 +1,7 @@
 //! The behavior of the program from outside, with a real RabbitMQ, a real Redis, and the gateway's
 //! sandbox over HTTP.
 
-#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
-#[path = "../support/mod.rs"]
-mod support;
-
-mod shop;
+mod env;
 
 mod addresses;
 mod adversary;
@@ -15,6 +11,7 @@ mod contention;
 mod contract;
 mod copies;
 mod dashboards;
+mod dead_letters;
 mod definitions;
 mod documents;
 mod doubt;
@@ -24,7 +21,6 @@ mod forgets;
 mod forwarding;
 mod hostile;
 mod leases;
-mod letters;
 mod metrics;
 mod operators;
 mod outages;

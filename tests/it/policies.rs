@@ -11,20 +11,21 @@ use lapin::{
     types::AMQPValue,
 };
 use serde_json::{Value, json};
-
-use crate::{
-    letters::{without_count, written},
-    shop::{LIMIT, Shop, headers, job, text},
-    support::{
-        broker::Letter,
-        http,
-        poll::eventually,
-        processes::Process,
-        servers::{Persistence, PrivateRabbit, PrivateRedis, shared_rabbit},
-    },
+use testkit::{
+    LIMIT,
+    broker::Message,
+    http,
+    poll::eventually,
+    processes::Process,
+    servers::{Persistence, PrivateRabbit, PrivateRedis, shared_rabbit},
 };
 
-impl Shop {
+use crate::{
+    dead_letters::{without_count, written},
+    env::{ItEnv, headers, job, text},
+};
+
+impl ItEnv {
     /// Sets a policy for all queues of this test environment.
     pub(crate) async fn hygiene_policy(&self, rabbit: &PrivateRabbit, definition: &Value) {
         let (name, pattern) = (format!("hygiene-{}", self.prefix), format!("^{}\\.", self.prefix));
@@ -41,8 +42,8 @@ impl Shop {
     }
 
     /// The messages of a queue, in order. The broker counts this as a return.
-    async fn messages(&self, queue: &str) -> Vec<Letter> {
-        let messages = self.broker.hold_queue(queue).await.unwrap().give_back().await.unwrap();
+    async fn messages(&self, queue: &str) -> Vec<Message> {
+        let messages = self.broker.hold_queue(queue).await.unwrap().requeue().await.unwrap();
         let depth = Some(u32::try_from(messages.len()).unwrap());
         let are_back = async || self.broker.queue_depth(queue).await.unwrap() >= depth;
         eventually("all messages are back", LIMIT, are_back).await;
@@ -75,7 +76,8 @@ impl Shop {
     async fn risks(&self, count: u64) {
         for n in 0..count {
             let written = written("RISK_REJECT", true, Duration::from_secs(3600));
-            self.bury(Class::Risk, &job(&format!("risk-{n}"), "p-risk", 100 + n), written).await;
+            self.dead_letter(Class::Risk, &job(&format!("risk-{n}"), "p-risk", 100 + n), written)
+                .await;
         }
     }
 }
@@ -84,32 +86,32 @@ impl Shop {
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_browses_under_a_delivery_limit_of_12_lose_nothing() {
     let rabbit = shared_rabbit().await.unwrap();
-    let shop = Shop::open().await.declare().await;
-    shop.hygiene_policy(rabbit, &json!({"delivery-limit": 12})).await;
-    shop.sandbox_has_seen("p-risk").await;
-    shop.risks(10).await;
-    shop.audit_records(3).await;
-    let queue = format!("{}.dead.risk", shop.prefix);
-    let before = shop.contents(&queue).await;
+    let env = ItEnv::open().await.declare().await;
+    env.hygiene_policy(rabbit, &json!({"delivery-limit": 12})).await;
+    env.sandbox_has_seen("p-risk").await;
+    env.risks(10).await;
+    env.audit_records(3).await;
+    let queue = format!("{}.dead.risk", env.prefix);
+    let before = env.contents(&queue).await;
     assert_eq!(before.len(), 10);
-    let looks: [&[&str]; 5] = [
+    let browses: [&[&str]; 5] = [
         &["dead", "list", "--json"],
         &["dead", "show", "risk-9", "--json"],
         &["dead", "export"],
         &["dead", "replay", "--class", "risk", "--dry-run", "--limit", "2"],
         &["dead", "discard", "--class", "risk", "--reason", "none", "--dry-run"],
     ];
-    for look in 0..40 {
-        let (code, output, errors) = shop.told(looks[look % looks.len()]).await;
-        assert_eq!(code, Some(0), "browse {look}: {output}{errors}");
-        let (_, audited) = shop.told_json(&["audit"]).await;
-        assert_eq!(audited.as_array().unwrap().len(), 3, "browse {look}");
+    for browse in 0..40 {
+        let (code, output, errors) = env.run(browses[browse % browses.len()]).await;
+        assert_eq!(code, Some(0), "browse {browse}: {output}{errors}");
+        let (_, audited) = env.run_json(&["audit"]).await;
+        assert_eq!(audited.as_array().unwrap().len(), 3, "browse {browse}");
     }
-    assert!(shop.contents(&queue).await == before, "order or content has changed");
+    assert!(env.contents(&queue).await == before, "order or content has changed");
     let (code, acted, _) =
-        shop.told(&["dead", "discard", "--class", "risk", "--reason", "r", "--yes"]).await;
+        env.run(&["dead", "discard", "--class", "risk", "--reason", "r", "--yes"]).await;
     assert_eq!(code, Some(0), "{acted}");
-    assert_eq!(shop.told_json(&["audit"]).await.1.as_array().unwrap().len(), 13);
+    assert_eq!(env.run_json(&["audit"]).await.1.as_array().unwrap().len(), 13);
 }
 
 /// Two browsing commands are killed while they republish the queue.
@@ -117,27 +119,27 @@ async fn forty_browses_under_a_delivery_limit_of_12_lose_nothing() {
 async fn browses_that_are_killed_near_the_limit_lose_nothing() {
     const COUNT: u64 = 2000;
     let rabbit = shared_rabbit().await.unwrap();
-    let shop = Shop::open().await.declare().await;
-    shop.hygiene_policy(rabbit, &json!({"delivery-limit": 12})).await;
-    shop.risks(COUNT).await;
-    let queue = format!("{}.dead.risk", shop.prefix);
-    shop.return_all(&queue, 10).await;
+    let env = ItEnv::open().await.declare().await;
+    env.hygiene_policy(rabbit, &json!({"delivery-limit": 12})).await;
+    env.risks(COUNT).await;
+    let queue = format!("{}.dead.risk", env.prefix);
+    env.return_all(&queue, 10).await;
     let all = u32::try_from(COUNT).unwrap();
     for _ in 0..2 {
-        let mut killed = Process::spawn(shop.program(&["dead", "list"])).unwrap();
-        let looks = async || shop.broker.queue_depth(&queue).await.unwrap() < Some(all);
-        eventually("the command holds some messages", LIMIT, looks).await;
+        let mut killed = Process::spawn(env.program(&["dead", "list"])).unwrap();
+        let browses = async || env.broker.queue_depth(&queue).await.unwrap() < Some(all);
+        eventually("the command holds some messages", LIMIT, browses).await;
         killed.kill9();
-        let are_back = async || shop.broker.queue_depth(&queue).await.unwrap() >= Some(all);
+        let are_back = async || env.broker.queue_depth(&queue).await.unwrap() >= Some(all);
         eventually("all messages are back", LIMIT, are_back).await;
     }
     for _ in 0..15 {
-        let (code, listed) = shop.told_json(&["dead", "list"]).await;
+        let (code, listed) = env.run_json(&["dead", "list"]).await;
         assert_eq!(code, Some(0));
         // A message that was republished and not acked yet exists twice.
         assert!(listed[0]["letters"].as_u64() >= Some(COUNT), "{listed}");
     }
-    let (_, exported, _) = shop.told(&["dead", "export"]).await;
+    let (_, exported, _) = env.run(&["dead", "export"]).await;
     let ids: BTreeSet<String> = exported
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["captureRequestId"].to_string())
@@ -147,26 +149,26 @@ async fn browses_that_are_killed_near_the_limit_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_is_republished_when_its_count_reaches_ten() {
-    let shop = Shop::open().await.declare().await;
-    shop.risks(30).await;
-    let queue = format!("{}.dead.risk", shop.prefix);
-    let before = shop.contents(&queue).await;
-    shop.return_all(&queue, 7).await;
-    let look = async || assert_eq!(shop.told(&["dead", "list"]).await.0, Some(0));
-    look().await;
-    assert_eq!(shop.counted(&queue).await, (9, 30), "returned in place");
-    look().await;
-    assert_eq!(shop.counted(&queue).await, (1, 30), "republished with new counts");
-    assert!(shop.contents(&queue).await == before, "order or content has changed");
+    let env = ItEnv::open().await.declare().await;
+    env.risks(30).await;
+    let queue = format!("{}.dead.risk", env.prefix);
+    let before = env.contents(&queue).await;
+    env.return_all(&queue, 7).await;
+    let browse = async || assert_eq!(env.run(&["dead", "list"]).await.0, Some(0));
+    browse().await;
+    assert_eq!(env.counted(&queue).await, (9, 30), "returned in place");
+    browse().await;
+    assert_eq!(env.counted(&queue).await, (1, 30), "republished with new counts");
+    assert!(env.contents(&queue).await == before, "order or content has changed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_high_count_behind_the_first_messages_is_found() {
-    let shop = Shop::open().await.declare().await;
-    let queue = format!("{}.dead.risk", shop.prefix);
-    shop.risks(200).await;
+    let env = ItEnv::open().await.declare().await;
+    let queue = format!("{}.dead.risk", env.prefix);
+    env.risks(200).await;
     // The last message is returned repeatedly while the others are held.
-    let mut held = shop.broker.hold_queue(&queue).await.unwrap();
+    let mut held = env.broker.hold_queue(&queue).await.unwrap();
     for _ in 0..11 {
         let nack = BasicNackOptions { requeue: true, ..Default::default() };
         held.channel.basic_nack(held.tags.pop().unwrap(), nack).await.unwrap();
@@ -176,40 +178,43 @@ async fn a_high_count_behind_the_first_messages_is_found() {
         });
         held.tags.push(message.await.delivery.delivery_tag);
     }
-    held.give_back().await.unwrap();
-    let are_back = async || shop.broker.queue_depth(&queue).await.unwrap() == Some(200);
+    held.requeue().await.unwrap();
+    let are_back = async || env.broker.queue_depth(&queue).await.unwrap() == Some(200);
     eventually("all messages are back", LIMIT, are_back).await;
-    assert_eq!(shop.counted(&queue).await.0, 12);
-    assert_eq!(shop.told(&["dead", "list"]).await.0, Some(0));
-    let (count, messages) = shop.counted(&queue).await;
+    assert_eq!(env.counted(&queue).await.0, 12);
+    assert_eq!(env.run(&["dead", "list"]).await.0, Some(0));
+    let (count, messages) = env.counted(&queue).await;
     assert!((count, messages) <= (1, 200), "{count}, {messages}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_write_permission_messages_return_with_a_warning() {
     let rabbit = shared_rabbit().await.unwrap();
-    let shop = Shop::open().await.declare().await;
-    shop.risks(5).await;
-    shop.audit_records(5).await;
-    let (prefix, user) = (shop.prefix.clone(), format!("reader-{}", shop.prefix));
+    let env = ItEnv::open().await.declare().await;
+    env.risks(5).await;
+    env.audit_records(5).await;
+    let (prefix, user) = (env.prefix.clone(), format!("reader-{}", env.prefix));
     rabbit.ctl(&["add_user", &user, "secret"]).await.unwrap();
-    let (look, read) = (format!("^{prefix}\\..*\\.look$"), format!("^{prefix}\\."));
-    rabbit.ctl(&["set_permissions", "-p", "/", &user, &look, &look, &read]).await.unwrap();
+    let (configure, read) = (format!("^{prefix}\\..*\\.look$"), format!("^{prefix}\\."));
+    rabbit
+        .ctl(&["set_permissions", "-p", "/", &user, &configure, &configure, &read])
+        .await
+        .unwrap();
     let url = format!("amqp://{user}:secret@127.0.0.1:{}/%2f", rabbit.port());
-    let shop = shop.set("BROKER__URL", &url);
+    let env = env.set("BROKER__URL", &url);
     for (queue, command, count) in [
         (format!("{prefix}.dead.risk"), &["dead", "export"][..], 5),
         (format!("{prefix}.audit"), &["audit"][..], 6),
     ] {
-        let before = shop.contents(&queue).await;
-        shop.return_all(&queue, 9).await;
-        let (code, output, errors) = shop.told(command).await;
+        let before = env.contents(&queue).await;
+        env.return_all(&queue, 9).await;
+        let (code, output, errors) = env.run(command).await;
         assert_eq!((code, output.lines().count()), (Some(0), count), "{errors}");
         for part in ["could not be republished", "ACCESS_REFUSED", &queue] {
             assert!(errors.contains(part), "{part} in {errors}");
         }
-        assert_eq!(shop.counted(&queue).await, (11, 5));
-        assert!(shop.contents(&queue).await == before, "order or content has changed");
+        assert_eq!(env.counted(&queue).await, (11, 5));
+        assert!(env.contents(&queue).await == before, "order or content has changed");
     }
 }
 
@@ -218,9 +223,9 @@ async fn without_write_permission_messages_return_with_a_warning() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_republished_message_is_unchanged() {
     let rabbit = shared_rabbit().await.unwrap();
-    let shop = Shop::open().await.declare().await;
-    rabbit.ctl(&["add_user", &shop.prefix, "secret"]).await.unwrap();
-    rabbit.ctl(&["set_permissions", "-p", "/", &shop.prefix, ".*", ".*", ".*"]).await.unwrap();
+    let env = ItEnv::open().await.declare().await;
+    rabbit.ctl(&["add_user", &env.prefix, "secret"]).await.unwrap();
+    rabbit.ctl(&["set_permissions", "-p", "/", &env.prefix, ".*", ".*", ".*"]).await.unwrap();
     let properties = BasicProperties::default()
         .with_delivery_mode(1)
         .with_priority(3)
@@ -239,15 +244,15 @@ async fn a_republished_message_is_unchanged() {
             ("nothing", AMQPValue::Void),
             ("time", AMQPValue::Timestamp(1_700_000_000)),
         ]));
-    let exchange = format!("{}.dead", shop.prefix);
-    shop.broker.publish(&exchange, "poison", b"{\xff\x00", properties).await.unwrap();
-    let (mut body, mut before) = shop.lying(Class::Poison).await.remove(0);
-    shop.return_all(&format!("{}.dead.poison", shop.prefix), 10).await;
-    let url = format!("amqp://{0}:secret@127.0.0.1:{1}/%2f", shop.prefix, rabbit.port());
-    let shop = shop.set("BROKER__URL", &url);
-    let (code, _, errors) = shop.told(&["dead", "list"]).await;
+    let exchange = format!("{}.dead", env.prefix);
+    env.broker.publish(&exchange, "poison", b"{\xff\x00", properties).await.unwrap();
+    let (mut body, mut before) = env.dead_letters_in(Class::Poison).await.remove(0);
+    env.return_all(&format!("{}.dead.poison", env.prefix), 10).await;
+    let url = format!("amqp://{0}:secret@127.0.0.1:{1}/%2f", env.prefix, rabbit.port());
+    let env = env.set("BROKER__URL", &url);
+    let (code, _, errors) = env.run(&["dead", "list"]).await;
     assert_eq!((code, errors.as_str()), (Some(0), ""));
-    let (now_body, now) = shop.lying(Class::Poison).await.remove(0);
+    let (now_body, now) = env.dead_letters_in(Class::Poison).await.remove(0);
     assert_eq!(now.user_id(), &None);
     before = before.with_user_id("".into());
     assert_eq!((std::mem::take(&mut body), before), (now_body, now.with_user_id("".into())));
@@ -256,42 +261,42 @@ async fn a_republished_message_is_unchanged() {
 /// The reason is that of a job that expires in its queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_brokers_reason_is_shown_before_and_after_a_republish() {
-    let shop = Shop::open().await.declare().await;
-    let exchange = format!("{}.jobs", shop.prefix);
+    let env = ItEnv::open().await.declare().await;
+    let exchange = format!("{}.jobs", env.prefix);
     let expires = BasicProperties::default().with_delivery_mode(2).with_expiration("50".into());
-    shop.broker.publish(&exchange, "job", &job("late", "p", 100), expires).await.unwrap();
-    let queue = format!("{}.dead.poison", shop.prefix);
-    let is_there = async || shop.broker.queue_depth(&queue).await.unwrap() == Some(1);
+    env.broker.publish(&exchange, "job", &job("late", "p", 100), expires).await.unwrap();
+    let queue = format!("{}.dead.poison", env.prefix);
+    let is_there = async || env.broker.queue_depth(&queue).await.unwrap() == Some(1);
     eventually("the job has expired", LIMIT, is_there).await;
-    let before = shop.lying(Class::Poison).await.remove(0);
+    let before = env.dead_letters_in(Class::Poison).await.remove(0);
 
     for returns in [0, 10] {
-        shop.return_all(&queue, returns).await;
-        let (_, shown) = shop.told_json(&["dead", "show", "late"]).await;
+        env.return_all(&queue, returns).await;
+        let (_, shown) = env.run_json(&["dead", "show", "late"]).await;
         assert_eq!(
             (&shown[0]["brokerReason"], &shown[0]["brokerQueue"], &shown[0]["sent"]),
-            (&json!("expired"), &json!(format!("{}.jobs", shop.prefix)), &json!(true))
+            (&json!("expired"), &json!(format!("{}.jobs", env.prefix)), &json!(true))
         );
         assert!(shown[0]["deadAt"].is_string(), "{shown}");
         let advice = shown[0]["advice"].as_str().unwrap();
         assert!(advice.starts_with("expired by a TTL before a worker took it"), "{advice}");
-        let (_, output, _) = shop.told(&["dead", "list"]).await;
+        let (_, output, _) = env.run(&["dead", "list"]).await;
         assert!(output.contains("by the broker: expired 1") && output.contains(advice), "{output}");
-        let (_, output, _) = shop.told(&["dead", "list", "--class", "poison"]).await;
+        let (_, output, _) = env.run(&["dead", "list", "--class", "poison"]).await;
         assert!(output.contains("by the broker: expired"), "{output}");
-        let (_, output, _) = shop.told(&["dead", "export"]).await;
+        let (_, output, _) = env.run(&["dead", "export"]).await;
         let exported: Value = serde_json::from_str(&output).unwrap();
         assert_eq!(exported["brokerReason"], "expired");
-        let (_, listed) = shop.told_json(&["dead", "list"]).await;
+        let (_, listed) = env.run_json(&["dead", "list"]).await;
         assert_eq!(listed[0]["brokerReasons"], json!({"expired": 1}));
     }
-    let (body, properties) = shop.lying(Class::Poison).await.remove(0);
+    let (body, properties) = env.dead_letters_in(Class::Poison).await.remove(0);
     assert_eq!(body, before.0);
     let of = |properties: &BasicProperties, name: &str| {
         properties.headers().as_ref().unwrap().inner().get(name).cloned()
     };
     assert_eq!(of(&properties, "x-capture-broker-reason"), Some(text("expired")));
-    let jobs = format!("{}.jobs", shop.prefix);
+    let jobs = format!("{}.jobs", env.prefix);
     assert_eq!(of(&properties, "x-capture-broker-queue"), Some(text(&jobs)));
     assert_eq!(of(&before.1, "x-capture-broker-reason"), None);
 }
@@ -299,19 +304,19 @@ async fn the_brokers_reason_is_shown_before_and_after_a_republish() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_a_length_limit_dropped_shows_this_reason() {
     let rabbit = shared_rabbit().await.unwrap();
-    let shop = Shop::open().await.declare().await;
-    shop.hygiene_policy(rabbit, &json!({"max-length": 1, "overflow": "drop-head"})).await;
-    let queue = format!("{}.dead.poison", shop.prefix);
+    let env = ItEnv::open().await.declare().await;
+    env.hygiene_policy(rabbit, &json!({"max-length": 1, "overflow": "drop-head"})).await;
+    let queue = format!("{}.dead.poison", env.prefix);
     let mut jobs = 0;
     eventually("the policy drops a job", LIMIT, async || {
         jobs += 1;
-        shop.publish(&job(&format!("c-{jobs}"), "p", 100)).await;
-        shop.broker.queue_depth(&queue).await.unwrap() > Some(0)
+        env.publish(&job(&format!("c-{jobs}"), "p", 100)).await;
+        env.broker.queue_depth(&queue).await.unwrap() > Some(0)
     })
     .await;
-    let (_, letters) = shop.told_json(&["dead", "list", "--class", "poison"]).await;
-    assert_eq!(letters[0]["brokerReason"], "maxlen");
-    let (_, listed) = shop.told_json(&["dead", "list"]).await;
+    let (_, dead_letters) = env.run_json(&["dead", "list", "--class", "poison"]).await;
+    assert_eq!(dead_letters[0]["brokerReason"], "maxlen");
+    let (_, listed) = env.run_json(&["dead", "list"]).await;
     let advice = listed[0]["advice"].as_str().unwrap();
     assert!(advice.starts_with("dropped by a length limit"), "{advice}");
 }
@@ -319,27 +324,27 @@ async fn a_job_that_a_length_limit_dropped_shows_this_reason() {
 /// If the broker has dropped `x-death`, the worker's own headers count, but not a publisher's.
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_reasons_are_dropped_and_kept_ones_are_read() {
-    let shop = Shop::open().await.set("RETRY__SCHEDULE", "1h").declare().await;
-    let jobs = format!("{}.jobs", shop.prefix);
+    let env = ItEnv::open().await.set("RETRY__SCHEDULE", "1h").declare().await;
+    let jobs = format!("{}.jobs", env.prefix);
     let kept = || {
         headers([
             ("x-capture-broker-reason", text("maxlen")),
             ("x-capture-broker-queue", text(&jobs)),
         ])
     };
-    shop.bury(Class::Poison, &job("kept", "p", 100), kept()).await;
-    shop.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
-    shop.script("p-u", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
-    let _worker = shop.worker().await;
-    shop.publish_with(&job("dead", "p-risk", 100), kept()).await;
-    shop.publish_with(&job("waits", "p-u", 100), kept()).await;
-    let (_, shown) = shop.told_json(&["dead", "show", "kept"]).await;
+    env.dead_letter(Class::Poison, &job("kept", "p", 100), kept()).await;
+    env.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
+    env.script("p-u", json!([{"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": "forever"}]));
+    let _worker = env.worker().await;
+    env.publish_with(&job("dead", "p-risk", 100), kept()).await;
+    env.publish_with(&job("waits", "p-u", 100), kept()).await;
+    let (_, shown) = env.run_json(&["dead", "show", "kept"]).await;
     assert_eq!(shown[0]["brokerReason"], "maxlen");
-    let dead = shop.dead(Class::Risk, 1).await.remove(0);
-    let waits = format!("{}.wait.1h", shop.prefix);
-    let is_there = async || shop.broker.queue_depth(&waits).await.unwrap() == Some(1);
+    let dead = env.dead(Class::Risk, 1).await.remove(0);
+    let waits = format!("{}.wait.1h", env.prefix);
+    let is_there = async || env.broker.queue_depth(&waits).await.unwrap() == Some(1);
     eventually("the job waits", LIMIT, is_there).await;
-    let waiting = shop.broker.peek_queue(&waits).await.unwrap().remove(0);
+    let waiting = env.broker.peek_queue(&waits).await.unwrap().remove(0);
     for republished in [dead, waiting] {
         let names: Vec<String> = republished.headers().into_keys().collect();
         assert!(!names.iter().any(|name| name.contains("broker")), "{names:?}");
@@ -352,15 +357,15 @@ async fn forged_reasons_are_dropped_and_kept_ones_are_read() {
 async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
     let rabbit = PrivateRabbit::start().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
-    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
-    let mut worker = shop.worker().await;
-    let queues = ["wait.100ms", "dead.risk"].map(|name| format!("{}.{name}", shop.prefix));
-    let pattern = format!("^{}\\.(wait\\.100ms|dead\\.risk)$", shop.prefix);
+    let env = ItEnv::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let mut worker = env.worker().await;
+    let queues = ["wait.100ms", "dead.risk"].map(|name| format!("{}.{name}", env.prefix));
+    let pattern = format!("^{}\\.(wait\\.100ms|dead\\.risk)$", env.prefix);
     let expires =
         ["set_policy", "--apply-to", "queues", "hygiene", &pattern, r#"{"expires":1000}"#];
     rabbit.ctl(&expires).await.unwrap();
     for queue in &queues {
-        let is_gone = async || shop.broker.queue_depth(queue).await.unwrap().is_none();
+        let is_gone = async || env.broker.queue_depth(queue).await.unwrap().is_none();
         eventually("the policy deletes the queue", LIMIT, is_gone).await;
     }
     rabbit.ctl(&["clear_policy", "hygiene"]).await.unwrap();
@@ -373,7 +378,7 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
         worker.process.line(LIMIT, |line| gone(line, queue)).await.unwrap();
     }
     for queue in &queues {
-        let is_there = async || shop.broker.queue_depth(queue).await.unwrap().is_some();
+        let is_there = async || env.broker.queue_depth(queue).await.unwrap().is_some();
         eventually("the queue is declared again", LIMIT, is_there).await;
     }
     eventually("the metric shows it", LIMIT, async || {
@@ -385,22 +390,22 @@ async fn a_queue_that_a_policy_deletes_is_reported_and_declared_again() {
         .then_some(())
     })
     .await;
-    shop.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
-    shop.publish(&job("r", "p-risk", 100)).await;
-    assert_eq!(shop.dead(Class::Risk, 1).await.len(), 1);
+    env.script("p-risk", json!([{"answer": {"code": "RISK_REJECT"}, "times": "forever"}]));
+    env.publish(&job("r", "p-risk", 100)).await;
+    assert_eq!(env.dead(Class::Risk, 1).await.len(), 1);
 
     // The session ends with the queue that it consumes from, and the next session declares it.
-    let jobs = format!("{}.jobs", shop.prefix);
-    let channel = shop.broker.channel().await.unwrap();
+    let jobs = format!("{}.jobs", env.prefix);
+    let channel = env.broker.channel().await.unwrap();
     channel.queue_delete(jobs.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     worker.process.line(LIMIT, |line| gone(line, &jobs)).await.unwrap();
-    worker.becomes_ready().await;
-    let is_there = async || shop.broker.queue_depth(&jobs).await.unwrap().is_some();
+    worker.becomes_ready().await.unwrap();
+    let is_there = async || env.broker.queue_depth(&jobs).await.unwrap().is_some();
     eventually("the queue is declared again", LIMIT, is_there).await;
     // A publish that finds no queue causes its declaration.
-    let risk = format!("{}.dead.risk", shop.prefix);
+    let risk = format!("{}.dead.risk", env.prefix);
     channel.queue_delete(risk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    shop.publish(&job("again", "p-risk", 100)).await;
-    assert_eq!(shop.dead(Class::Risk, 1).await.len(), 1);
+    env.publish(&job("again", "p-risk", 100)).await;
+    assert_eq!(env.dead(Class::Risk, 1).await.len(), 1);
     assert_eq!(worker.drain().await, Some(0));
 }

@@ -5,15 +5,13 @@
 
 use std::time::Duration;
 
+use testkit::{LIMIT, http, poll::eventually, worker::Worker};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use crate::{
-    shop::{LIMIT, Shop, Worker},
-    support::{http, poll::eventually},
-};
+use crate::env::ItEnv;
 
 /// The maximum number of connections.
 const CONNECTIONS_MAX: usize = 64;
@@ -47,8 +45,8 @@ async fn rest_of(mut stream: TcpStream) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn incomplete_requests_use_few_descriptors_and_block_no_probe() {
-    let shop = Shop::open().await;
-    let worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let worker = env.worker().await;
     let before = sockets(&worker);
     let mut half_open = Vec::new();
     for _ in 0..300 {
@@ -68,8 +66,8 @@ async fn incomplete_requests_use_few_descriptors_and_block_no_probe() {
 /// Prometheus keeps its connections open between two scrapes.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_make_room_for_probes() {
-    let shop = Shop::open().await;
-    let worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let worker = env.worker().await;
     let request = "GET /livez HTTP/1.1\r\nHost: w\r\n\r\n";
     let mut idle = Vec::new();
     for _ in 0..2 * CONNECTIONS_MAX {
@@ -89,8 +87,8 @@ async fn idle_connections_make_room_for_probes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_listener_does_not_speak_http_2() {
-    let shop = Shop::open().await;
-    let worker = shop.worker().await;
+    let env = ItEnv::open().await;
+    let worker = env.worker().await;
     let stream = connect(&worker, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     let said = rest_of(stream).await;
     assert!(!said.contains("200"), "{said}");

@@ -6,32 +6,33 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::{
+    LIMIT, http,
+    poll::eventually,
+    servers::{Persistence, PrivateRedis, Reply, free_port, shared_rabbit},
+    worker::Worker,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
 use crate::{
-    shop::{LIMIT, Shop, Worker, job},
-    support::{
-        http,
-        poll::eventually,
-        servers::{Persistence, PrivateRedis, Reply, free_port, shared_rabbit},
-    },
+    env::{ItEnv, job},
     tidy,
 };
 
 const PASSWORD: &str = "pa55";
 
 /// A Redis with a user that has this access, and a test environment that connects as that user.
-async fn shop_as(access: &str) -> (PrivateRedis, Shop) {
+async fn env_as(access: &str) -> (PrivateRedis, ItEnv) {
     let rabbit = shared_rabbit().await.unwrap();
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
     grant(&redis, access);
-    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let env = ItEnv::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
     let url = redis.url().replace("redis://", &format!("redis://worker:{PASSWORD}@"));
-    let shop = shop.set("REDIS__URL", &url);
-    (redis, shop)
+    let env = env.set("REDIS__URL", &url);
+    (redis, env)
 }
 
 /// Sets the user's access to exactly this, also on open connections.
@@ -43,8 +44,8 @@ fn grant(redis: &PrivateRedis, access: &str) {
 }
 
 /// The result of `check` about Redis: success, and its text.
-async fn check(shop: &Shop) -> (bool, String) {
-    let (_, document) = shop.told_json(&["check"]).await;
+async fn check(env: &ItEnv) -> (bool, String) {
+    let (_, document) = env.run_json(&["check"]).await;
     let found: &Value = &document["checks"]["redis"];
     (found["ok"] == true, found["says"].as_str().unwrap_or_default().to_owned())
 }
@@ -68,8 +69,8 @@ async fn assert_nothing_left(redis: &PrivateRedis) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_reports_why_redis_refuses_the_connection() {
-    let (redis, shop) = shop_as("~* &* +@all").await;
-    assert!(check(&shop).await.0);
+    let (redis, env) = env_as("~* &* +@all").await;
+    assert!(check(&env).await.0);
     assert_nothing_left(&redis).await;
     for (access, reason) in [
         ("~* +@all -evalsha", "NOPERM"),
@@ -80,12 +81,12 @@ async fn check_reports_why_redis_refuses_the_connection() {
         ("~capture:* +set +get +pttl +info +ping", "NOPERM"),
     ] {
         grant(&redis, access);
-        assert_refused(&check(&shop).await, reason);
+        assert_refused(&check(&env).await, reason);
     }
     assert_nothing_left(&redis).await;
 
     let with_url = |url: &str| {
-        let mut program = shop.program(&["check", "--json"]);
+        let mut program = env.program(&["check", "--json"]);
         program.env("CAPTURE__REDIS__URL", url);
         async move {
             let (_, output, _) = crate::commands::run(program).await;
@@ -112,24 +113,24 @@ async fn check_reports_why_redis_refuses_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_reports_why_redis_refuses_writes() {
-    let shop = Shop::open().await;
+    let env = ItEnv::open().await;
     let redis = PrivateRedis::start(Persistence::None).await.unwrap();
-    let shop = shop.set("REDIS__URL", &redis.url());
+    let env = env.set("REDIS__URL", &redis.url());
     redis.cmd(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
-    assert_refused(&check(&shop).await, "OOM");
+    assert_refused(&check(&env).await, "OOM");
     redis.cmd(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
     let nobody = free_port().unwrap().to_string();
     redis.cmd(&["REPLICAOF", "127.0.0.1", &nobody]).unwrap();
-    assert_refused(&check(&shop).await, "READONLY");
+    assert_refused(&check(&env).await, "READONLY");
     redis.cmd(&["REPLICAOF", "NO", "ONE"]).unwrap();
-    assert!(check(&shop).await.0);
+    assert!(check(&env).await.0);
 
     // Some payments are in slots that no node serves.
     let cluster = PrivateRedis::start_cluster().await.unwrap();
     cluster.cmd(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).unwrap();
     cluster.cmd(&["CLUSTER", "DELSLOTSRANGE", "11901", "16383"]).unwrap();
     for url in [cluster.url(), format!("{0},{0}", cluster.url())] {
-        let mut program = shop.program(&["check"]);
+        let mut program = env.program(&["check"]);
         program.env("CAPTURE__REDIS__URL", &url);
         let (code, output, _) = crate::commands::run(program).await;
         assert!(code == Some(1) && output.contains("CLUSTERDOWN"), "{url}: {output}");
@@ -159,36 +160,36 @@ fn refused_calls(redis: &PrivateRedis, command: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_scripts_are_refused_logs_it_once_and_is_unready() {
-    let (redis, shop) = shop_as("~* +@all -evalsha").await;
-    let shop = shop.declare_with_own_redis().await;
-    let worker = shop.start_worker().await;
+    let (redis, env) = env_as("~* +@all -evalsha").await;
+    let env = env.declare_with_own_redis().await;
+    let worker = env.start_worker().await;
     not_ready(&worker, "NOPERM").await;
     for n in 0..5 {
-        shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+        env.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
     }
     let tried = async || refused_calls(&redis, "evalsha") >= 5;
     eventually("the worker tries again", LIMIT, tried).await;
     assert_eq!(warnings(&worker, "NOPERM"), 1);
-    let jobs = format!("{}.jobs", shop.prefix);
-    assert_eq!(shop.broker.queue_depth(&jobs).await.unwrap(), Some(5), "a job was consumed");
+    let jobs = format!("{}.jobs", env.prefix);
+    assert_eq!(env.broker.queue_depth(&jobs).await.unwrap(), Some(5), "a job was consumed");
     grant(&redis, "~* +@all");
     for n in 0..5 {
-        shop.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
+        env.ends_as(&format!("c-{n}"), "CAPTURED", None).await;
     }
-    worker.becomes_ready().await;
+    worker.becomes_ready().await.unwrap();
 
     // The permission is removed while the worker runs: the next outage is logged again.
     grant(&redis, "~* +@all -lpos");
     not_ready(&worker, "NOPERM LPOS").await;
-    shop.publish(&job("late", "late", 100)).await;
+    env.publish(&job("late", "late", 100)).await;
     assert_eq!(warnings(&worker, "NOPERM"), 2);
     grant(&redis, "~* +@all");
-    shop.ends_as("late", "CAPTURED", None).await;
-    shop.assert_clean_books();
+    env.ends_as("late", "CAPTURED", None).await;
+    env.assert_clean_books();
 }
 
-impl Shop {
-    /// [`Shop::declare`] with another Redis, if this environment's Redis can't be used yet.
+impl ItEnv {
+    /// [`ItEnv::declare`] with another Redis, if this environment's Redis can't be used yet.
     async fn declare_with_own_redis(self) -> Self {
         let own = PrivateRedis::start(Persistence::None).await.unwrap();
         let mut worker = self.worker_with(&[("REDIS__URL", &own.url())]).await;
@@ -206,42 +207,42 @@ fn documented() -> String {
 }
 
 /// The documented access list with the prefix of a test environment instead of `capture`.
-fn documented_for(shop: &Shop) -> String {
-    documented().replace("~capture:*", &format!("~{}:*", shop.prefix))
+fn documented_for(env: &ItEnv) -> String {
+    documented().replace("~capture:*", &format!("~{}:*", env.prefix))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_access_list_suffices_and_all_of_it_is_needed() {
-    let (redis, shop) = shop_as("-@all").await;
-    let access = documented_for(&shop);
+    let (redis, env) = env_as("-@all").await;
+    let access = documented_for(&env);
     grant(&redis, &access);
-    let (is_ok, says) = check(&shop).await;
+    let (is_ok, says) = check(&env).await;
     assert!(is_ok, "{says}");
     // Concurrent captures of one payment, one in doubt that is inquired about, and one that is
     // declined.
-    let shop = shop.set("BROKER__PREFETCH", "4");
-    let first = shop.worker().await;
-    let second = shop.worker().await;
-    shop.script("doubt", json!([{"answer": "no_answer", "executes": true}]));
-    shop.script("poor", json!([{"answer": {"code": "RISK_REJECT"}}]));
+    let env = env.set("BROKER__PREFETCH", "4");
+    let first = env.worker().await;
+    let second = env.worker().await;
+    env.script("doubt", json!([{"answer": "no_answer", "executes": true}]));
+    env.script("poor", json!([{"answer": {"code": "RISK_REJECT"}}]));
     for n in 0..20 {
-        shop.publish(&job(&format!("h-{n}"), "hot", 100)).await;
+        env.publish(&job(&format!("h-{n}"), "hot", 100)).await;
     }
-    shop.publish(&job("doubt", "doubt", 100)).await;
-    shop.publish(&job("poor", "poor", 100)).await;
-    shop.ends_as("doubt", "CAPTURED", None).await;
-    shop.ends_as("poor", "FAILED", Some("risk")).await;
+    env.publish(&job("doubt", "doubt", 100)).await;
+    env.publish(&job("poor", "poor", 100)).await;
+    env.ends_as("doubt", "CAPTURED", None).await;
+    env.ends_as("poor", "FAILED", Some("risk")).await;
     for n in 0..20 {
-        shop.ends_as(&format!("h-{n}"), "CAPTURED", None).await;
+        env.ends_as(&format!("h-{n}"), "CAPTURED", None).await;
     }
-    let (exit, told) = shop.told_json(&["status", "h-0", "--payment", "hot"]).await;
-    assert_eq!((exit, &told["errors"]["redis"]), (Some(0), &Value::Null), "{told}");
-    let (exit, done) = shop.told_json(&["dead", "replay", "--class", "risk", "--yes"]).await;
+    let (exit, status) = env.run_json(&["status", "h-0", "--payment", "hot"]).await;
+    assert_eq!((exit, &status["errors"]["redis"]), (Some(0), &Value::Null), "{status}");
+    let (exit, done) = env.run_json(&["dead", "replay", "--class", "risk", "--yes"]).await;
     assert_eq!((exit, &done["sent"]), (Some(0), &json!(1)), "{done}");
     for worker in [&first, &second] {
         assert_eq!(warnings(worker, "Redis"), 0, "{}", worker.process.stderr());
     }
-    shop.assert_clean_books();
+    env.assert_clean_books();
 
     // Behind Sentinels, and as a node of a Cluster.
     let sentinel = redis.start_sentinel().await.unwrap();
@@ -251,7 +252,7 @@ async fn the_documented_access_list_suffices_and_all_of_it_is_needed() {
     grant(&cluster, &format!("{access} +cluster|slots"));
     let node = cluster.url().replace("redis://", &format!("redis://worker:{PASSWORD}@"));
     for url in [at_sentinel, format!("{node},{node}")] {
-        let mut check = shop.program(&["check"]);
+        let mut check = env.program(&["check"]);
         check.env("CAPTURE__REDIS__URL", &url);
         let (code, output, errors) = crate::commands::run(check).await;
         assert_eq!(code, Some(0), "{url}: {output}{errors}");
@@ -263,16 +264,16 @@ async fn the_documented_access_list_suffices_and_all_of_it_is_needed() {
             continue;
         }
         grant(&redis, &access.replace(&format!(" {command}"), ""));
-        assert_refused(&check(&shop).await, "NOPERM");
+        assert_refused(&check(&env).await, "NOPERM");
     }
 }
 
 /// A middlebox in front of the sandbox that rewrites the head of each reply. It serves one call per
 /// connection.
-async fn middlebox(shop: &Shop, rewrite: impl Fn(&str) -> String + Send + 'static) -> String {
+async fn middlebox(env: &ItEnv, rewrite: impl Fn(&str) -> String + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let target = shop.sandbox_url.strip_prefix("http://").unwrap().to_owned();
+    let target = env.gateway.url().strip_prefix("http://").unwrap().to_owned();
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             let mut server = TcpStream::connect(&target).await.unwrap();
@@ -320,10 +321,10 @@ async fn check_reports_how_a_reply_was_changed_on_the_way() {
         (|head| head.replace("client-id: ", "client-id: other"), "another client id than"),
         (|head| head.replace("response-time: ", "response-time: 2"), "was changed on the way"),
     ];
-    let shop = Shop::open().await;
+    let env = ItEnv::open().await;
     for (rewrite, says) in cases {
-        let mut check = shop.program(&["check", "--json"]);
-        check.env("CAPTURE__GATEWAY__BASE_URL", middlebox(&shop, rewrite).await);
+        let mut check = env.program(&["check", "--json"]);
+        check.env("CAPTURE__GATEWAY__BASE_URL", middlebox(&env, rewrite).await);
         let (code, output, _) = crate::commands::run(check).await;
         let document: Value = serde_json::from_str(&output).unwrap();
         let found = document["checks"]["gateway"]["says"].as_str().unwrap();
@@ -331,14 +332,14 @@ async fn check_reports_how_a_reply_was_changed_on_the_way() {
         assert!(!found.contains("credentials rejected"), "{found}");
     }
     // A reply that is encoded on the way no longer matches its signature.
-    let mut check = shop.program(&["check"]);
+    let mut check = env.program(&["check"]);
     let encoded = |head: &str| {
         format!(
             "{}\r\ncontent-length: 1\r\ncontent-encoding: gzip",
             without(head, "content-length")
         )
     };
-    check.env("CAPTURE__GATEWAY__BASE_URL", middlebox(&shop, encoded).await);
+    check.env("CAPTURE__GATEWAY__BASE_URL", middlebox(&env, encoded).await);
     let (code, output, _) = crate::commands::run(check).await;
     assert!(code == Some(1) && output.contains("`content-encoding` header is gzip"), "{output}");
 }

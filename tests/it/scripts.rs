@@ -6,9 +6,9 @@
 mod model;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use testkit::servers::{Persistence, PrivateRedis, Reply};
 
 use self::model::{Asked, Claim, Fate, Mode, NOBODY, Record, Redis, Renewed, Tells, Token};
-use crate::support::servers::{Persistence, PrivateRedis, Reply};
 
 /// The number of rounds. Each begins with an empty Redis.
 const ROUNDS: u64 = 100;

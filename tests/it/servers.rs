@@ -8,8 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use nix::sys::signal::Signal;
-
-use crate::support::{
+use testkit::{
     broker::TestBroker,
     poll::eventually,
     processes::{Process, command},
@@ -42,8 +41,11 @@ async fn bodies(broker: &TestBroker, queue: &str) -> Vec<String> {
     // Directly after a start, the queue may have no leader yet.
     let ready = async || broker.queue_depth(queue).await.ok().flatten();
     eventually("the queue exists", SOON, ready).await;
-    let letters = broker.drain_queue(queue).await.expect("the queue's messages");
-    letters.into_iter().map(|letter| String::from_utf8_lossy(&letter.body).into_owned()).collect()
+    let messages = broker.drain_queue(queue).await.expect("the queue's messages");
+    messages
+        .into_iter()
+        .map(|message| String::from_utf8_lossy(&message.body).into_owned())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,11 +190,11 @@ async fn a_proxy_cuts_refuses_and_freezes() {
     assert_eq!(ping(&mut client).await.as_deref(), Some(""));
 
     let mut client = connect().await.unwrap();
-    proxy.freeze_answers();
-    let sent = tokio::io::AsyncWriteExt::write_all(&mut client, b"SET proxy heard\r\n");
+    proxy.freeze_replies();
+    let sent = tokio::io::AsyncWriteExt::write_all(&mut client, b"SET proxy arrived\r\n");
     sent.await.unwrap();
-    let heard = async || redis.cmd(&["GET", "proxy"]).unwrap() == Reply::Text("heard".into());
-    eventually("the request passes", SOON, heard).await;
+    let arrives = async || redis.cmd(&["GET", "proxy"]).unwrap() == Reply::Text("arrived".into());
+    eventually("the request passes", SOON, arrives).await;
     assert_eq!(ping(&mut client).await, None);
 }
 
@@ -261,7 +263,7 @@ async fn as_an_owner_of_servers() {
 
 #[tokio::test]
 async fn servers_and_their_folders_end_when_their_owner_is_killed() {
-    let folder = crate::support::guardian::folder().unwrap();
+    let folder = testkit::guardian::folder().unwrap();
     let report = folder.path().join("pids.json");
     let itself = std::env::current_exe().unwrap();
     let mut owner = command(&itself, &["--exact", "servers::as_an_owner_of_servers"]);

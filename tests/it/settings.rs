@@ -1,17 +1,15 @@
 //! The settings of the real program: what it refuses, and which errors it prints.
 
-use std::{fs, path::Path};
+use std::fs;
 
-use crate::{
-    commands::run,
-    shop::PROGRAM,
-    support::{guardian::folder, processes::command},
-};
+use testkit::{guardian::folder, processes::worker_command};
+
+use crate::commands::run;
 
 /// Runs the program with only these settings in its environment, and returns exit code and all
 /// output.
-async fn told(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
-    let mut program = command(Path::new(PROGRAM), arguments);
+async fn run_with(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut program = worker_command(arguments);
     for (name, value) in settings {
         program.env(name, value);
     }
@@ -21,17 +19,17 @@ async fn told(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, St
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_capture_config_counts_as_absent() {
-    let (code, said) = told(&["run"], &[("CAPTURE_CONFIG", "")]).await;
+    let (code, said) = run_with(&["run"], &[("CAPTURE_CONFIG", "")]).await;
     assert_eq!(code, Some(64));
     assert!(said.contains("gateway.base_url is missing") && !said.contains("--config"), "{said}");
     // With the flag, an empty name is a file that does not exist.
-    let (code, said) = told(&["run", "--config", ""], &[]).await;
+    let (code, said) = run_with(&["run", "--config", ""], &[]).await;
     assert_eq!(code, Some(64));
     assert!(said.contains("No such file"), "{said}");
     let folder = folder().unwrap();
     let file = folder.path().join("settings.toml");
     fs::write(&file, "[gateway]\nclient_id = \"5X\"\n").unwrap();
-    let (_, said) = told(&["run"], &[("CAPTURE_CONFIG", file.to_str().unwrap())]).await;
+    let (_, said) = run_with(&["run"], &[("CAPTURE_CONFIG", file.to_str().unwrap())]).await;
     assert!(!said.contains("gateway.client_id"), "{said}");
 }
 
@@ -45,7 +43,7 @@ async fn one_start_reports_bad_values_relations_and_missing_keys() {
         ("CAPTURE__NOWHERE__X", "1"),
     ];
     for arguments in [["run"].as_slice(), &["check"], &["dead", "replay", "--all"]] {
-        let (code, said) = told(arguments, &settings).await;
+        let (code, said) = run_with(arguments, &settings).await;
         assert_eq!(code, Some(64), "{said}");
         for text in [
             "lease.ttl: must be a duration",
@@ -70,11 +68,11 @@ async fn durations_on_the_command_line_are_one_number_and_one_unit() {
         &["audit", "--newer-than", "99999999999999999999d"],
         &["sandbox", "--latency", "1month"],
     ] {
-        let (code, said) = told(arguments, &[]).await;
+        let (code, said) = run_with(arguments, &[]).await;
         assert_eq!(code, Some(64), "{arguments:?}: {said}");
         assert!(said.contains("must be a duration such as \"5s\""), "{arguments:?}: {said}");
     }
-    let (code, said) = told(&["dead", "replay", "--all", "--rate", "10 /s"], &[]).await;
+    let (code, said) = run_with(&["dead", "replay", "--all", "--rate", "10 /s"], &[]).await;
     assert_eq!(code, Some(64), "{said}");
     assert!(said.contains("must be a rate"), "{said}");
 }

@@ -3,10 +3,9 @@
 
 use std::{fs, net::TcpListener};
 
-use crate::{
-    shop::{LIMIT, Shop},
-    support::poll::eventually,
-};
+use testkit::{LIMIT, poll::eventually};
+
+use crate::env::ItEnv;
 
 /// The number of threads with which a process reads from the broker, and of its file descriptors.
 fn held_by(pid: u32) -> (usize, usize) {
@@ -22,8 +21,8 @@ async fn a_silent_broker_address_leaks_no_threads_or_descriptors() {
     let port = silent.local_addr().unwrap().port();
     for scheme in ["amqp", "amqps"] {
         let url = format!("{scheme}://guest:guest@127.0.0.1:{port}/%2f?connection_timeout=200");
-        let shop = Shop::open().await.set("BROKER__URL", &url);
-        let worker = shop.start_worker().await;
+        let env = ItEnv::open().await.set("BROKER__URL", &url);
+        let worker = env.start_worker().await;
         let log = || worker.process.stderr();
         let tries = || log().matches("broker session failed to open").count();
         eventually("Redis answers", LIMIT, async || log().contains("Redis connected")).await;

@@ -5,7 +5,6 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
-    path::Path,
     sync::Arc,
     thread::JoinHandle,
     time::Duration,
@@ -21,14 +20,14 @@ use rustls::{
     server::Acceptor,
 };
 use serde_json::Value;
+use testkit::{
+    processes::worker_command,
+    servers::{Folder, PrivateRabbit, PrivateRedis, free_port},
+};
 
 use crate::{
     commands::run,
-    shop::{PROGRAM, Shop, job},
-    support::{
-        processes::command,
-        servers::{Folder, PrivateRabbit, PrivateRedis, free_port},
-    },
+    env::{ItEnv, job},
 };
 
 /// A certificate authority with the files of a server certificate and of a client certificate.
@@ -76,15 +75,15 @@ impl Authority {
 }
 
 /// Sets the certificate files of one section.
-fn trusting(mut shop: Shop, section: &str, authority: &Authority) -> Shop {
+fn trusting(mut env: ItEnv, section: &str, authority: &Authority) -> ItEnv {
     for (key, file) in [
         ("CA_FILE", "ca.pem"),
         ("CLIENT_CERT_FILE", "client.pem"),
         ("CLIENT_KEY_FILE", "client.key"),
     ] {
-        shop = shop.set(&format!("{section}__{key}"), &authority.ours(file));
+        env = env.set(&format!("{section}__{key}"), &authority.ours(file));
     }
-    shop
+    env
 }
 
 /// A handshake with a gateway that offers HTTP/2, and the request after it.
@@ -135,8 +134,8 @@ fn gateway_with_http2(authority: &Authority) -> (u16, JoinHandle<Handshake>) {
 async fn the_worker_uses_http_1_1_even_if_the_gateway_offers_http_2() {
     let authority = Authority::new(PrivateRedis::files().expect("a folder"), "the gateway");
     let (port, served) = gateway_with_http2(&authority);
-    let shop = Shop::open().await.set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"));
-    let mut program = shop.program(&["check", "--json"]);
+    let env = ItEnv::open().await.set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"));
+    let mut program = env.program(&["check", "--json"]);
     program.env("SSL_CERT_FILE", authority.ours("ca.pem"));
     let output = tokio::task::spawn_blocking(move || program.output()).await.expect("a task");
     let document: Value =
@@ -151,8 +150,8 @@ async fn the_worker_uses_http_1_1_even_if_the_gateway_offers_http_2() {
 }
 
 /// The result of one part of `check`: success, and its text.
-async fn check(shop: &Shop, what: &str) -> (bool, String) {
-    let (_, document) = shop.told_json(&["check"]).await;
+async fn check(env: &ItEnv, what: &str) -> (bool, String) {
+    let (_, document) = env.run_json(&["check"]).await;
     let found: &Value = &document["checks"][what];
     (found["ok"] == true, found["says"].as_str().unwrap_or_default().to_owned())
 }
@@ -183,38 +182,38 @@ async fn private_authorities_and_client_certificates_are_supported() {
     let (rabbit, redis) =
         tokio::try_join!(PrivateRabbit::start_with(&config), PrivateRedis::start_with(&words))
             .expect("servers");
-    let shop = Shop::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
-    let shop = shop.set("BROKER__URL", &format!("amqps://guest:guest@127.0.0.1:{amqps}/%2f"));
-    let shop = shop.set("REDIS__URL", &format!("rediss://127.0.0.1:{rediss}"));
+    let env = ItEnv::open_at(&rabbit.url(), &redis.url(), Duration::ZERO).await;
+    let env = env.set("BROKER__URL", &format!("amqps://guest:guest@127.0.0.1:{amqps}/%2f"));
+    let env = env.set("REDIS__URL", &format!("rediss://127.0.0.1:{rediss}"));
 
     for what in ["broker", "redis"] {
-        let (is_ok, says) = check(&shop, what).await;
+        let (is_ok, says) = check(&env, what).await;
         assert!(!is_ok, "{what}: unknown authority accepted");
         assert!(says.contains("certificate"), "{what}: {says}");
     }
-    let shop = trusting(trusting(shop, "BROKER", &of_nobody), "REDIS", &of_nobody);
+    let env = trusting(trusting(env, "BROKER", &of_nobody), "REDIS", &of_nobody);
     for what in ["broker", "redis"] {
-        assert!(!check(&shop, what).await.0, "{what}: authority of another server accepted");
+        assert!(!check(&env, what).await.0, "{what}: authority of another server accepted");
     }
-    let shop = trusting(trusting(shop, "BROKER", &of_broker), "REDIS", &of_redis);
+    let env = trusting(trusting(env, "BROKER", &of_broker), "REDIS", &of_redis);
     for what in ["broker", "redis"] {
-        let (is_ok, says) = check(&shop, what).await;
+        let (is_ok, says) = check(&env, what).await;
         assert!(is_ok, "{what}: {says}");
     }
-    let mut worker = shop.worker().await;
-    shop.publish(&job("c", "p", 100)).await;
-    shop.ends_as("c", "CAPTURED", None).await;
+    let mut worker = env.worker().await;
+    env.publish(&job("c", "p", 100)).await;
+    env.ends_as("c", "CAPTURED", None).await;
     assert_eq!(worker.drain().await, Some(0));
 
     // Without a client certificate.
-    let mut shop = shop;
+    let mut env = env;
     for section in ["BROKER", "REDIS"] {
         for key in ["CLIENT_CERT_FILE", "CLIENT_KEY_FILE"] {
-            shop.settings.remove(&format!("{section}__{key}"));
+            env.base.settings.remove(&format!("{section}__{key}"));
         }
     }
     for what in ["broker", "redis"] {
-        assert!(!check(&shop, what).await.0, "{what}: accepted without a client certificate");
+        assert!(!check(&env, what).await.0, "{what}: accepted without a client certificate");
     }
 }
 
@@ -269,14 +268,15 @@ async fn unusable_client_keys_are_reported_by_name_at_start() {
         };
         let (cert, key) = (marked("marked.pem", &cert), marked("marked.key", &key));
         let (_, said) = run_with(section, &marked("marked-ca.pem", &ca), &cert, &key).await;
-        let is_told = ["ca_file", "client_cert", "client_key"].iter().any(|key| said.contains(key));
-        assert!(!is_told && said.contains("gateway.base_url is missing"), "{said}");
+        let is_reported =
+            ["ca_file", "client_cert", "client_key"].iter().any(|key| said.contains(key));
+        assert!(!is_reported && said.contains("gateway.base_url is missing"), "{said}");
     }
 }
 
 /// Runs `run` with these files and without a gateway, and returns exit code and output.
 async fn run_with(section: &str, ca: &str, cert: &str, key: &str) -> (Option<i32>, String) {
-    let mut program = command(Path::new(PROGRAM), &["run"]);
+    let mut program = worker_command(&["run"]);
     for (name, file) in [("CA_FILE", ca), ("CLIENT_CERT_FILE", cert), ("CLIENT_KEY_FILE", key)] {
         program.env(format!("CAPTURE__{section}__{name}"), file);
     }

@@ -17,12 +17,10 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use serde_json::{Value, json};
+use testkit::{LIMIT, processes::Process, worker::Worker};
 use tokio::net::TcpListener;
 
-use crate::{
-    shop::{LIMIT, Shop, Worker, headers, job, text},
-    support::processes::Process,
-};
+use crate::env::{ItEnv, headers, job, text};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PUBLISHER: &str = "00f067aa0ba902b7";
@@ -86,9 +84,9 @@ fn settling(process: &Process, id: &str) -> Vec<Value> {
         .collect()
 }
 
-async fn publish_traced(shop: &Shop, body: &[u8], traceparent: &str) {
+async fn publish_traced(env: &ItEnv, body: &[u8], traceparent: &str) {
     let traced = [("traceparent", text(traceparent)), ("tracestate", text("shop=42"))];
-    shop.publish_with(body, headers(traced)).await;
+    env.publish_with(body, headers(traced)).await;
 }
 
 fn publishers() -> String {
@@ -98,30 +96,30 @@ fn publishers() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_one_trace_through_retries_death_and_replay() {
     let (collector, url) = Collector::start().await;
-    let shop = Shop::open().await.set("TRACES__ENDPOINT", &url);
-    let mut worker = shop.worker().await;
-    shop.script(
+    let env = ItEnv::open().await.set("TRACES__ENDPOINT", &url);
+    let mut worker = env.worker().await;
+    env.script(
         "p",
         json!([
             {"answer": {"code": "UNKNOWN_EXCEPTION"}, "times": 2},
             {"answer": {"code": "RISK_REJECT"}, "captureRequestId": "c", "times": "forever"},
         ]),
     );
-    publish_traced(&shop, &job("c", "p", 100), &publishers()).await;
-    shop.ends_as("c", "FAILED", Some("risk")).await;
-    let queue = format!("{}.dead.{}", shop.prefix, Class::Risk);
-    let letter = shop.broker.peek_queue(&queue).await.unwrap().remove(0);
-    let carried = letter.header("traceparent").unwrap();
+    publish_traced(&env, &job("c", "p", 100), &publishers()).await;
+    env.ends_as("c", "FAILED", Some("risk")).await;
+    let queue = format!("{}.dead.{}", env.prefix, Class::Risk);
+    let dead_letter = env.broker.peek_queue(&queue).await.unwrap().remove(0);
+    let carried = dead_letter.header("traceparent").unwrap();
     assert!(carried.starts_with(&format!("00-{TRACE}-")), "{carried}");
-    assert_eq!(letter.header("tracestate").as_deref(), Some("shop=42"));
+    assert_eq!(dead_letter.header("tracestate").as_deref(), Some("shop=42"));
 
     let replay = ["dead", "replay", "--class", "risk", "--reason", "a test", "--yes"];
-    let mut replay = Process::spawn(shop.program(&replay)).unwrap();
+    let mut replay = Process::spawn(env.program(&replay)).unwrap();
     assert!(replay.wait(LIMIT).await.unwrap().success(), "{}", replay.describe());
-    let results = shop.results.wait_for(2, LIMIT).await.unwrap();
+    let results = env.results.wait_for(2, LIMIT).await.unwrap();
     assert_eq!(results[1].routing_key, "captured");
-    let told = results[1].header("traceparent").unwrap();
-    assert!(told.starts_with(&format!("00-{TRACE}-")), "{told}");
+    let of_result = results[1].header("traceparent").unwrap();
+    assert!(of_result.starts_with(&format!("00-{TRACE}-")), "{of_result}");
     let child = results[1].json().unwrap()["captureRequestId"].as_str().unwrap().to_owned();
     assert_eq!(worker.drain().await, Some(0), "the remaining spans are sent at the end");
 
@@ -129,7 +127,7 @@ async fn a_job_is_one_trace_through_retries_death_and_replay() {
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE), "a span of another trace");
     assert!(spans.iter().all(|span| span.trace_state == "shop=42"), "the tracestate is lost");
     assert_eq!(collector.services()[0], "capture-worker");
-    let jobs = chain(&spans, &shop.prefix);
+    let jobs = chain(&spans, &env.prefix);
     let came_to: Vec<_> =
         jobs.iter().filter_map(|job| said(&job.attributes, "capture.settlement")).collect();
     assert_eq!(came_to, ["retry", "retry", "dead", "captured"]);
@@ -176,20 +174,20 @@ fn chain(spans: &[Span], prefix: &str) -> Vec<Span> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_trace_context_is_replaced_and_an_unsampled_one_kept() {
     let (collector, url) = Collector::start().await;
-    let shop = Shop::open().await.set("TRACES__ENDPOINT", &url);
-    let mut worker = shop.worker().await;
-    publish_traced(&shop, &job("bad", "p-bad", 100), "00-zero-zero-01").await;
-    publish_traced(&shop, &job("unsampled", "p-2", 100), &format!("00-{TRACE}-{PUBLISHER}-00"))
+    let env = ItEnv::open().await.set("TRACES__ENDPOINT", &url);
+    let mut worker = env.worker().await;
+    publish_traced(&env, &job("bad", "p-bad", 100), "00-zero-zero-01").await;
+    publish_traced(&env, &job("unsampled", "p-2", 100), &format!("00-{TRACE}-{PUBLISHER}-00"))
         .await;
-    shop.ends_as("bad", "CAPTURED", None).await;
-    shop.ends_as("unsampled", "CAPTURED", None).await;
+    env.ends_as("bad", "CAPTURED", None).await;
+    env.ends_as("unsampled", "CAPTURED", None).await;
     assert_eq!(worker.drain().await, Some(0));
-    let told = |id: &str| {
-        let results = shop.results.all().into_iter();
+    let of_result = |id: &str| {
+        let results = env.results.all().into_iter();
         let mut of_id = results.filter(|result| result.json().unwrap()["captureRequestId"] == id);
         of_id.next().unwrap().header("traceparent").unwrap()
     };
-    let (new, kept) = (told("bad"), told("unsampled"));
+    let (new, kept) = (of_result("bad"), of_result("unsampled"));
     assert!(!new.contains("zero") && new.ends_with("-01"), "{new}");
     assert!(kept.starts_with(&format!("00-{TRACE}-")) && kept.ends_with("-00"), "{kept}");
     let spans = collector.spans();
@@ -199,11 +197,11 @@ async fn an_invalid_trace_context_is_replaced_and_an_unsampled_one_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_endpoint_the_context_is_kept_and_logs_have_its_id() {
-    let shop = Shop::open().await;
-    let worker = shop.worker().await;
-    publish_traced(&shop, &job("c", "p", 100), &publishers()).await;
-    shop.ends_as("c", "CAPTURED", None).await;
-    let result = shop.results.all().remove(0);
+    let env = ItEnv::open().await;
+    let worker = env.worker().await;
+    publish_traced(&env, &job("c", "p", 100), &publishers()).await;
+    env.ends_as("c", "CAPTURED", None).await;
+    let result = env.results.all().remove(0);
     assert_eq!(result.header("traceparent"), Some(publishers()));
     assert_eq!(result.header("tracestate").as_deref(), Some("shop=42"));
     let lines = settling(&worker.process, "c");
@@ -220,23 +218,23 @@ async fn an_unavailable_or_hanging_collector_delays_no_capture() {
     let urls = [address(&hangs), address(&refuses)];
     drop(refuses);
     for url in urls {
-        let shop = Shop::open().await.set("TRACES__ENDPOINT", &url);
-        let mut worker: Worker = shop.worker().await;
+        let env = ItEnv::open().await.set("TRACES__ENDPOINT", &url);
+        let mut worker: Worker = env.worker().await;
         for n in 0..50 {
-            shop.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
+            env.publish(&job(&format!("c-{n}"), &format!("p-{n}"), 100)).await;
         }
-        shop.results.wait_for(50, LIMIT).await.unwrap();
+        env.results.wait_for(50, LIMIT).await.unwrap();
         let asked = Instant::now();
         assert_eq!(worker.drain().await, Some(0));
         assert!(asked.elapsed() < Duration::from_secs(20), "the drain waited for the collector");
-        shop.assert_clean_books();
+        env.assert_clean_books();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_endpoint_is_refused() {
-    let shop = Shop::open().await.set("TRACES__ENDPOINT", "collector:4318");
-    let mut process = Process::spawn(shop.program(&["run"])).unwrap();
+    let env = ItEnv::open().await.set("TRACES__ENDPOINT", "collector:4318");
+    let mut process = Process::spawn(env.program(&["run"])).unwrap();
     assert_eq!(process.wait(LIMIT).await.unwrap().code(), Some(64));
     assert!(process.stderr().contains("traces.endpoint must be"), "{}", process.stderr());
 }

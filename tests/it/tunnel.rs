@@ -10,6 +10,7 @@ use std::{
 };
 
 use rcgen::{CertificateParams, KeyPair};
+use testkit::{guardian::folder, servers::free_port};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -22,10 +23,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::{
-    shop::{Shop, job},
-    support::{guardian::folder, servers::free_port},
-};
+use crate::env::{ItEnv, job};
 
 /// The credentials of `user` with the password `p@ss/w0rd`.
 const LOGIN: &str = "Basic dXNlcjpwQHNzL3cwcmQ=";
@@ -155,45 +153,45 @@ async fn behind_tls(port: u16) -> (String, u16) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_tunnels_and_a_failed_tunnel_counts_as_not_sent() {
     let proxy = Proxy::start().await;
-    let shop = Shop::open().await;
-    let (certificate, port) = behind_tls(shop.sandbox_port()).await;
+    let env = ItEnv::open().await;
+    let (certificate, port) = behind_tls(env.gateway.port).await;
     let folder = folder().unwrap();
     let roots = folder.path().join("roots.pem");
     let (of_proxy, proxy_port) = behind_tls(proxy.port).await;
     fs::write(&roots, certificate + &of_proxy).unwrap();
-    let shop = shop
+    let env = env
         .set("GATEWAY__BASE_URL", &format!("https://localhost:{port}"))
         .set("GATEWAY__PROXY", &format!("http://user:p%40ss%2Fw0rd@127.0.0.1:{}", proxy.port))
         .set("RETRY__SCHEDULE", "100ms,200ms")
         .set("BREAKER__FAILURES", "1000");
-    let mut program = shop.program(&["run"]);
+    let mut program = env.program(&["run"]);
     program.env("SSL_CERT_FILE", &roots);
-    let mut worker = Shop::worker_from(program).await;
+    let mut worker = ItEnv::worker_from(program).await;
 
     for failure in FAILURES {
         proxy.set(failure);
         let id = format!("{failure:?}");
-        shop.publish(&job(&id, &id, 100)).await;
-        shop.ends_as(&id, "FAILED", Some("unreachable")).await;
+        env.publish(&job(&id, &id, 100)).await;
+        env.ends_as(&id, "FAILED", Some("unreachable")).await;
     }
-    assert_eq!(shop.sandbox.calls(None).as_array().unwrap().len(), 0, "something was sent");
+    assert_eq!(env.sandbox.calls(None).as_array().unwrap().len(), 0, "something was sent");
 
     proxy.set(Proxying::Tunnels);
     let before = proxy.tunnels.load(Ordering::SeqCst);
-    shop.publish(&job("c", "p", 100)).await;
-    shop.ends_as("c", "CAPTURED", None).await;
+    env.publish(&job("c", "p", 100)).await;
+    env.ends_as("c", "CAPTURED", None).await;
     assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "the call did not use the proxy");
     assert_eq!(worker.drain().await, Some(0));
 
     // A proxy behind TLS.
-    let shop =
-        shop.set("GATEWAY__PROXY", &format!("https://user:p%40ss%2Fw0rd@localhost:{proxy_port}"));
-    let mut program = shop.program(&["run"]);
+    let env =
+        env.set("GATEWAY__PROXY", &format!("https://user:p%40ss%2Fw0rd@localhost:{proxy_port}"));
+    let mut program = env.program(&["run"]);
     program.env("SSL_CERT_FILE", &roots);
-    let mut second = Shop::worker_from(program).await;
+    let mut second = ItEnv::worker_from(program).await;
     let before = proxy.tunnels.load(Ordering::SeqCst);
-    shop.publish(&job("d", "p", 100)).await;
-    shop.ends_as("d", "CAPTURED", None).await;
+    env.publish(&job("d", "p", 100)).await;
+    env.ends_as("d", "CAPTURED", None).await;
     assert!(proxy.tunnels.load(Ordering::SeqCst) > before, "the call did not use the proxy");
     assert_eq!(second.drain().await, Some(0));
 
@@ -202,15 +200,15 @@ async fn a_proxy_tunnels_and_a_failed_tunnel_counts_as_not_sent() {
     for secret in ["p%40ss", "p@ss", "dXNlcjpwQHNz"] {
         assert!(!said.contains(secret), "{secret} in {said}");
     }
-    shop.assert_clean_books();
+    env.assert_clean_books();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_setting_selects_a_proxy_and_variables_are_ignored() {
-    let shop = Shop::open().await;
+    let env = ItEnv::open().await;
     let nowhere = format!("http://127.0.0.1:{}", free_port().unwrap());
     let check = async |settings: &[(&str, &str)]| {
-        let mut check = shop.program(&["check"]);
+        let mut check = env.program(&["check"]);
         check.envs(settings.iter().copied());
         let (code, output, errors) = crate::commands::run(check).await;
         (code, output + &errors)

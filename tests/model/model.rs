@@ -8,13 +8,14 @@ use crate::{
     gateway::Late,
     properties::{
         CAPTURED_IS_TRUE, FAILED_STANDS, FRESH, HOLD, HOLD_ENDS, NO_DEAD_END, NO_LOSS, NO_OVERLAP,
-        ONE_CAPTURE, SIGNED_IS_TRUE, TOLD, UNSENT_IS_TRUE, captured_is_true, ended_is_told,
-        examples, failed_stands, fresh_only_after_the_end, hold_ends_with_its_outcome,
-        hold_keeps_out, no_dead_end, no_loss, no_overlap, one_capture, signed_is_true,
+        ONE_CAPTURE, PUBLISHED, SIGNED_IS_TRUE, UNSENT_IS_TRUE, captured_is_true,
+        ended_is_published, examples, failed_stands, fresh_only_after_the_end,
+        hold_ends_with_its_outcome, hold_keeps_out, no_dead_end, no_loss, no_overlap, one_capture,
+        signed_is_true,
     },
     redis::{IDS, NOBODY, PAYMENTS, Redis, Token},
     state::{
-        Account, Act, Budget, Job, Message, Setup, State, Step, Told, token_of_later,
+        Account, Act, Budget, Job, Message, Published, Setup, State, Step, token_of_later,
         token_of_operator, token_of_slot, worker_of,
     },
     worker::{Move, come_through},
@@ -39,7 +40,7 @@ pub(crate) enum Happens {
     },
     TakesUp {
         operator: usize,
-        letter: usize,
+        dead_letter: usize,
     },
     /// An operator's next step. With `deaf`, the inquiry gets no reply.
     Acts {
@@ -171,7 +172,9 @@ impl Setup {
             Happens::Works { slot, step } => self.step(state, slot, step),
             Happens::Gateway(late) => self.late(state, late),
             Happens::ComesThrough { later } => come_through(state, later),
-            Happens::TakesUp { operator, letter } => self.take_up(state, operator, letter),
+            Happens::TakesUp { operator, dead_letter } => {
+                self.take_up(state, operator, dead_letter)
+            }
             Happens::Acts { operator, deaf } => self.act(state, operator, deaf),
             Happens::Falls { worker, dies } => {
                 let budget = &mut state.budget;
@@ -215,17 +218,17 @@ impl Model for Setup {
             } else {
                 Carried::default()
             },
-            letter: None,
+            dead_class: None,
         };
         let mut queue: Vec<_> = (0_u8..).zip(self.jobs).map(message).collect();
         let mut dead = Vec::new();
-        let (mut gateway, mut told) = ([Account::default(); IDS], [Told::default(); IDS]);
+        let (mut gateway, mut published) = ([Account::default(); IDS], [Published::default(); IDS]);
         for (message, class) in queue.iter_mut().zip(self.dead) {
             let carried = Carried { word: DENIED, sent: true, attempts: 1, ..Carried::default() };
             let signed = *class != Class::InDoubt;
-            dead.push(Message { carried, letter: Some((*class, signed)), ..*message });
+            dead.push(Message { carried, dead_class: Some((*class, signed)), ..*message });
             gateway[usize::from(message.id)].said_failed = true;
-            told[usize::from(message.id)].failed |= signed;
+            published[usize::from(message.id)].failed |= signed;
         }
         if !dead.is_empty() {
             queue.clear();
@@ -241,7 +244,7 @@ impl Model for Setup {
             later: [None; 2],
             redis: Redis::default(),
             gateway,
-            told,
+            published,
             ended,
             doubt: [None; PAYMENTS],
             budget: Budget { ..self.budget },
@@ -270,8 +273,10 @@ impl Model for Setup {
             if self.can_act(state, operator) {
                 actions.push(Happens::Acts { operator, deaf: false });
             } else if state.operators[operator].is_none() {
-                let letters = self.letters(state).into_iter();
-                actions.extend(letters.map(|letter| Happens::TakesUp { operator, letter }));
+                let dead_letters = self.dead_letters(state).into_iter();
+                actions.extend(
+                    dead_letters.map(|dead_letter| Happens::TakesUp { operator, dead_letter }),
+                );
             }
         }
         self.falls(state, actions);
@@ -287,7 +292,7 @@ impl Model for Setup {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::always(NO_LOSS, no_loss),
-            Property::always(TOLD, ended_is_told),
+            Property::always(PUBLISHED, ended_is_published),
             Property::always(ONE_CAPTURE, one_capture),
             Property::always(FAILED_STANDS, failed_stands),
             Property::always(UNSENT_IS_TRUE, |_, state: &State| !state.lied),

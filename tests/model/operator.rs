@@ -35,8 +35,8 @@ fn replayed(carried: Carried, verdict: Verdict) -> Carried {
 }
 
 impl Setup {
-    fn policy_of(&self, letter: &Message) -> Option<Verdict> {
-        let (class, signed) = letter.letter?;
+    fn policy_of(&self, dead_letter: &Message) -> Option<Verdict> {
+        let (class, signed) = dead_letter.dead_class?;
         let verdict = match policy(class, signed) {
             Some(_)
                 if class == Class::InDoubt
@@ -46,11 +46,11 @@ impl Setup {
             }
             verdict => verdict?,
         };
-        (verdict != Verdict::Fresh || child_of(letter.id).is_some()).then_some(verdict)
+        (verdict != Verdict::Fresh || child_of(dead_letter.id).is_some()).then_some(verdict)
     }
 
     /// The dead letters that an operator may take.
-    pub(crate) fn letters(&self, state: &State) -> Vec<usize> {
+    pub(crate) fn dead_letters(&self, state: &State) -> Vec<usize> {
         if state.budget.acts == 0 {
             return Vec::new();
         }
@@ -58,32 +58,32 @@ impl Setup {
         (0..state.dead.len()).filter(is_replayable).collect()
     }
 
-    pub(crate) fn take_up(&self, state: &mut State, operator: usize, letter: usize) {
-        let letter = state.dead.remove(letter);
+    pub(crate) fn take_up(&self, state: &mut State, operator: usize, dead_letter: usize) {
+        let dead_letter = state.dead.remove(dead_letter);
         state.budget.acts -= 1;
-        let act = match self.policy_of(&letter) {
+        let act = match self.policy_of(&dead_letter) {
             Some(Verdict::Fresh) if self.mutation == Some(Mutation::FreshWithoutInquiry) => {
                 Act::Decided { verdict: Verdict::Fresh, closing: Closing::None }
             }
             Some(Verdict::Fresh) => Act::Looks,
             _ => Act::Asks { closing: Closing::None },
         };
-        state.operators[operator] = Some((letter, act));
+        state.operators[operator] = Some((dead_letter, act));
     }
 
     /// Whether the operator can take a step. An inquiry may have to wait for the gateway.
     pub(crate) fn can_act(&self, state: &State, operator: usize) -> bool {
         match &state.operators[operator] {
-            Some((letter, Act::Asks { .. })) => self.inquiry(state, letter).is_some(),
+            Some((dead_letter, Act::Asks { .. })) => self.inquiry(state, dead_letter).is_some(),
             act => act.is_some(),
         }
     }
 
     /// Mirrors `src/dead_letters/act.rs::{same_id, close_parent, under_lease}`, with the inquiry's
     /// reply.
-    fn decide(&self, letter: &Message, mut seen: Inquiry) -> Verdict {
-        let Some((class, signed)) = letter.letter else { return Verdict::Refuse };
-        let policy = self.policy_of(letter).unwrap_or(Verdict::Refuse);
+    fn decide(&self, dead_letter: &Message, mut seen: Inquiry) -> Verdict {
+        let Some((class, signed)) = dead_letter.dead_class else { return Verdict::Refuse };
+        let policy = self.policy_of(dead_letter).unwrap_or(Verdict::Refuse);
         if self.mutation == Some(Mutation::OnlyTheChild) {
             seen.later_lives = false;
         }
@@ -93,7 +93,7 @@ impl Setup {
         {
             return Verdict::Same;
         }
-        match decide_replay(class, signed, letter.carried, seen) {
+        match decide_replay(class, signed, dead_letter.carried, seen) {
             Decided::Send => policy,
             Decided::Settle => Verdict::Settle,
             Decided::Refuse => Verdict::Refuse,
@@ -102,8 +102,8 @@ impl Setup {
 
     /// Takes the next step of an operator.
     pub(crate) fn act(&self, state: &mut State, operator: usize, deaf: bool) {
-        let Some((letter, act)) = state.operators[operator] else { return };
-        let (id, amount) = (letter.id, letter.amount);
+        let Some((dead_letter, act)) = state.operators[operator] else { return };
+        let (id, amount) = (dead_letter.id, dead_letter.amount);
         let token = token_of_operator(operator);
         let claim = Claim { payment: self.payment(id), token, id, amount, posts: false };
         let decided = |verdict| Act::Decided { verdict, closing: Closing::None };
@@ -123,14 +123,14 @@ impl Setup {
                 Asked::Taken { .. } => Act::Asks { closing: Closing::Lease },
             }),
             Act::Asks { closing } => {
-                let seen = self.inquiry(state, &letter).filter(|_| !deaf);
-                let verdict = self.decide(&letter, seen.unwrap_or(Inquiry::UNANSWERED));
+                let seen = self.inquiry(state, &dead_letter).filter(|_| !deaf);
+                let verdict = self.decide(&dead_letter, seen.unwrap_or(Inquiry::UNANSWERED));
                 Some(Act::Decided { verdict, closing })
             }
             Act::Decided { verdict, closing: Closing::Lease } => {
                 let mode = match verdict {
                     Verdict::Settle => Mode::Final(Fate::Captured),
-                    Verdict::Fresh => Mode::Replace(Fate::Closed(letter.carried.word)),
+                    Verdict::Fresh => Mode::Replace(Fate::Closed(dead_letter.carried.word)),
                     Verdict::Same | Verdict::Refuse => Mode::Forget,
                 };
                 resolve(state, claim, mode, false);
@@ -139,21 +139,21 @@ impl Setup {
                 Some(decided(closed(verdict, released.0, released.1)))
             }
             Act::Decided { verdict: Verdict::Fresh, closing: Closing::Replace } => {
-                let mode = Mode::Replaced(Fate::Failed(letter.carried.word));
+                let mode = Mode::Replaced(Fate::Failed(dead_letter.carried.word));
                 let (_, found) = state.redis.release(claim, mode);
                 state.is_over(token);
                 Some(decided(closed(Verdict::Fresh, found.is_some(), found)))
             }
-            Act::Decided { verdict, .. } => replay(state, letter, verdict),
+            Act::Decided { verdict, .. } => replay(state, dead_letter, verdict),
             Act::Acks => None,
         };
-        state.operators[operator] = next.map(|next| (letter, next));
+        state.operators[operator] = next.map(|next| (dead_letter, next));
     }
 
     /// An operator's process dies. Its dead letter returns to the queue.
     pub(crate) fn operator_falls(state: &mut State, operator: usize) {
-        if let Some((letter, _)) = state.operators[operator].take() {
-            state.bury(letter);
+        if let Some((dead_letter, _)) = state.operators[operator].take() {
+            state.add_dead_letter(dead_letter);
             state.is_over(token_of_operator(operator));
         }
     }
@@ -170,24 +170,25 @@ fn closed(verdict: Verdict, mine: bool, found: Option<(u8, Fate)>) -> Verdict {
 }
 
 /// Publishes the message that was decided.
-fn replay(state: &mut State, letter: Message, verdict: Verdict) -> Option<Act> {
-    let carried = replayed(letter.carried, verdict);
-    let expires = letter.expires && !matches!(letter.letter, Some((Class::Expired, _)));
+fn replay(state: &mut State, dead_letter: Message, verdict: Verdict) -> Option<Act> {
+    let carried = replayed(dead_letter.carried, verdict);
+    let expires =
+        dead_letter.expires && !matches!(dead_letter.dead_class, Some((Class::Expired, _)));
     match verdict {
         Verdict::Refuse => {
-            state.bury(letter);
+            state.add_dead_letter(dead_letter);
             return None;
         }
-        Verdict::Settle => publish_captured(state, letter),
+        Verdict::Settle => publish_captured(state, dead_letter),
         Verdict::Same => {
-            state.ended &= !(1 << letter.copy);
-            state.told[usize::from(letter.id)].failed = false;
-            state.enqueue(Message { carried, expires, letter: None, ..letter });
+            state.ended &= !(1 << dead_letter.copy);
+            state.published[usize::from(dead_letter.id)].failed = false;
+            state.enqueue(Message { carried, expires, dead_class: None, ..dead_letter });
         }
         Verdict::Fresh => {
-            state.ended &= !(1 << letter.copy);
-            let id = child_of(letter.id).unwrap_or(letter.id);
-            state.enqueue(Message { id, carried, letter: None, ..letter });
+            state.ended &= !(1 << dead_letter.copy);
+            let id = child_of(dead_letter.id).unwrap_or(dead_letter.id);
+            state.enqueue(Message { id, carried, dead_class: None, ..dead_letter });
         }
     }
     Some(Act::Acks)

@@ -11,7 +11,7 @@ use crate::{
 /// Every copy of a job is in a queue or in work, or has a result.
 pub(crate) const NO_LOSS: &str = "nothing is lost";
 /// A copy that exists only as a dead letter has a result.
-pub(crate) const TOLD: &str = "every ended copy has a result";
+pub(crate) const PUBLISHED: &str = "every ended copy has a result";
 /// At most one capture for each job that a publisher wrote, fresh ids included.
 pub(crate) const ONE_CAPTURE: &str = "nothing is captured twice";
 /// An id that was reported as failed by the gateway's verdict has not captured, and no request in
@@ -43,7 +43,7 @@ pub(crate) const FRESH: &str = "fresh only after the end";
 pub(crate) const NO_DEAD_END: &str = "no dead end";
 
 fn is_active(state: &State, copy: u8) -> bool {
-    let operators = state.operators.iter().flatten().map(|(letter, _)| letter);
+    let operators = state.operators.iter().flatten().map(|(dead_letter, _)| dead_letter);
     let slots = state.slots.iter().flatten().filter(|job| !job.cut).map(|job| &job.message);
     state.queue.iter().chain(slots).chain(operators).any(|message| message.copy == copy)
 }
@@ -56,11 +56,11 @@ pub(crate) fn no_loss(model: &Setup, state: &State) -> bool {
     copies(model).all(|copy| {
         state.ended & (1 << copy) != 0
             || is_active(state, copy)
-            || state.dead.iter().any(|letter| letter.copy == copy)
+            || state.dead.iter().any(|dead_letter| dead_letter.copy == copy)
     })
 }
 
-pub(crate) fn ended_is_told(model: &Setup, state: &State) -> bool {
+pub(crate) fn ended_is_published(model: &Setup, state: &State) -> bool {
     copies(model).all(|copy| state.ended & (1 << copy) != 0 || is_active(state, copy))
 }
 
@@ -70,11 +70,15 @@ pub(crate) fn one_capture(_: &Setup, state: &State) -> bool {
 
 pub(crate) fn failed_stands(_: &Setup, state: &State) -> bool {
     state.forgot
-        || (0_u8..).zip(&state.told).all(|(id, told)| !told.failed || !state.may_have_captured(id))
+        || (0_u8..)
+            .zip(&state.published)
+            .all(|(id, published)| !published.failed || !state.may_have_captured(id))
 }
 
 pub(crate) fn captured_is_true(_: &Setup, state: &State) -> bool {
-    (0_u8..).zip(&state.told).all(|(id, told)| !told.captured || state.has_captured(id))
+    (0_u8..)
+        .zip(&state.published)
+        .all(|(id, published)| !published.captured || state.has_captured(id))
 }
 
 pub(crate) fn no_overlap(model: &Setup, state: &State) -> bool {
@@ -99,8 +103,8 @@ pub(crate) fn fresh_only_after_the_end(_: &Setup, state: &State) -> bool {
 }
 
 pub(crate) fn signed_is_true(_: &Setup, state: &State) -> bool {
-    let told = state.told.iter().zip(&state.gateway);
-    told.into_iter().all(|(told, account)| !told.failed || account.said_failed)
+    let published = state.published.iter().zip(&state.gateway);
+    published.into_iter().all(|(published, account)| !published.failed || account.said_failed)
 }
 
 pub(crate) fn hold_ends_with_its_outcome(_: &Setup, state: &State) -> bool {
@@ -126,9 +130,10 @@ pub(crate) fn examples() -> Vec<Property<Setup>> {
         Property::sometimes("all captured", |_, state: &State| {
             state.is_ended()
                 && state.dead.is_empty()
-                && (0..3)
-                    .all(|id| state.told[id].captured || state.gateway[id] == Account::default())
-                && state.told.iter().any(|told| told.captured)
+                && (0..3).all(|id| {
+                    state.published[id].captured || state.gateway[id] == Account::default()
+                })
+                && state.published.iter().any(|published| published.captured)
         }),
         Property::sometimes("known outcome", |_, state: &State| {
             let is_known = |job: &Job| matches!(job.step, Step::Settles { remembered: true, .. });
@@ -145,14 +150,14 @@ pub(crate) fn examples() -> Vec<Property<Setup>> {
             state.redis.payments.iter().any(|payment| payment.lease.is_some_and(grants))
         }),
         Property::sometimes("fresh id captured", |_, state: &State| {
-            state.is_ended() && state.told.iter().skip(3).any(|told| told.captured)
+            state.is_ended() && state.published.iter().skip(3).any(|published| published.captured)
         }),
         Property::sometimes("failed", |_, state: &State| {
-            state.is_ended() && state.told.iter().any(|told| told.failed)
+            state.is_ended() && state.published.iter().any(|published| published.failed)
         }),
         Property::sometimes("dead in doubt, captured after a replay", |_, state: &State| {
             let replayed = |job: &Job| job.message.carried.replays > 0;
-            state.slots.iter().flatten().any(replayed) && state.told[0].captured
+            state.slots.iter().flatten().any(replayed) && state.published[0].captured
         }),
         Property::sometimes("poison", |_, state: &State| is_dead(state, Class::Poison)),
         Property::sometimes("expired", |_, state: &State| is_dead(state, Class::Expired)),
@@ -163,13 +168,14 @@ pub(crate) fn examples() -> Vec<Property<Setup>> {
                 .iter()
                 .any(|account| account.verdict.is_some_and(|(fate, _)| fate != Fate::Captured));
             !verdict
-                && state.dead.iter().any(|letter| {
-                    letter.carried.attempts > 1 && letter.letter.is_some_and(|(_, signed)| signed)
+                && state.dead.iter().any(|dead_letter| {
+                    dead_letter.carried.attempts > 1
+                        && dead_letter.dead_class.is_some_and(|(_, signed)| signed)
                 })
         }),
     ]
 }
 
 fn is_dead(state: &State, class: Class) -> bool {
-    state.dead.iter().any(|letter| letter.letter.is_some_and(|(is, _)| is == class))
+    state.dead.iter().any(|dead_letter| dead_letter.dead_class.is_some_and(|(is, _)| is == class))
 }

@@ -41,8 +41,10 @@ impl Setup {
         }
         let step = match todo {
             _ if self.mutation == Some(Mutation::AckFirst) => Step::AckedFirst { todo },
-            Todo::Dead { .. } => Step::Settles { todo, letter: false, result: false, remembered },
-            _ => Step::Settles { todo, letter: false, result: true, remembered },
+            Todo::Dead { .. } => {
+                Step::Settles { todo, dead_letter: false, result: false, remembered }
+            }
+            _ => Step::Settles { todo, dead_letter: false, result: true, remembered },
         };
         set(state, slot, step);
     }
@@ -53,13 +55,13 @@ impl Setup {
         match (step, job.step) {
             (Move::Publish, Step::Settles { todo, result, remembered, .. }) => {
                 publish(state, message, todo);
-                let settles = Step::Settles { todo, letter: true, result, remembered };
+                let settles = Step::Settles { todo, dead_letter: true, result, remembered };
                 set(state, slot, if result { Step::Acks } else { settles });
             }
-            (Move::PublishResult, Step::Settles { todo, letter, remembered, .. }) => {
+            (Move::PublishResult, Step::Settles { todo, dead_letter, remembered, .. }) => {
                 publish_result(state, message, todo);
-                let settles = Step::Settles { todo, letter, result: true, remembered };
-                set(state, slot, if letter { Step::Acks } else { settles });
+                let settles = Step::Settles { todo, dead_letter, result: true, remembered };
+                set(state, slot, if dead_letter { Step::Acks } else { settles });
             }
             (Move::Publish, Step::AckedFirst { todo }) => {
                 publish(state, message, todo);
@@ -105,19 +107,23 @@ fn publish(state: &mut State, message: Message, todo: Todo) {
         Todo::Captured => publish_captured(state, message),
         Todo::Retry(carried) => state.enqueue(Message { carried, ..message }),
         Todo::Dead { class, signed, carried, .. } => {
-            state.bury(Message { carried, letter: Some((class, signed)), ..message });
+            state.add_dead_letter(Message {
+                carried,
+                dead_class: Some((class, signed)),
+                ..message
+            });
         }
     }
 }
 
 fn publish_result(state: &mut State, message: Message, todo: Todo) {
     if let Todo::Dead { in_doubt, signed, .. } = todo {
-        state.told[usize::from(message.id)].failed |= signed && !in_doubt;
+        state.published[usize::from(message.id)].failed |= signed && !in_doubt;
         state.ended |= 1 << message.copy;
     }
 }
 
 pub(crate) fn publish_captured(state: &mut State, message: Message) {
-    state.told[usize::from(message.id)].captured = true;
+    state.published[usize::from(message.id)].captured = true;
     state.ended |= 1 << message.copy;
 }

@@ -21,7 +21,7 @@ pub(crate) struct Message {
     pub(crate) amount: u8,
     pub(crate) expires: bool,
     pub(crate) carried: Carried,
-    pub(crate) letter: Option<(Class, bool)>,
+    pub(crate) dead_class: Option<(Class, bool)>,
 }
 
 /// An acquired lease: `src/lease/held.rs::Lease`.
@@ -57,7 +57,7 @@ pub(crate) enum Step {
     /// The reply is judged. The job still has the lease.
     Judged { lease: Lease, came: Came, sent: Left, called: bool },
     /// The settlement is to be published, then the delivery acked.
-    Settles { todo: Todo, letter: bool, result: bool, remembered: bool },
+    Settles { todo: Todo, dead_letter: bool, result: bool, remembered: bool },
     /// The delivery is to be acked.
     Acks,
     /// In a mutation only: acked and not yet published.
@@ -133,7 +133,7 @@ pub(crate) struct Account {
 
 /// The results that were published about an id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Told {
+pub(crate) struct Published {
     pub(crate) captured: bool,
     /// Failed by the gateway's signed verdict, since the last replay of the same id.
     pub(crate) failed: bool,
@@ -166,7 +166,7 @@ pub(crate) struct State {
     pub(crate) later: [Option<Later>; LATER],
     pub(crate) redis: Redis,
     pub(crate) gateway: [Account; IDS],
-    pub(crate) told: [Told; IDS],
+    pub(crate) published: [Published; IDS],
     /// The copies (one bit each) about which a result was published.
     pub(crate) ended: u8,
     /// By payment: the id that was sent, is not resolved, and whose in-doubt block has not ended.
@@ -326,7 +326,7 @@ impl State {
         self.queue.insert(place, message);
     }
 
-    pub(crate) fn bury(&mut self, message: Message) {
+    pub(crate) fn add_dead_letter(&mut self, message: Message) {
         let place = self.dead.partition_point(|other| *other < message);
         self.dead.insert(place, message);
     }

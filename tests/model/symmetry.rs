@@ -61,7 +61,7 @@ fn swap_copies(mut state: State) -> State {
     state.queue.iter_mut().for_each(swap);
     state.dead.iter_mut().for_each(swap);
     state.slots.iter_mut().flatten().for_each(|job| swap(&mut job.message));
-    state.operators.iter_mut().flatten().for_each(|(letter, _)| swap(letter));
+    state.operators.iter_mut().flatten().for_each(|(dead_letter, _)| swap(dead_letter));
     state.ended = (state.ended & 1) << 1 | state.ended >> 1;
     state.queue.sort_unstable();
     state.dead.sort_unstable();

@@ -95,8 +95,8 @@ impl Setup {
                     }
                 }
             }
-            Step::Settles { letter, result, .. } => {
-                if !letter {
+            Step::Settles { dead_letter, result, .. } => {
+                if !dead_letter {
                     moves.push(Move::Publish);
                 }
                 if !result {

@@ -8,11 +8,11 @@ use std::{
 
 use capture_worker::domain::capture::class::Class;
 use serde_json::Value;
+use testkit::broker::TestBroker;
 
 use crate::{
+    env::{PREFIX, StormEnv},
     plan::Job,
-    shop::{DEFER_SCHEDULE, PREFIX, RETRY_SCHEDULE, Shop},
-    support::broker::TestBroker,
 };
 
 /// The outcome of a run.
@@ -24,7 +24,7 @@ pub(crate) struct Books {
     /// Jobs that are in doubt by their results and captured by the ledger. This is correct: an
     /// operator's inquiry resolves them.
     pub(crate) in_doubt_and_captured: usize,
-    pub(crate) letters: BTreeMap<String, usize>,
+    pub(crate) dead_letters: BTreeMap<String, usize>,
     pub(crate) money: BTreeMap<String, u64>,
     /// The violated rules, each with its ids.
     pub(crate) wrong: BTreeMap<&'static str, BTreeSet<String>>,
@@ -44,36 +44,31 @@ const NEVER: [&str; 8] = [
 
 impl Books {
     /// Compares all sides after the workers have ended.
-    pub(crate) async fn close(shop: &Shop, jobs: &[Job]) -> anyhow::Result<Self> {
+    pub(crate) async fn close(env: &StormEnv, jobs: &[Job]) -> anyhow::Result<Self> {
         let mut books =
             Self { wrong: NEVER.map(|what| (what, BTreeSet::new())).into(), ..Self::default() };
-        let broker = TestBroker::connect(&shop.rabbit.url()).await?;
+        let broker = TestBroker::connect(&env.rabbit.url()).await?;
         let mut dead = BTreeSet::new();
         for class in Class::ALL {
-            let letters = broker.drain_queue(&format!("{PREFIX}.dead.{class}")).await?;
-            if !letters.is_empty() {
-                books.letters.insert(class.to_string(), letters.len());
+            let dead_letters = broker.drain_queue(&format!("{PREFIX}.dead.{class}")).await?;
+            if !dead_letters.is_empty() {
+                books.dead_letters.insert(class.to_string(), dead_letters.len());
             }
-            for letter in letters {
-                let body: Value = serde_json::from_slice(&letter.body)?;
+            for dead_letter in dead_letters {
+                let body: Value = serde_json::from_slice(&dead_letter.body)?;
                 dead.extend(body["captureRequestId"].as_str().map(str::to_owned));
             }
         }
-        let delays = RETRY_SCHEDULE.split(',').chain(DEFER_SCHEDULE.split(','));
-        let queues = delays.map(|delay| format!("wait.{delay}")).chain(["jobs".to_owned()]);
-        for queue in queues.collect::<BTreeSet<_>>() {
-            let depth = broker.queue_depth(&format!("{PREFIX}.{queue}")).await?;
-            if depth.unwrap_or_default() > 0 {
-                books.wrong("left in a queue", &format!("{queue}: {depth:?}"));
-            }
+        for (queue, depth) in env.base.queued(&broker).await? {
+            books.wrong("left in a queue", &format!("{queue}: {depth}"));
         }
-        books.compare(shop, jobs, &dead);
+        books.compare(env, jobs, &dead);
         Ok(books)
     }
 
-    fn compare(&mut self, shop: &Shop, jobs: &[Job], dead: &BTreeSet<String>) {
+    fn compare(&mut self, env: &StormEnv, jobs: &[Job], dead: &BTreeSet<String>) {
         let by_id: BTreeMap<&str, &Job> = jobs.iter().map(|job| (job.id.as_str(), job)).collect();
-        let ledger = shop.sandbox.ledger();
+        let ledger = env.gateway.sandbox.ledger();
         let mut moved = BTreeSet::new();
         for capture in ledger["captures"].as_array().into_iter().flatten() {
             let id = capture["captureRequestId"].as_str().unwrap_or_default();
@@ -98,7 +93,7 @@ impl Books {
                 self.wrong("captured twice", id);
             }
         }
-        let results = shop.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let results = env.results.lock().unwrap_or_else(PoisonError::into_inner);
         for job in jobs {
             let seen = results.get(&job.id).map(Vec::as_slice).unwrap_or_default();
             let says = |wanted: &str| seen.iter().any(|(status, _)| status == wanted);

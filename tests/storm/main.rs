@@ -7,14 +7,10 @@
 //! at which a fault meets a job.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
-mod blows;
 mod books;
+mod env;
+mod faults;
 mod plan;
-mod shop;
-#[expect(dead_code, unused_imports, reason = "other test targets use the rest")]
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::{
     collections::BTreeMap,
     process::ExitCode,
@@ -24,12 +20,12 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use testkit::poll::within;
 
 use self::{
     books::Books,
-    plan::{Blow, Job, Plan},
-    shop::Shop,
-    support::poll::within,
+    env::StormEnv,
+    plan::{Fault, Job, Plan},
 };
 
 /// Causes faults everywhere, and checks that no job is lost and no money is captured twice.
@@ -83,89 +79,89 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         "storm: seed {}, {} jobs, {} workers",
         arguments.seed, arguments.jobs, arguments.workers
     );
-    let mut shop = Shop::open(arguments.workers).await?;
-    let excused = blow(&mut shop, &plan, arguments.seed).await?;
+    let mut env = StormEnv::open(arguments.workers).await?;
+    let excused = cause_faults(&mut env, &plan, arguments.seed).await?;
     let limit =
         Duration::from_secs(180) + Duration::from_millis(20) * u32::try_from(plan.jobs.len())?;
-    settle(&mut shop, &plan.jobs, limit).await?;
-    shop.drain_workers().await?;
-    let books = Books::close(&shop, &plan.jobs).await?;
-    let overlaps = shop.overlaps().saturating_sub(excused);
-    Ok(report(&shop, &plan, &books, (overlaps, excused), began.elapsed()))
+    settle(&mut env, &plan.jobs, limit).await?;
+    env.base.drain_workers().await?;
+    let books = Books::close(&env, &plan.jobs).await?;
+    let overlaps = env.overlaps().saturating_sub(excused);
+    Ok(report(&env, &plan, &books, (overlaps, excused), began.elapsed()))
 }
 
 /// Publishes a part of the jobs with each fault. Returns the number of excused overlaps.
-async fn blow(shop: &mut Shop, plan: &Plan, seed: u64) -> anyhow::Result<u64> {
+async fn cause_faults(env: &mut StormEnv, plan: &Plan, seed: u64) -> anyhow::Result<u64> {
     let mut rng = StdRng::seed_from_u64(seed.wrapping_add(1));
-    let parts: Vec<&[Job]> = plan.jobs.chunks(plan.jobs.len().div_ceil(plan.blows.len())).collect();
+    let parts: Vec<&[Job]> =
+        plan.jobs.chunks(plan.jobs.len().div_ceil(plan.faults.len())).collect();
     let (mut excused, mut published) = (0, 0);
-    for (n, blow) in plan.blows.iter().enumerate() {
+    for (n, fault) in plan.faults.iter().enumerate() {
         let part = parts.get(n).copied().unwrap_or_default();
         for job in part {
-            shop.sandbox.add_steps(Some(&job.payment_id), job.steps()?);
+            env.gateway.sandbox.add_steps(Some(&job.payment_id), job.steps()?);
         }
         published += part.len();
-        let publishing = tokio::spawn(shop::publish(shop.rabbit.url(), part.to_vec()));
+        let publishing = tokio::spawn(env::publish(env.rabbit.url(), part.to_vec()));
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..1000))).await;
-        excused += shop.deal(*blow, &mut rng).await.with_context(|| format!("{blow:?}"))?;
+        excused += env.cause(*fault, &mut rng).await.with_context(|| format!("{fault:?}"))?;
         publishing.await?;
-        shop.check_workers()?;
+        env.base.check_workers()?;
         // A pause in which workers process most of the backlog. Otherwise the next fault meets a
         // longer one.
-        let backlog = async || published - shop.ended().min(published) <= part.len() / 2;
+        let backlog = async || published - env.ended().min(published) <= part.len() / 2;
         within(Duration::from_secs(15), backlog).await.unwrap_or_default();
     }
     Ok(excused)
 }
 
 /// Waits until every job has ended: by its result, or as a dead letter that the broker made.
-async fn settle(shop: &mut Shop, jobs: &[Job], limit: Duration) -> anyhow::Result<()> {
-    let broker = support::broker::TestBroker::connect(&shop.rabbit.url()).await?;
-    let poison = format!("{}.dead.poison", shop::PREFIX);
-    let waiting = format!("{}.jobs", shop::PREFIX);
+async fn settle(env: &mut StormEnv, jobs: &[Job], limit: Duration) -> anyhow::Result<()> {
+    let broker = testkit::broker::TestBroker::connect(&env.rabbit.url()).await?;
+    let poison = format!("{}.dead.poison", env::PREFIX);
+    let waiting = format!("{}.jobs", env::PREFIX);
     let ended = within(limit, async || {
-        let letters = broker.queue_depth(&poison).await.ok().flatten().unwrap_or_default();
+        let dead_letters = broker.queue_depth(&poison).await.ok().flatten().unwrap_or_default();
         let ready = broker.queue_depth(&waiting).await.ok().flatten().unwrap_or_default();
-        shop.ended() + usize::try_from(letters).unwrap_or_default() >= jobs.len() && ready == 0
+        env.ended() + usize::try_from(dead_letters).unwrap_or_default() >= jobs.len() && ready == 0
     });
     if ended.await.is_none() {
-        let logs = shop.workers.iter().map(support::processes::Process::describe);
-        let logs: Vec<String> = logs.collect();
-        bail!("{} of {} jobs have ended\n{}", shop.ended(), jobs.len(), logs.join("\n"));
+        let (ended, logs) = (env.ended(), env.base.describe_workers());
+        bail!("{ended} of {} jobs have ended\n{logs}", jobs.len());
     }
     // Copies that still wait get the same outcome.
     let delay = Duration::from_secs(9);
     tokio::time::sleep(delay).await;
     let quiet = async || broker.queue_depth(&waiting).await.ok().flatten() == Some(0);
     within(limit, quiet).await.context("copies remain in the queue")?;
-    shop.check_workers()
+    env.base.check_workers()
 }
 
 fn report(
-    shop: &Shop,
+    env: &StormEnv,
     plan: &Plan,
     books: &Books,
     (overlaps, excused): (u64, u64),
     took: Duration,
 ) -> bool {
-    let mut blows: BTreeMap<Blow, usize> = BTreeMap::new();
-    for blow in &plan.blows {
-        *blows.entry(*blow).or_default() += 1;
+    let mut faults: BTreeMap<Fault, usize> = BTreeMap::new();
+    for fault in &plan.faults {
+        *faults.entry(*fault).or_default() += 1;
     }
-    let mut faults: BTreeMap<&str, usize> = BTreeMap::new();
-    for fault in plan.jobs.iter().filter_map(|job| job.fault.or(job.refusal)) {
-        *faults.entry(fault).or_default() += 1;
+    let mut gateway_faults: BTreeMap<&str, usize> = BTreeMap::new();
+    for gateway_fault in plan.jobs.iter().filter_map(|job| job.gateway_fault.or(job.refusal)) {
+        *gateway_faults.entry(gateway_fault).or_default() += 1;
     }
     let copies: usize = plan.jobs.iter().map(|job| job.copies - 1).sum();
-    let ledger = shop.sandbox.ledger();
+    let ledger = env.gateway.sandbox.ledger();
     println!("{} jobs and {copies} copies in {} s", plan.jobs.len(), took.as_secs());
-    println!("blows: {blows:?}");
-    println!("the gateway's faults: {faults:?}");
+    println!("faults: {faults:?}");
+    println!("the gateway's faults: {gateway_faults:?}");
     println!(
         "CAPTURED {}, FAILED {}, IN_DOUBT {} (of these in the ledger: {})",
         books.captured, books.failed, books.in_doubt, books.in_doubt_and_captured
     );
-    println!("dead letters: {:?}; captured: {:?}", books.letters, books.money);
+    println!("dead letters: {:?}; captured: {:?}", books.dead_letters, books.money);
     println!(
         "most calls at once: {}; overlaps of the same id: {}",
         ledger["atOnceMax"], ledger["sameIdOverlaps"]

@@ -18,15 +18,15 @@ pub(crate) struct Job {
     pub(crate) value: u64,
     /// How often the job is published.
     pub(crate) copies: usize,
-    /// The gateway's fault, by its name in [`FAULTS`].
-    pub(crate) fault: Option<&'static str>,
+    /// The gateway's fault, by its name in [`GATEWAY_FAULTS`].
+    pub(crate) gateway_fault: Option<&'static str>,
     /// The code of a final refusal. Every job without one is captured in the end.
     pub(crate) refusal: Option<&'static str>,
 }
 
 /// A fault of the servers, the workers or the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Blow {
+pub(crate) enum Fault {
     KillWorker,
     DrainWorker,
     RestartBroker,
@@ -43,25 +43,25 @@ pub(crate) enum Blow {
     HideAnswers,
 }
 
-const BLOWS: [Blow; 14] = [
-    Blow::KillWorker,
-    Blow::DrainWorker,
-    Blow::RestartBroker,
-    Blow::KillBroker,
-    Blow::RestartRedis,
-    Blow::KillRedis,
-    Blow::PauseRedis,
-    Blow::FlushRedis,
-    Blow::CutAll,
-    Blow::ThrottleBroker,
-    Blow::ThrottleRedis,
-    Blow::ThrottleGateway,
-    Blow::RefuseGateway,
-    Blow::HideAnswers,
+const FAULTS: [Fault; 14] = [
+    Fault::KillWorker,
+    Fault::DrainWorker,
+    Fault::RestartBroker,
+    Fault::KillBroker,
+    Fault::RestartRedis,
+    Fault::KillRedis,
+    Fault::PauseRedis,
+    Fault::FlushRedis,
+    Fault::CutAll,
+    Fault::ThrottleBroker,
+    Fault::ThrottleRedis,
+    Fault::ThrottleGateway,
+    Fault::RefuseGateway,
+    Fault::HideAnswers,
 ];
 
 /// Names and steps of the gateway's faults. Each fault ends, so that every job can end.
-const FAULTS: [(&str, &str); 14] = [
+const GATEWAY_FAULTS: [(&str, &str); 14] = [
     ("request lost", r#"{"answer":"no_answer"}"#),
     ("answer lost", r#"{"answer":"no_answer","executes":true}"#),
     ("hang", r#"{"answer":"hang"}"#),
@@ -85,20 +85,20 @@ const REFUSALS: [&str; 4] =
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) jobs: Vec<Job>,
-    pub(crate) blows: Vec<Blow>,
+    pub(crate) faults: Vec<Fault>,
 }
 
 impl Plan {
     pub(crate) fn of(seed: u64, jobs: usize) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let jobs: Vec<Job> = (0..jobs).map(|n| job(n, &mut rng)).collect();
-        let mut blows = Vec::new();
-        for _ in 0..(jobs.len() / 1000).div_ceil(BLOWS.len()).max(1) {
-            let mut round = BLOWS;
+        let mut faults = Vec::new();
+        for _ in 0..(jobs.len() / 1000).div_ceil(FAULTS.len()).max(1) {
+            let mut round = FAULTS;
             round.shuffle(&mut rng);
-            blows.extend(round);
+            faults.extend(round);
         }
-        Self { jobs, blows }
+        Self { jobs, faults }
     }
 }
 
@@ -110,7 +110,7 @@ fn job(n: usize, rng: &mut StdRng) -> Job {
     let payment_id = format!("{}-{group}", if is_partial { "shared" } else { "own" });
     let currency = ["HKD", "JPY", "USD"].get(group % 3).copied().unwrap_or("HKD");
     let (luck, copied) = (rng.random_range(0..100), rng.random_bool(0.03));
-    let fault = FAULTS.choose(rng).map(|(name, _)| *name).filter(|_| luck < 20);
+    let gateway_fault = GATEWAY_FAULTS.choose(rng).map(|(name, _)| *name).filter(|_| luck < 20);
     let refusal = REFUSALS.choose(rng).copied().filter(|_| (20..24).contains(&luck));
     Job {
         id: format!("j-{n}"),
@@ -118,7 +118,7 @@ fn job(n: usize, rng: &mut StdRng) -> Job {
         currency,
         value: rng.random_range(1..100_000),
         copies: if copied { 2 } else { 1 },
-        fault,
+        gateway_fault,
         refusal,
     }
 }
@@ -141,9 +141,10 @@ impl Job {
 
     /// The steps of the gateway's script for this id.
     pub(crate) fn steps(&self) -> anyhow::Result<Vec<Step>> {
-        let fault = FAULTS.iter().filter(|(name, _)| Some(*name) == self.fault);
+        let gateway_fault =
+            GATEWAY_FAULTS.iter().filter(|(name, _)| Some(*name) == self.gateway_fault);
         let mut steps: Vec<Value> =
-            fault.map(|(_, step)| serde_json::from_str(step)).collect::<Result<_, _>>()?;
+            gateway_fault.map(|(_, step)| serde_json::from_str(step)).collect::<Result<_, _>>()?;
         steps
             .extend(self.refusal.map(|code| json!({"answer": {"code": code}, "times": "forever"})));
         for step in &mut steps {
