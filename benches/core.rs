@@ -9,11 +9,11 @@ use capture_worker::{
         capture::{
             class::{Codes, FINAL_CODES},
             judge::{Before, judge_capture},
-            outcome::{Attempt, Sent},
+            outcome::{FinishedAttempt, SentState},
             reply::{Answer, CaptureBody, CaptureReply, GatewayResult, Reply, Signature, Status},
         },
         job::{Job, history::History},
-        settlement::{Policy, settle},
+        settlement::{RetryPolicy, settle},
     },
     gateway::signing::{SigningKey, VerifyingKeys, signature_header},
 };
@@ -64,7 +64,7 @@ fn classify(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = ["S SUCCESS", "F RISK_REJECT", "F BRAND_NEW", "U UNKNOWN_EXCEPTION"])]
 fn decide(bencher: Bencher<'_, '_>, result: &str) {
     let (job, codes) = (Job::parse(SMALL.as_bytes()).unwrap(), Codes::default());
-    let policy = Policy {
+    let policy = RetryPolicy {
         schedule: [5, 15, 60].map(Duration::from_secs).to_vec(),
         defer_schedule: vec![Duration::from_secs(1)],
         max_age: Duration::from_secs(86_400),
@@ -75,10 +75,10 @@ fn decide(bencher: Bencher<'_, '_>, result: &str) {
     let reply = reply(&job, result);
     bencher.with_inputs(|| reply.clone()).bench_local_values(|reply| {
         let outcome = judge_capture(reply, &job, &before, &codes);
-        let attempt = Attempt {
+        let attempt = FinishedAttempt {
             subject: job.subject(),
             outcome,
-            sent: Sent::No,
+            sent: SentState::No,
             remembered: false,
             evidence: None,
             outage: false,

@@ -8,6 +8,7 @@
 //!   Redis). They do not depend on each other.
 //! - [`worker`] combines them into the one pipeline that every job goes through.
 //! - [`dead_letters`] lets operators list, replay and discard the jobs that the pipeline gave up.
+//! - [`capture_status`] shows what Redis and the gateway know about one capture.
 //! - [`config`], [`telemetry`], [`http`] and [`cli`] make a program of it.
 //! - [`sandbox`] is a gateway for tests and demonstrations.
 //!
@@ -29,6 +30,7 @@ pub mod lease;
 
 pub mod worker;
 
+pub mod capture_status;
 pub mod dead_letters;
 
 pub mod config;

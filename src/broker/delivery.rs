@@ -16,10 +16,11 @@ use super::{
 use crate::domain::{
     job::{Job, Malformed, forward::ForwardFields, history::History, trace::TraceContext},
     settlement::{
-        Letter, ResultMessage, Settlement, epoch_ms,
+        DeadLetterReason, ResultMessage, Settlement,
         refused::{RefusedResult, ResultWait},
         schedule::delay_name,
     },
+    time::epoch_ms,
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -162,14 +163,14 @@ impl Delivery {
             Settlement::Retry { delay, carry } => {
                 self.publish(self.waiting(*delay, carry, &self.refused)).await?;
             }
-            Settlement::Dead { letter, carry, result } => {
+            Settlement::Dead { reason, carry, result } => {
                 if let Some(result) = result
                     && !self.publish_result(result, draining).await?
                 {
                     return Ok(SettleResult::ResultRefused);
                 }
-                let class = letter.class.name().to_owned();
-                self.publish(self.republish(Exchange::Dead, class, carry, Some(letter))).await?;
+                let class = reason.class.name().to_owned();
+                self.publish(self.republish(Exchange::Dead, class, carry, Some(reason))).await?;
             }
             Settlement::HandBack => return self.hand_back().await.map(|()| SettleResult::Acked),
         }
@@ -280,7 +281,7 @@ impl Delivery {
         exchange: Exchange,
         routing_key: String,
         carry: &History,
-        reason: Option<&Letter>,
+        reason: Option<&DeadLetterReason>,
     ) -> Message {
         Message {
             exchange,

@@ -11,10 +11,7 @@ use super::{
     publish::{Message, PublishError},
     session::Session,
 };
-use crate::domain::{
-    replay::Replay,
-    settlement::{ResultMessage, epoch_ms},
-};
+use crate::domain::{replay::Replay, settlement::ResultMessage, time::epoch_ms};
 
 /// The routing key of jobs from the command `submit`. The queue of jobs is bound with `#`.
 const SUBMITTED: &str = "submit";

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     broker::{BrokerOptions, BrowseError, BrowsedQueue, Browser, Session, TopologyMode},
     dead_letters::{Action, Record},
-    domain::{capture::class::Class, duration},
+    domain::{capture::class::Class, duration, time::parse_rfc3339},
     telemetry,
 };
 
@@ -186,13 +186,12 @@ impl Audit {
     }
 
     fn takes(&self, record: &Record, now: OffsetDateTime) -> bool {
-        use time::format_description::well_known::Rfc3339;
         let letter = &record.letter;
         let ids = [
             letter.capture_request_id.as_ref(),
             record.to.as_ref().and_then(|to| to.capture_request_id.as_ref()),
         ];
-        let age = OffsetDateTime::parse(&record.at, &Rfc3339).ok().map(|at| now - at);
+        let age = parse_rfc3339(&record.at).map(|at| now - at);
         let is_older = |limit: Duration| age.is_some_and(|age| age > limit);
         let names = [Some(record.who.as_str()), record.as_.as_deref()];
         let (classes, actions) = (all(&self.class), all(&self.action));

@@ -8,7 +8,7 @@ use super::{Exit, complain, tls};
 use crate::{
     broker::{self, BrokerOptions, MissingQueues},
     config::{BROKER_URL, BreakerSettings, Settings, SettingsErrors},
-    domain::settlement::Policy,
+    domain::settlement::RetryPolicy,
     gateway::{
         Gateway, GatewayOptions,
         signing::{SigningKey, VerifyingKeys},
@@ -150,8 +150,8 @@ pub(super) fn gateway(settings: &Settings) -> Result<Gateway, Vec<String>> {
     .map_err(|error| vec![error.to_string()])
 }
 
-pub(super) fn policy(settings: &Settings) -> Policy {
-    Policy {
+pub(super) fn policy(settings: &Settings) -> RetryPolicy {
+    RetryPolicy {
         schedule: settings.retry.schedule.clone(),
         defer_schedule: settings.retry.defer_schedule.clone(),
         max_age: settings.retry.max_age,

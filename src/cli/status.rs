@@ -12,8 +12,8 @@ use super::{
     table::TextTable,
 };
 use crate::{
-    dead_letters::{Shown, StatusOf},
-    domain::capture::{outcome::Fate, reply::Standing},
+    capture_status::{GatewayStatus, StatusOf},
+    domain::capture::{outcome::FinalOutcome, reply::Standing},
     lease::{Inspection, Role},
 };
 
@@ -88,7 +88,7 @@ impl StatusArgs {
         };
         facts.push(fact("gateway", &gateway));
         for relative in &status.family {
-            let kin = if relative.is_forebear { "ancestor" } else { "descendant" };
+            let kin = if relative.is_ancestor { "ancestor" } else { "descendant" };
             let known = relative.redis.as_ref().and_then(|redis| redis.recorded.as_ref());
             let word = match (&relative.gateway, known) {
                 (Some(shown), _) => words(shown),
@@ -105,9 +105,12 @@ impl StatusArgs {
         let shown = status.gateway.as_ref().ok().and_then(Option::as_ref);
         let redis = status.redis.as_ref().ok();
         match (shown.map(|shown| shown.standing), redis.and_then(|redis| redis.recorded.as_ref())) {
-            (Some(Standing::Captured), _) | (_, Some(Fate::Captured(_))) => return State::Captured,
+            (Some(Standing::Captured), _) | (_, Some(FinalOutcome::Captured(_))) => {
+                return State::Captured;
+            }
             (Some(Standing::InProcess), _) => return State::InProcess,
-            (Some(Standing::Failed), _) | (_, Some(Fate::Failed(_) | Fate::Closed(_))) => {
+            (Some(Standing::Failed), _)
+            | (_, Some(FinalOutcome::Failed(_) | FinalOutcome::FailedWhileLeased(_))) => {
                 return State::Failed;
             }
             _ => {}
@@ -132,7 +135,7 @@ impl StatusArgs {
         let family = status.family.iter().map(|relative| {
             json!({
                 "captureRequestId": relative.capture_request_id,
-                "relation": if relative.is_forebear { "forebear" } else { "child" },
+                "relation": if relative.is_ancestor { "forebear" } else { "child" },
                 "outcome": relative.redis.as_ref().and_then(outcome),
                 "gateway": relative.gateway.as_ref().map(shown_document),
             })
@@ -224,9 +227,9 @@ impl State<'_> {
 
 /// The recorded outcome for JSON. How a failure was proven makes no difference to a reader, so both
 /// kinds of failure look the same.
-fn outcome(redis: &Inspection) -> Option<Fate> {
+fn outcome(redis: &Inspection) -> Option<FinalOutcome> {
     redis.recorded.clone().map(|fate| match fate {
-        Fate::Closed(verdict) => Fate::Failed(verdict),
+        FinalOutcome::FailedWhileLeased(verdict) => FinalOutcome::Failed(verdict),
         fate => fate,
     })
 }
@@ -247,18 +250,18 @@ fn redis_facts(redis: &Inspection) -> Vec<[String; 2]> {
     facts.into_iter().map(|(name, text)| [name.to_owned(), plain(&text)]).collect()
 }
 
-fn fate_words(fate: &Fate) -> String {
+fn fate_words(fate: &FinalOutcome) -> String {
     match fate {
-        Fate::Captured(capture) => {
+        FinalOutcome::Captured(capture) => {
             format!("captured, captureId {}", capture.capture_id.as_deref().unwrap_or("-"))
         }
-        Fate::Failed(verdict) | Fate::Closed(verdict) => {
+        FinalOutcome::Failed(verdict) | FinalOutcome::FailedWhileLeased(verdict) => {
             format!("failed: {} ({})", verdict.code.as_deref().unwrap_or("no code"), verdict.class)
         }
     }
 }
 
-fn words(shown: &Shown) -> String {
+fn words(shown: &GatewayStatus) -> String {
     let mut words = shown.status.clone();
     let amount = shown.amount.map(|amount| amount.to_string());
     let code = shown.code.clone().filter(|code| *code != shown.status);
@@ -269,7 +272,7 @@ fn words(shown: &Shown) -> String {
     words
 }
 
-fn shown_document(shown: &Shown) -> Value {
+fn shown_document(shown: &GatewayStatus) -> Value {
     json!({
         "status": shown.status,
         "code": shown.code,

@@ -112,7 +112,7 @@ mod tests {
     use crate::domain::{
         capture::class::Class,
         replay::{Changes, prepare},
-        tests::letter,
+        tests::dead_letter,
     };
 
     fn money(currency: &str, value: u64) -> Money {
@@ -172,7 +172,7 @@ mod tests {
     fn copies_of_one_parent_are_one_capture_under_its_fresh_id() {
         let mut captures = Captures::default();
         for _ in 0..2 {
-            let parent = letter(Class::Risk, "parent");
+            let parent = dead_letter(Class::Risk, "parent");
             let replay = prepare(&parent, &Changes::default(), OffsetDateTime::UNIX_EPOCH).unwrap();
             assert_ne!(replay.id.as_deref(), parent.id());
             captures.add(replay.id.as_deref(), replay.amount);

@@ -18,11 +18,11 @@ use crate::{
         capture::class::{Class, Codes},
         job::{Job, forward::ForwardFields, history::History},
         replay::{
-            Refusal,
             dead_letter::DeadLetter,
-            evidence::{PaymentSeen, Seen},
+            evidence::{CaptureSeen, PaymentSeen},
+            refusal::DiscardRefusal,
         },
-        settlement::epoch_ms,
+        time::epoch_ms,
     },
     gateway::Gateway,
     lease::{Leases, Unavailable},
@@ -236,15 +236,15 @@ impl Desk {
     }
 
     /// Asks the gateway what became of the capture of a job, and of its payment.
-    pub async fn inquire(&self, job: &Job, history: &History) -> (Seen, PaymentSeen) {
+    pub async fn inquire(&self, job: &Job, history: &History) -> (CaptureSeen, PaymentSeen) {
         match &self.gateway {
             Ok(gateway) => {
                 let reply = gateway.inquire(&job.payment_id).await;
-                (Seen::of(&reply, job, &self.codes), PaymentSeen::of(&reply, job, history))
+                (CaptureSeen::of(&reply, job, &self.codes), PaymentSeen::of(&reply, job, history))
             }
             Err(why) => {
                 let reason = format!("cannot ask the gateway: {why}");
-                (Seen::Nothing { reason, code: None }, PaymentSeen::default())
+                (CaptureSeen::Nothing { reason, code: None }, PaymentSeen::default())
             }
         }
     }
@@ -264,7 +264,7 @@ impl Desk {
     pub(super) async fn refuse(
         &self,
         letter: &DeadLetter,
-        refusal: &Refusal,
+        refusal: &DiscardRefusal,
         evidence: Option<String>,
     ) -> Result<(), DeskError> {
         let record = self.record(super::Action::Refuse, letter).refusing(refusal).seeing(evidence);

@@ -60,11 +60,11 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::tests::letter;
+    use crate::domain::tests::dead_letter;
 
     #[test]
     fn every_condition_must_hold() {
-        let mut risk = letter(Class::Risk, "c1");
+        let mut risk = dead_letter(Class::Risk, "c1");
         risk.code = Some("RISK_REJECT".into());
         risk.dead_at_ms = Some(1_000);
         let takes = |filter: Filter| filter.takes(&risk, 61_000);

@@ -8,23 +8,23 @@
 
 mod act;
 mod captures;
+mod decide;
 mod desk;
 mod discard;
 mod filter;
 mod record;
 mod replay;
-mod status;
 mod summary;
-
-pub(crate) use self::record::rfc3339;
+mod wording;
 
 pub use self::{
     captures::Captures,
+    decide::Told,
     desk::{Desk, DeskError, Flow, Progress},
     discard::Discard,
     filter::Filter,
     record::{Action, Audited, Record, Who},
-    replay::{Replays, Told},
-    status::{Relative, Shown, StatusOf},
+    replay::Replays,
     summary::{Summaries, Summary},
+    wording::RefusalText,
 };

@@ -3,13 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
+use super::wording::RefusalText;
 use crate::domain::{
     capture::class::Class,
     money::Money,
-    replay::{Refusal, Replay, dead_letter::DeadLetter},
-    settlement::epoch_ms,
+    replay::{Replay, dead_letter::DeadLetter},
+    time::{epoch_ms, rfc3339_of_ms},
 };
 
 /// The operator who acts.
@@ -129,7 +130,7 @@ impl Record {
     #[must_use]
     pub fn of(who: &Who, reason: Option<&str>, action: Action, letter: &DeadLetter) -> Self {
         Self {
-            at: rfc3339(epoch_ms(OffsetDateTime::now_utc())).unwrap_or_default(),
+            at: rfc3339_of_ms(epoch_ms(OffsetDateTime::now_utc())).unwrap_or_default(),
             who: who.user.clone(),
             as_: who.as_.clone(),
             action,
@@ -162,9 +163,10 @@ impl Record {
 
     /// Adds why the act is refused, and the safe alternative.
     #[must_use]
-    pub fn refusing(mut self, refusal: &Refusal) -> Self {
-        self.refusal = Some(refusal.reason.clone());
-        self.instead = Some(refusal.instead.clone());
+    pub fn refusing(mut self, refusal: impl Into<RefusalText>) -> Self {
+        let RefusalText { reason, instead } = refusal.into();
+        self.refusal = Some(reason);
+        self.instead = Some(instead);
         self
     }
 }
@@ -179,7 +181,7 @@ impl Audited {
             payment_id: letter.payment_id().map(str::to_owned),
             capture_amount: letter.amount(),
             code: letter.code.clone(),
-            dead_at: letter.dead_at_ms.and_then(rfc3339),
+            dead_at: letter.dead_at_ms.and_then(rfc3339_of_ms),
             replays: letter.history.replays,
             body_sha256: Sha256::digest(&letter.body)
                 .iter()
@@ -187,10 +189,4 @@ impl Audited {
                 .collect(),
         }
     }
-}
-
-/// A time in epoch milliseconds as RFC 3339, if it is in the range of that format.
-pub(crate) fn rfc3339(ms: i64) -> Option<String> {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
-    time.format(&Rfc3339).ok()
 }

@@ -11,18 +11,19 @@ use tokio::time::Instant;
 
 use super::{
     Captures, Desk, DeskError, Filter, Flow,
-    act::{Decided, occupied},
+    decide::{Decided, Mode, Told},
 };
 use crate::{
     broker::{BrowsedMessage, Results},
     domain::{
-        capture::{class::Class, outcome::Fate},
+        capture::class::Class,
         money::{Currency, Money},
         replay::{
-            Changes, Policy, Refusal, Replay,
+            Changes, Replay,
             dead_letter::DeadLetter,
-            evidence::{Decision, PaymentSeen, Seen, decide},
+            decision::Decision,
             prepare,
+            refusal::{LimitRefusal, ReplayRefusal},
         },
     },
 };
@@ -48,15 +49,6 @@ pub struct Replays {
     /// The most money that is sent in each currency, in its smallest unit. If it names a currency,
     /// other currencies are refused. Copies of one capture count once.
     pub max_money: BTreeMap<Currency, u64>,
-}
-
-/// What was done with one dead letter or, in a dry run, what would be done.
-#[derive(Clone, Debug)]
-pub struct Told {
-    /// The decision that was made.
-    pub decision: Decision,
-    /// What the gateway replied or Redis had recorded, in words; `None` if neither was asked.
-    pub evidence: Option<String>,
 }
 
 /// The progress of a replay towards its limits.
@@ -90,11 +82,7 @@ impl Desk {
                     return Ok(Flow::Stop);
                 }
                 run.wait().await?;
-                let prepared = prepare(&letter, &replays.changes, OffsetDateTime::now_utc());
-                let planned = match prepared.and_then(|replay| run.bounded(replay)) {
-                    Err(refusal) => Told { decision: Decision::Refuse(refusal), evidence: None },
-                    Ok(replay) => self.foretell(&letter, replay).await,
-                };
+                let planned = run.decide(&letter, Mode::Plan).await?.told;
                 run.count(&planned.decision);
                 told(&letter, &planned);
                 Ok(Flow::Keep)
@@ -105,31 +93,6 @@ impl Desk {
             }
         }
         Ok(())
-    }
-
-    async fn foretell(&self, letter: &DeadLetter, replay: Replay) -> Told {
-        let Ok(job) = &letter.job else {
-            return Told { decision: Decision::Send(replay), evidence: None };
-        };
-        let is_fresh = replay.policy == Policy::FreshId;
-        let known = self.leases.inspect(&job.payment_id, &job.capture_request_id).await;
-        let refusal = match &known {
-            Ok(known) => occupied(known, &job.capture_request_id),
-            Err(away) => Some(Refusal::new(
-                format!("{away}, and a fresh id is sent only under the lease of its payment"),
-                "try again when Redis is available",
-            )),
-        };
-        let withheld = self.leases.withheld().await.map(|why| Refusal::new(why, "then try again"));
-        if let (Some(refusal), true) = (refusal.or(withheld), is_fresh) {
-            return Told { decision: Decision::Refuse(refusal), evidence: None };
-        }
-        let (seen, payment) = match known.map(|known| known.recorded) {
-            Ok(Some(Fate::Captured(capture))) => (Seen::Captured(capture), PaymentSeen::default()),
-            _ => self.inquire(job, &letter.history).await,
-        };
-        let decision = decide(letter, replay, &seen, &payment, OffsetDateTime::now_utc());
-        Told { decision, evidence: Some(seen.words()) }
     }
 
     /// Replays dead letters. Each one is recorded in the audit first. `told` is called for each one
@@ -213,31 +176,32 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Decides about a dead letter: by its policy, by the operator's limits, then by the evidence.
+    async fn decide(&self, letter: &DeadLetter, mode: Mode) -> Result<Decided, DeskError> {
+        let prepared = prepare(letter, &self.replays.changes, OffsetDateTime::now_utc());
+        let prepared = prepared.map_err(ReplayRefusal::from).and_then(|replay| {
+            self.check_limits(&replay)?;
+            Ok(replay)
+        });
+        self.desk.decide(letter, prepared, mode).await
+    }
+
     /// Refuses a replay that exceeds the operator's limits.
-    fn bounded(&self, replay: Replay) -> Result<Replay, Refusal> {
-        if self.canary.is_some() && replay.id.is_none() {
-            return Err(Refusal::new(
-                "without a readable id there is no result, so it cannot be a canary",
-                "replay it without --canary",
-            ));
+    fn check_limits(&self, replay: &Replay) -> Result<(), LimitRefusal> {
+        let is_canary = self.replays.canary.is_some_and(|canary| self.sent < canary);
+        if is_canary && replay.id.is_none() {
+            return Err(LimitRefusal::CanaryWithoutId);
         }
-        if self.replays.max_money.is_empty() {
-            return Ok(replay);
+        let max_money = &self.replays.max_money;
+        if max_money.is_empty() {
+            return Ok(());
         }
-        let max_of = |amount: Money| {
-            self.replays.max_money.get(&amount.currency()).copied().unwrap_or_default()
-        };
+        let max_of = |amount: Money| max_money.get(&amount.currency()).copied().unwrap_or_default();
         let id = replay.id.as_deref();
         match replay.amount {
-            Some(amount) if self.captures.is_within(id, amount, max_of(amount)) => Ok(replay),
-            Some(amount) => Err(Refusal::new(
-                format!("another {amount} would exceed --max-money"),
-                "raise --max-money, or add this currency to it",
-            )),
-            None => Err(Refusal::new(
-                "its amount is not readable, so --max-money cannot be checked",
-                "replay it without --max-money",
-            )),
+            Some(amount) if self.captures.is_within(id, amount, max_of(amount)) => Ok(()),
+            Some(amount) => Err(LimitRefusal::OverMaxMoney(amount)),
+            None => Err(LimitRefusal::AmountUnreadable),
         }
     }
 
@@ -256,18 +220,7 @@ impl<'a> Run<'a> {
         found: &BrowsedMessage,
         letter: &DeadLetter,
     ) -> Result<Told, DeskError> {
-        let now = OffsetDateTime::now_utc();
-        let prepared = prepare(letter, &self.replays.changes, now);
-        let decided = match prepared.and_then(|replay| self.bounded(replay)) {
-            Err(refusal) => Decided::unasked(Decision::Refuse(refusal)),
-            Ok(replay) => match &letter.job {
-                Ok(job) if replay.policy == Policy::FreshId => {
-                    self.desk.close_parent(letter, job, replay).await?
-                }
-                Ok(job) => self.desk.same_id(letter, job, replay).await,
-                Err(_) => Decided::unasked(Decision::Send(replay)),
-            },
-        };
+        let decided = self.decide(letter, Mode::Act).await?;
         let told = self.desk.carry_out(found, letter, decided).await?;
         self.count(&told.decision);
         if let (Decision::Send(replay), Some((_, ids))) = (&told.decision, &mut self.canary)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Captures;
 use crate::domain::{
     capture::class::Class,
-    replay::{Policy, dead_letter::DeadLetter},
+    replay::{ReplayPolicy, dead_letter::DeadLetter},
 };
 
 /// How many different codes are counted one by one. A code is text from outside, so the number of
@@ -82,7 +82,7 @@ pub struct Summary {
     /// What to do, each advice once, in the order of the queue.
     pub advice: Vec<&'static str>,
     /// The number of dead letters under each replay policy.
-    pub policies: BTreeMap<Policy, u64>,
+    pub policies: BTreeMap<ReplayPolicy, u64>,
 }
 
 impl Summary {
@@ -123,7 +123,7 @@ impl Summary {
         if !self.advice.contains(&advice) {
             self.advice.push(advice);
         }
-        *self.policies.entry(Policy::of(letter.class, letter.signed)).or_default() += 1;
+        *self.policies.entry(ReplayPolicy::of(letter.class, letter.signed)).or_default() += 1;
     }
 
     /// The codes with their counts, the most frequent first.
@@ -141,14 +141,14 @@ mod tests {
     use super::*;
     use crate::domain::{
         replay::dead_letter::{BrokerDeath, BrokerReason},
-        tests::letter,
+        tests::dead_letter,
     };
 
     #[test]
     fn dead_letters_are_counted_summed_and_dated() {
         let mut summary = Summary::of(Class::Access);
         for (n, code) in ["A", "B", "B"].into_iter().enumerate() {
-            let mut access = letter(Class::Access, ["c", "d", "c"][n]);
+            let mut access = dead_letter(Class::Access, ["c", "d", "c"][n]);
             access.code = Some(code.into());
             access.signed = n == 0;
             access.dead_at_ms = [Some(5), None, Some(3)][n];
@@ -158,7 +158,10 @@ mod tests {
         assert_eq!(summary.captures.distinct(), 2);
         assert_eq!(summary.captures.money().values().collect::<Vec<_>>(), [&200]);
         assert_eq!(summary.top_codes(), [("B", 2), ("A", 1)]);
-        assert_eq!(summary.policies, [(Policy::SameId, 2), (Policy::FreshId, 1)].into());
+        assert_eq!(
+            summary.policies,
+            [(ReplayPolicy::SameId, 2), (ReplayPolicy::FreshId, 1)].into()
+        );
     }
 
     #[test]
@@ -168,7 +171,7 @@ mod tests {
             [(Class::Risk, [("a", 7), ("b", 9)]), (Class::InDoubt, [("a", 5), ("a", 6)])]
         {
             for (id, at) in ids {
-                let mut dead = letter(class, id);
+                let mut dead = dead_letter(class, id);
                 dead.dead_at_ms = Some(at);
                 summaries.add(&dead);
             }
@@ -185,7 +188,7 @@ mod tests {
     fn dead_letters_of_the_broker_are_counted_by_its_reason() {
         let mut summary = Summary::of(Class::Poison);
         for word in ["expired", "maxlen", "expired", "new in 9.0", ""] {
-            let mut poison = letter(Class::Poison, "c");
+            let mut poison = dead_letter(Class::Poison, "c");
             poison.broker_death = (!word.is_empty()).then(|| BrokerDeath {
                 reason: BrokerReason::of(word),
                 queue: "capture.jobs".into(),
@@ -195,14 +198,14 @@ mod tests {
         assert_eq!(summary.broker_reasons, [("expired", 2), ("maxlen", 1), ("other", 1)].into());
         assert_eq!(summary.advice.len(), 4);
         assert!(summary.advice[0].starts_with("expired by a TTL before a worker took it"));
-        assert_eq!(summary.advice[3], crate::domain::replay::advice(Class::Poison));
+        assert_eq!(summary.advice[3], crate::domain::replay::dead_letter::advice(Class::Poison));
     }
 
     #[test]
     fn the_memory_for_different_codes_is_bounded() {
         let mut summary = Summary::of(Class::UnknownCode);
         for n in 0..500 {
-            let mut unknown = letter(Class::UnknownCode, "c");
+            let mut unknown = dead_letter(Class::UnknownCode, "c");
             unknown.code = Some(format!("CODE_{n}"));
             summary.add(&unknown);
         }

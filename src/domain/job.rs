@@ -1,41 +1,36 @@
 //! A job: a request to capture, as its publisher wrote it, validated strictly.
 
+pub mod error;
 pub(super) mod fields;
 pub mod forward;
 pub mod history;
+pub mod subject;
 pub mod trace;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
+pub use self::{
+    error::{BODY_BYTES_MAX, ID_CHARS_MAX, JobError, METADATA_BYTES_MAX, Malformed},
+    subject::Subject,
+};
 use self::{
-    fields::Fields,
+    fields::{Fields, JOB_FIELDS},
     forward::{ForwardFields, Forwarded},
 };
-use super::money::{Money, MoneyError, shorten};
+use super::{
+    money::{Money, MoneyError, shorten},
+    time::parse_rfc3339,
+};
 
-/// The largest body of a job, in bytes.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
-/// The largest `metadata`, in bytes of compact JSON.
-pub const METADATA_BYTES_MAX: usize = 4 * 1024;
-/// The longest id, in code points.
-pub const ID_CHARS_MAX: usize = 64;
-
-pub(super) const JOB_FIELDS: [&str; 6] =
-    ["captureRequestId", "paymentId", "captureAmount", "amount", "expiresAt", "metadata"];
 const AMOUNT_FIELDS: [&str; 2] = ["currency", "value"];
 /// The byte order mark, which some .NET serializers write before the JSON.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 /// The first bytes of compressed data: gzip, Zstandard, xz.
 const COMPRESSED: [&[u8]; 3] =
     [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
-/// The values of `content_encoding` for compressed bodies.
-const COMPRESSIONS: [&str; 10] =
-    ["gzip", "x-gzip", "deflate", "zlib", "compress", "br", "brotli", "zstd", "snappy", "lz4"];
-
 /// The capture of one shipment: valid by every rule of the message contract, except that its
 /// forwarded fields may break theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,114 +51,6 @@ pub struct Job {
     /// job: a request for its id may have been sent under other rules, so the gateway is asked
     /// first.
     pub forward_error: Option<Box<JobError>>,
-}
-
-/// A body that breaks the message contract: the reason, and what could still be read of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Malformed {
-    /// The rule that is broken.
-    pub reason: JobError,
-    /// What a result can still report about the job.
-    pub subject: Subject,
-}
-
-/// What a result reports about its job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Subject {
-    /// The id, if the body gives it once and it is valid.
-    pub capture_request_id: Option<String>,
-    /// `paymentId`, if it could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub payment_id: Option<String>,
-    /// The amount, if it could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub capture_amount: Option<Money>,
-    /// The publisher's own data, if it could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<Map<String, Value>>,
-    /// `expiresAt` of the job, which is no part of a result.
-    #[serde(skip)]
-    pub expires_at: Option<OffsetDateTime>,
-}
-
-/// The first rule of the message contract that a body breaks: the field, the rule, and what was
-/// found.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum JobError {
-    /// The body has too many bytes.
-    #[error("the body must be at most {BODY_BYTES_MAX} bytes, found {0}")]
-    TooLong(usize),
-    /// The body is not UTF-8 text.
-    #[error("the body must be UTF-8: byte {0} is not")]
-    NotUtf8(usize),
-    /// The body is compressed data instead of text.
-    #[error("the body is compressed: publish it uncompressed")]
-    Compressed,
-    /// The body is not one JSON object.
-    #[error("the body must be one JSON object: {0}")]
-    NotAnObject(String),
-    /// A known field occurs twice.
-    #[error("`{0}` must stand only once")]
-    Repeated(String),
-    /// A required field is absent.
-    #[error("`{0}` is missing")]
-    Missing(&'static str),
-    /// A field has another JSON type than the rule asks for.
-    #[error("`{field}` must be {expected}, found {found}")]
-    WrongType {
-        /// The name of the field.
-        field: String,
-        /// What the value must be.
-        expected: &'static str,
-        /// What the value is.
-        found: &'static str,
-    },
-    /// An id has the wrong length.
-    #[error("`{field}` must be 1 to {ID_CHARS_MAX} characters, found {found}")]
-    IdLength {
-        /// The name of the field.
-        field: &'static str,
-        /// The length of the id in code points.
-        found: usize,
-    },
-    /// An id contains a control character.
-    #[error("`{field}` must have no control characters, found U+{found:04X}")]
-    IdControl {
-        /// The name of the field.
-        field: &'static str,
-        /// The code point of the control character.
-        found: u32,
-    },
-    /// Neither amount is given.
-    #[error(
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
-         found neither"
-    )]
-    NoAmount,
-    /// Both amounts are given.
-    #[error(
-        "one of `captureAmount` (smallest unit) and `amount` (major unit) must be given, \
-         found both"
-    )]
-    TwoAmounts,
-    /// An amount breaks a rule of [`Money`].
-    #[error("`{field}`: {error}")]
-    Money {
-        /// The name of the field.
-        field: &'static str,
-        /// The rule that is broken.
-        error: MoneyError,
-    },
-    /// `expiresAt` is not a time.
-    #[error("`expiresAt` must be an RFC 3339 time such as \"2026-11-30T18:00:00Z\", found `{0}`")]
-    NotATime(String),
-    /// `captureType` is neither of its two values.
-    #[error("`captureType` must be \"FINAL\" or \"NON_FINAL\", found {0}")]
-    CaptureType(String),
-    /// `metadata` is too large.
-    #[error("`metadata` must be at most {METADATA_BYTES_MAX} bytes as compact JSON, found {0}")]
-    MetadataTooLong(usize),
 }
 
 impl Job {
@@ -213,21 +100,6 @@ impl Job {
     #[must_use]
     pub fn is_past_expiry(&self, now: OffsetDateTime) -> bool {
         self.expires_at.is_some_and(|expires_at| now >= expires_at)
-    }
-}
-
-impl Malformed {
-    /// The same reason, for a message with this `content_encoding`. Compression explains why a body
-    /// is not text or not JSON.
-    #[must_use]
-    pub fn with_encoding(mut self: Box<Self>, content_encoding: Option<&str>) -> Box<Self> {
-        let is_compressed = content_encoding.is_some_and(|encoding| {
-            COMPRESSIONS.iter().any(|name| encoding.trim().eq_ignore_ascii_case(name))
-        });
-        if is_compressed && matches!(self.reason, JobError::NotUtf8(_) | JobError::NotAnObject(_)) {
-            self.reason = JobError::Compressed;
-        }
-        self
     }
 }
 
@@ -346,7 +218,7 @@ fn read_amount(smallest: Option<&RawValue>, major: Option<&RawValue>) -> Result<
 
 fn read_time(raw: &RawValue) -> Result<OffsetDateTime, JobError> {
     let text = read_string(|| "expiresAt".into(), raw)?;
-    OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| JobError::NotATime(shorten(&text)))
+    parse_rfc3339(&text).ok_or_else(|| JobError::NotATime(shorten(&text)))
 }
 
 fn read_metadata(raw: &RawValue) -> Result<Map<String, Value>, JobError> {

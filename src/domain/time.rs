@@ -1,4 +1,4 @@
-//! Times as the gateway writes them.
+//! Times as text and as numbers: RFC 3339, ISO 8601 as the gateway writes it, epoch milliseconds.
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -19,6 +19,31 @@ pub fn parse(text: &str) -> Option<OffsetDateTime> {
         _ => text.to_owned(),
     };
     OffsetDateTime::parse(&full, &Rfc3339).ok()
+}
+
+/// Writes a time in RFC 3339; empty if its year is not in the range of that format.
+#[must_use]
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Reads a time in RFC 3339, and nothing else.
+#[must_use]
+pub fn parse_rfc3339(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok()
+}
+
+/// A time as epoch milliseconds.
+#[must_use]
+pub fn epoch_ms(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// Writes epoch milliseconds in RFC 3339, if they are in the range of that format.
+#[must_use]
+pub fn rfc3339_of_ms(ms: i64) -> Option<String> {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
+    time.format(&Rfc3339).ok()
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::domain::{
     capture::reply::{CaptureBody, InquiryBody, InquiryReply, NoAnswer, Reply, Signature},
     job::Job,
     money::shorten,
-    settlement::epoch_ms as epoch_ms_of,
+    time::epoch_ms as epoch_ms_of,
     time::parse as parse_time,
 };
 

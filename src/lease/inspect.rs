@@ -5,14 +5,14 @@ use super::{
     claim::{PaymentKeys, TOKEN_CHARS},
     record,
 };
-use crate::domain::capture::outcome::Fate;
+use crate::domain::capture::outcome::FinalOutcome;
 
 /// The state of one capture and its payment in Redis. The keys are read one after the other, so
 /// they may be from slightly different moments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// The recorded outcome of the id, if there is one.
-    pub recorded: Option<Fate>,
+    pub recorded: Option<FinalOutcome>,
     /// Whether the id has a sent marker: its capture may have been sent.
     pub sent: bool,
     /// The remaining time of the payment's lease, in milliseconds, if a worker has it.

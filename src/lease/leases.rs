@@ -17,7 +17,7 @@ use super::{
     record::{self, Recording},
 };
 use crate::domain::{
-    capture::outcome::{Fate, Recorded, Release},
+    capture::outcome::{FinalOutcome, Recorded, Release},
     job::Job,
 };
 
@@ -115,7 +115,7 @@ impl Leases {
     /// # Errors
     /// Redis is unavailable.
     pub async fn roll_back(&self, claim: &Claim) -> Result<(), Unavailable> {
-        self.release(&Lease::none(claim), &Release::Forget).await.map(drop)
+        self.release(&Lease::none(claim), &Release::RollBackAlways).await.map(drop)
     }
 
     /// Records what an inquiry proved about an id that has a recorded outcome already: a capture
@@ -123,7 +123,7 @@ impl Leases {
     ///
     /// # Errors
     /// Redis is unavailable.
-    pub async fn record(&self, claim: &Claim, fate: Fate) -> Result<(), Unavailable> {
+    pub async fn record(&self, claim: &Claim, fate: FinalOutcome) -> Result<(), Unavailable> {
         self.release(&Lease::none(claim), &Release::Final(fate)).await.map(drop)
     }
 
@@ -135,7 +135,7 @@ impl Leases {
     pub async fn replace(
         &self,
         claim: &Claim,
-        fate: &Fate,
+        fate: &FinalOutcome,
     ) -> Result<Option<Recorded>, Unavailable> {
         let recording = Recording::replaced(claim, fate)?;
         let call = self.scripts.release(&Lease::none(claim), &recording);

@@ -3,7 +3,7 @@
 use super::{Claim, Unavailable};
 use crate::domain::capture::{
     judge::SentMarker,
-    outcome::{Fate, Recorded, Release},
+    outcome::{FinalOutcome, Recorded, Release},
 };
 
 /// What a release writes: the arguments of the function `record` in `payment.lua`.
@@ -20,24 +20,28 @@ impl Recording {
         let nothing = |mode| Self { mode, outcome: String::new(), refused: String::new() };
         Ok(match release {
             Release::Final(fate) => Self::outcome("final", claim, fate)?,
-            Release::Close(fate) => Self::outcome("close", claim, fate)?,
+            Release::FailedWhileLeased(fate) => Self::outcome("close", claim, fate)?,
             Release::Replace(fate) => Self::outcome("replace", claim, fate)?,
-            Release::EndHold => nothing("end"),
-            Release::KeepHold { refused: None } => nothing("keep"),
-            Release::KeepHold { refused: Some(code) } => {
+            Release::EndBlock => nothing("end"),
+            Release::KeepBlock { refused: None } => nothing("keep"),
+            Release::KeepBlock { refused: Some(code) } => {
                 Self { refused: format!("{}\n{code}", claim.amount()), ..nothing("keep") }
             }
-            Release::TakeBack => nothing("roll_back"),
-            Release::Forget => nothing("roll_back_lost"),
+            Release::RollBack => nothing("roll_back"),
+            Release::RollBackAlways => nothing("roll_back_lost"),
         })
     }
 
     /// Records that a fresh id replaces an id with a recorded failure.
-    pub(super) fn replaced(claim: &Claim, fate: &Fate) -> Result<Self, Unavailable> {
+    pub(super) fn replaced(claim: &Claim, fate: &FinalOutcome) -> Result<Self, Unavailable> {
         Self::outcome("replaced", claim, fate)
     }
 
-    fn outcome(mode: &'static str, claim: &Claim, fate: &Fate) -> Result<Self, Unavailable> {
+    fn outcome(
+        mode: &'static str,
+        claim: &Claim,
+        fate: &FinalOutcome,
+    ) -> Result<Self, Unavailable> {
         let json =
             serde_json::to_string(fate).map_err(|error| Unavailable::new(error.to_string()))?;
         let outcome = format!("{}\n{}\n{json}", claim.amount(), fate.kind());
@@ -47,7 +51,7 @@ impl Recording {
 
 /// Parses a recorded outcome, which has amount, kind and JSON on one line each, into its amount and
 /// the outcome.
-pub(super) fn read(record: &str) -> Result<(&str, Fate), Unavailable> {
+pub(super) fn read(record: &str) -> Result<(&str, FinalOutcome), Unavailable> {
     let malformed =
         || Unavailable::new("the recorded outcome is malformed: expected amount, kind and JSON");
     let mut lines = record.splitn(3, '\n');
@@ -61,7 +65,7 @@ pub(super) fn read(record: &str) -> Result<(&str, Fate), Unavailable> {
 pub(super) fn for_claim(claim: &Claim, record: &str) -> Result<Recorded, Unavailable> {
     Ok(match read(record)? {
         (amount, fate) if amount == claim.amount() => Recorded::Same(fate),
-        (_, Fate::Captured(_)) => Recorded::CapturedOther,
+        (_, FinalOutcome::Captured(_)) => Recorded::CapturedOther,
         _ => Recorded::ReplacedOther,
     })
 }

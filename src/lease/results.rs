@@ -1,7 +1,7 @@
 //! What the operations of a lease return.
 
 use super::Lease;
-use crate::domain::capture::outcome::{Fate, Recorded};
+use crate::domain::capture::outcome::{FinalOutcome, Recorded};
 
 /// The result of trying to acquire a lease.
 #[derive(Debug)]
@@ -9,7 +9,7 @@ pub enum Acquired {
     /// The lease was acquired.
     Taken(Lease),
     /// The id has a recorded outcome: no call is needed.
-    Recorded(Fate),
+    Recorded(FinalOutcome),
     /// A fresh id replaced this one, for another amount. This id is never posted again.
     Replaced,
     /// Another capture of the payment is under way.

@@ -35,11 +35,11 @@ impl Leases {
         if self.renew(&mut lease, true, None).await? != Renewed::Kept {
             return Err(Unavailable::new("renew.lua returned that a new lease is lost"));
         }
-        let handed = self.hand_over(&lease, &Release::TakeBack, second, true).await?;
+        let handed = self.hand_over(&lease, &Release::RollBack, second, true).await?;
         let (Released { kept: true, .. }, Acquired::Taken(lease)) = handed else {
             return Err(Unavailable::new("hand_over.lua returned that a new lease is lost"));
         };
-        if !self.release(&lease, &Release::TakeBack).await?.kept {
+        if !self.release(&lease, &Release::RollBack).await?.kept {
             return Err(Unavailable::new("release.lua returned that a new lease is lost"));
         }
         Ok(())

@@ -23,7 +23,7 @@ use super::{
     recorder::CallRecord,
     script::Interface,
 };
-use crate::{domain::settlement::epoch_ms, gateway::signing::signature_header};
+use crate::{domain::time::epoch_ms, gateway::signing::signature_header};
 
 /// The largest request body that is read, in bytes.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;

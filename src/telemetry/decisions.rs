@@ -13,7 +13,7 @@ use super::{
 use crate::domain::{
     capture::{
         class::Class,
-        outcome::{Attempt, Outcome},
+        outcome::{FinishedAttempt, Outcome},
     },
     job::history::History,
     settlement::Settlement,
@@ -47,7 +47,7 @@ impl Metrics {
     pub fn decided(
         &self,
         history: &History,
-        attempt: &Attempt,
+        attempt: &FinishedAttempt,
         settlement: &Settlement,
         facts: &DecisionFacts<'_>,
     ) {
@@ -100,7 +100,7 @@ impl Metrics {
     /// money would count twice.
     fn count_end(
         &self,
-        attempt: &Attempt,
+        attempt: &FinishedAttempt,
         settlement: &'static str,
         class: &'static str,
         age: Duration,
@@ -115,7 +115,7 @@ impl Metrics {
     }
 
     /// Counts a job whose next attempt comes only shortly before its `expiresAt`, or after it.
-    fn count_expiring(&self, attempt: &Attempt, now: OffsetDateTime, delay: Duration) {
+    fn count_expiring(&self, attempt: &FinishedAttempt, now: OffsetDateTime, delay: Duration) {
         // A job that is past its expiry and still retried may have been sent: it no longer expires.
         let ahead = attempt.subject.expires_at.filter(|expires_at| now < *expires_at);
         let Some(left) = ahead.map(|expires_at| expires_at - now - delay) else { return };
@@ -137,9 +137,9 @@ fn reason(outcome: &Outcome) -> Option<Cow<'_, str>> {
     match outcome {
         Outcome::InDoubt(doubt) => Some((&doubt.reason).into()),
         Outcome::NotSent(reason) => Some(reason.into()),
-        Outcome::Failed(verdict) | Outcome::Closed(verdict) | Outcome::Account(verdict) => {
-            verdict.code.as_ref().map(Cow::from)
-        }
+        Outcome::Failed(verdict)
+        | Outcome::FailedWhileLeased(verdict)
+        | Outcome::Unauthenticated(verdict) => verdict.code.as_ref().map(Cow::from),
         Outcome::Deferred(deferral) => Some(deferral.name().into()),
         Outcome::Malformed { error, .. } => Some(error.to_string().into()),
         _ => None,

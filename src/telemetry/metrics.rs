@@ -20,7 +20,7 @@ use super::{
         ReasonLabel, ResultLabel, SettlementLabels, Text, WithinLabel,
     },
 };
-use crate::domain::settlement::epoch_ms;
+use crate::domain::time::epoch_ms;
 
 /// Histogram buckets for the durations of calls and decisions, in seconds.
 const SECONDS: [f64; 12] =

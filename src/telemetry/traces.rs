@@ -23,7 +23,7 @@ use tracing::{Metadata, Span, field::Empty, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::domain::{
-    capture::{class::Class, outcome::Attempt, reply::Reply},
+    capture::{class::Class, outcome::FinishedAttempt, reply::Reply},
     job::trace::TraceContext,
     settlement::Settlement,
 };
@@ -154,7 +154,7 @@ pub fn record_reply<B>(span: &Span, reply: &Reply<B>) {
 /// The span of publishing the messages of a settlement and acking the delivery. It also records the
 /// settlement on the span of the delivery.
 #[must_use]
-pub fn settlement(job: &Span, attempt: &Attempt, settlement: &Settlement) -> Span {
+pub fn settlement(job: &Span, attempt: &FinishedAttempt, settlement: &Settlement) -> Span {
     let (name, class) = (settlement.name(), settlement.class().map(Class::name));
     let span = info_span!(
         target: STEP,

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     broker::Delivery,
     domain::{
-        capture::outcome::{Deferral, Outcome, Sent},
+        capture::outcome::{Deferral, Outcome, SentState},
         job::{Job, history::History},
     },
     lease::{Acquired, Claim, Lease, Unavailable},
@@ -97,7 +97,7 @@ async fn wait_for_slot(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> Ac
             wait_for_lease(ctx, delivery, job, claim, None).await
         }
         Entered::Full(wait) => {
-            let end = AttemptEnd::deferred(Deferral::LineFull(wait), Sent::Unknown);
+            let end = AttemptEnd::deferred(Deferral::LineFull(wait), SentState::Unknown);
             Acquisition::over(LeaseResult::QueueFull, end)
         }
     }
@@ -152,7 +152,7 @@ fn conclude(
 /// and was never sent ends as malformed instead: that needs no lease.
 fn kept_out(job: &Job, history: &History, why: Deferral, is_marked: bool) -> AttemptEnd {
     let may_have_been_sent = is_marked || history.sent || history.redelivered;
-    let sent = if is_marked { Sent::Yes } else { Sent::No };
+    let sent = if is_marked { SentState::Yes } else { SentState::No };
     match &job.forward_error {
         Some(error) if !may_have_been_sent => {
             let outcome = Outcome::Malformed { error: (**error).clone(), inquired: false };
@@ -178,7 +178,7 @@ async fn ask_until_acquired(
     let begun = Instant::now();
     let keep_until = begun + KEPT_MAX;
     let mut counted = None;
-    let mut marked_before = Sent::Unknown;
+    let mut marked_before = SentState::Unknown;
     loop {
         // The broker has requeued the job or will do so: the worker that receives it next starts
         // it.
@@ -200,7 +200,7 @@ async fn ask_until_acquired(
                 // A copy of the job may be sent while this one waits, so a missing sent marker
                 // proves nothing for later. A marker, once seen, stays.
                 if marked {
-                    marked_before = Sent::Yes;
+                    marked_before = SentState::Yes;
                 }
                 if counted.is_none() {
                     counted = ctx.payment_queues.wait_in_redis();

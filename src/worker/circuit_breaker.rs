@@ -28,7 +28,7 @@ use self::state::{BreakerState, NO_PAYMENT, STRIKES_MAX};
 use crate::{
     domain::capture::{
         class::Codes,
-        health::{Health, Illness, health},
+        health::{FailedReply, GatewayHealth, health},
     },
     gateway::Gateway,
     telemetry::{Metrics, ProbeState},
@@ -103,12 +103,14 @@ impl CircuitBreaker {
     }
 
     /// Records the reply to a call, which may open or close the breaker.
-    pub(super) fn record_reply(&self, call: CallKind, payment_id: &str, health: &Health) {
+    pub(super) fn record_reply(&self, call: CallKind, payment_id: &str, health: &GatewayHealth) {
         let mut state = self.lock();
         match health {
-            Health::Ill(illness, reason) => self.failed(&mut state, payment_id, *illness, reason),
-            Health::Well | Health::Throttled(_) => {
-                if *health == Health::Well {
+            GatewayHealth::Unhealthy(illness, reason) => {
+                self.failed(&mut state, payment_id, *illness, reason)
+            }
+            GatewayHealth::Healthy | GatewayHealth::Throttled(_) => {
+                if *health == GatewayHealth::Healthy {
                     state.answered(call, payment_id);
                 }
                 if call == CallKind::Capture {
@@ -126,14 +128,20 @@ impl CircuitBreaker {
         }
     }
 
-    fn failed(&self, state: &mut BreakerState, payment_id: &str, illness: Illness, reason: &str) {
+    fn failed(
+        &self,
+        state: &mut BreakerState,
+        payment_id: &str,
+        illness: FailedReply,
+        reason: &str,
+    ) {
         if !state.count(payment_id, illness) {
             return;
         }
         let BreakerOptions { failures, pause, max_pause } = self.options;
         let in_a_row = state.failures >= failures && state.sources() >= PAYMENTS_MIN.min(failures);
         // A reply that refuses one request says too little about the next one to end the trial.
-        let opens = in_a_row || state.on_trial && illness != Illness::Refused;
+        let opens = in_a_row || state.on_trial && illness != FailedReply::Refused;
         if opens && !self.is_open.send_replace(true) {
             match state.closed_by_probe {
                 Some(at) if at.elapsed() <= max_pause => state.double_pause(max_pause),
@@ -189,27 +197,33 @@ impl CircuitBreaker {
                 None => None,
             };
             let of_other = match of_failed {
-                Some(Health::Well | Health::Throttled(_)) => None,
-                Some(Health::Ill(..)) | None => Some(ask(&other).await),
+                Some(GatewayHealth::Healthy | GatewayHealth::Throttled(_)) => None,
+                Some(GatewayHealth::Unhealthy(..)) | None => Some(ask(&other).await),
             };
             self.record_probe(of_failed.as_ref(), &other, of_other.as_ref());
         }
     }
 
     /// Records the results of a probe: of a failed payment, then of another payment.
-    fn record_probe(&self, of_failed: Option<&Health>, other: &str, of_other: Option<&Health>) {
+    fn record_probe(
+        &self,
+        of_failed: Option<&GatewayHealth>,
+        other: &str,
+        of_other: Option<&GatewayHealth>,
+    ) {
         let mut state = self.lock();
         let by = match (of_failed, of_other) {
             // The fault lies with the failed payment only if the gateway was reached, and only if a
             // real payment got a normal reply beside it.
-            (Some(Health::Ill(illness, _)), Some(Health::Well))
-                if *illness != Illness::NotSent && other != NO_PAYMENT =>
+            (Some(GatewayHealth::Unhealthy(illness, _)), Some(GatewayHealth::Healthy))
+                if *illness != FailedReply::NotSent && other != NO_PAYMENT =>
             {
                 ClosedBy::AnotherPayment
             }
-            (Some(Health::Well | Health::Throttled(_)), _)
-            | (_, Some(Health::Well | Health::Throttled(_))) => ClosedBy::Inquiry,
-            (Some(Health::Ill(_, reason)), None) | (_, Some(Health::Ill(_, reason))) => {
+            (Some(GatewayHealth::Healthy | GatewayHealth::Throttled(_)), _)
+            | (_, Some(GatewayHealth::Healthy | GatewayHealth::Throttled(_))) => ClosedBy::Inquiry,
+            (Some(GatewayHealth::Unhealthy(_, reason)), None)
+            | (_, Some(GatewayHealth::Unhealthy(_, reason))) => {
                 tracing::debug!(reason, "circuit breaker probe failed");
                 return state.double_pause(self.options.max_pause);
             }

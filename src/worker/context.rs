@@ -8,7 +8,7 @@ use super::{
     circuit_breaker::CircuitBreaker, payment_queue::PaymentQueues, rate_limiter::RateLimiter,
 };
 use crate::{
-    domain::{capture::class::Codes, job::forward::ForwardFields, settlement::Policy},
+    domain::{capture::class::Codes, job::forward::ForwardFields, settlement::RetryPolicy},
     gateway::Gateway,
     lease::Leases,
     telemetry::Metrics,
@@ -21,7 +21,7 @@ pub(super) struct Context {
     pub(super) payment_queues: PaymentQueues,
     pub(super) codes: Codes,
     pub(super) forward: ForwardFields,
-    pub(super) policy: Policy,
+    pub(super) policy: RetryPolicy,
     pub(super) breaker: CircuitBreaker,
     pub(super) rate_limiter: RateLimiter,
     pub(super) metrics: Arc<Metrics>,

@@ -13,9 +13,9 @@ use crate::{
     domain::{
         capture::{
             class::Class,
-            health::{Health, health},
-            judge::{Before, Call, Inquired, first_call, judge_capture, judge_inquiry},
-            outcome::{Deferral, Evidence, Outcome, Sent},
+            health::{GatewayHealth, health},
+            judge::{Before, Inquired, NextCall, first_call, judge_capture, judge_inquiry},
+            outcome::{Deferral, Evidence, Outcome, SentState},
             reply::Reply,
         },
         job::{Job, history::History},
@@ -39,7 +39,7 @@ pub(super) fn posts_at_once(ctx: &Context, history: &History, job: &Job) -> bool
     let past_expiry = job.is_past_expiry(OffsetDateTime::now_utc());
     let forward_error = job.forward_error.as_deref();
     let before = Before { history, marker: None, past_expiry, forward_error };
-    first_call(&before, &ctx.codes) == Call::Post
+    first_call(&before, &ctx.codes) == NextCall::Post
 }
 
 /// Makes the calls of one attempt under the lease. `is_urgent`: other jobs of the payment wait for
@@ -58,7 +58,7 @@ pub(super) async fn call_gateway(
         past_expiry: job.is_past_expiry(OffsetDateTime::now_utc()),
         forward_error: job.forward_error.as_deref(),
     };
-    let sent = if before.sent() { Sent::Yes } else { Sent::No };
+    let sent = if before.sent() { SentState::Yes } else { SentState::No };
     let mut calls = CallsUnderLease {
         ctx,
         job,
@@ -115,7 +115,7 @@ enum NextStep {
     /// The attempt is over, with this outcome.
     End(Box<Outcome>),
     /// The attempt goes on with this call.
-    Call(Call),
+    Call(NextCall),
 }
 
 impl From<Outcome> for NextStep {
@@ -132,21 +132,21 @@ impl CallsUnderLease<'_> {
         }
         let mut next = match first_call(&self.before, &self.ctx.codes) {
             // Some subscribers may have its result `expired` already: it must not capture now.
-            Call::Post if self.refused.ended == Some(Class::Expired) => Call::Inquire,
+            NextCall::Post if self.refused.ended == Some(Class::Expired) => NextCall::Inquire,
             call => call,
         };
         loop {
             let step = match (next, self.before.forward_error) {
-                (Call::Malformed, Some(error)) => {
+                (NextCall::Malformed, Some(error)) => {
                     return Outcome::Malformed { error: error.clone(), inquired: false };
                 }
                 // `first_call` returns `Malformed` only for a job with such an error, handled
                 // above.
-                (Call::Expired | Call::Malformed, _) => {
+                (NextCall::Expired | NextCall::Malformed, _) => {
                     return Outcome::Expired { inquired: self.inquired };
                 }
-                (Call::Post, _) => self.post().await,
-                (Call::Inquire, _) => self.inquire().await,
+                (NextCall::Post, _) => self.post().await,
+                (NextCall::Inquire, _) => self.inquire().await,
             };
             next = match step {
                 NextStep::End(outcome) => return *outcome,
@@ -175,7 +175,7 @@ impl CallsUnderLease<'_> {
                 let denied_at_replay = Some(self.before.history.replays);
                 self.intent = IntentRecorded::No { denied_at_replay };
                 self.inquired = true;
-                NextStep::Call(Call::Post)
+                NextStep::Call(NextCall::Post)
             }
         }
     }
@@ -273,11 +273,11 @@ impl CallsUnderLease<'_> {
         }
         self.before.past_expiry = self.job.is_past_expiry(OffsetDateTime::now_utc());
         let due = match (self.inquired, self.before.past_expiry) {
-            (true, true) => Call::Expired,
-            (true, false) => Call::Post,
+            (true, true) => NextCall::Expired,
+            (true, false) => NextCall::Post,
             (false, _) => first_call(&self.before, &self.ctx.codes),
         };
-        if due == Call::Post { Ok(()) } else { Err(NextStep::Call(due)) }
+        if due == NextCall::Post { Ok(()) } else { Err(NextStep::Call(due)) }
     }
 
     /// Sends a call and records its reply.
@@ -306,9 +306,9 @@ impl CallsUnderLease<'_> {
         self.outage = ctx.breaker.is_open();
         ctx.breaker.record_reply(kind, &job.payment_id, &health);
         match health {
-            Health::Throttled(retry_after) => ctx.rate_limiter.throttled(retry_after),
-            Health::Well => ctx.rate_limiter.not_throttled(),
-            Health::Ill(..) => {}
+            GatewayHealth::Throttled(retry_after) => ctx.rate_limiter.throttled(retry_after),
+            GatewayHealth::Healthy => ctx.rate_limiter.not_throttled(),
+            GatewayHealth::Unhealthy(..) => {}
         }
     }
 }

@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{
     broker::{BrokerOptions, OnPublish, OpenError, PublishError},
-    domain::{capture::class::Codes, job::forward::ForwardFields, settlement::Policy},
+    domain::{capture::class::Codes, job::forward::ForwardFields, settlement::RetryPolicy},
     gateway::Gateway,
     lease::Leases,
     telemetry::{Metrics, ProbeState},
@@ -52,7 +52,7 @@ pub struct Worker {
     /// The fields of a job that are forwarded to the gateway.
     pub forward: ForwardFields,
     /// When and how often a job is retried or deferred.
-    pub policy: Policy,
+    pub policy: RetryPolicy,
     /// When the circuit breaker pauses captures.
     pub breaker: BreakerOptions,
     /// The limit of gateway calls as (calls, period); `None` means unlimited.

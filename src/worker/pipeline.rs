@@ -18,9 +18,10 @@ use super::{
 use crate::{
     broker::{DELIVERY_LIMIT, Delivery, HELD_MAX, SessionLost, SettleResult},
     domain::{
-        capture::outcome::{Attempt, Deferral, Doubt, DoubtKind, Outcome, Sent},
+        capture::outcome::{Deferral, Doubt, DoubtKind, FinishedAttempt, Outcome, SentState},
         job::{Job, trace::TraceContext},
-        settlement::{Policy, Settlement, epoch_ms, settle},
+        settlement::{RetryPolicy, Settlement, settle},
+        time::epoch_ms,
     },
     telemetry::{DecisionFacts, traces},
 };
@@ -45,7 +46,7 @@ async fn run(ctx: &Arc<Context>, mut delivery: Delivery, span: &Span) {
 }
 
 /// Makes one attempt. It can't fail: whatever happens is an outcome, and a panic is in doubt.
-async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
+async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> FinishedAttempt {
     let history = delivery.history();
     let parsed = delivery.job(&ctx.forward);
     let subject = match &parsed {
@@ -53,22 +54,22 @@ async fn attempt(ctx: &Arc<Context>, delivery: &Delivery) -> Attempt {
         Err(malformed) => malformed.subject.clone(),
     };
     let end = if history.returns >= DELIVERY_LIMIT {
-        AttemptEnd::new(Outcome::Poison, Sent::Unknown)
+        AttemptEnd::new(Outcome::Poison, SentState::Unknown)
     } else if delivery.may_be_dropped() {
-        AttemptEnd::deferred(Deferral::DeathHeader, Sent::Unknown)
+        AttemptEnd::deferred(Deferral::DeathHeader, SentState::Unknown)
     } else if let Err(end) = until_publishable(ctx, delivery).await {
         end
     } else {
         match parsed {
             Err(malformed) => {
                 let outcome = Outcome::Malformed { error: malformed.reason, inquired: false };
-                AttemptEnd::new(outcome, Sent::Unknown)
+                AttemptEnd::new(outcome, SentState::Unknown)
             }
             Ok(job) => catch_panics(execute(ctx, delivery, &job)).await,
         }
     };
     let AttemptEnd { outcome, sent, remembered, outage, evidence } = end;
-    Attempt { subject, outcome, sent, remembered, outage, evidence }
+    FinishedAttempt { subject, outcome, sent, remembered, outage, evidence }
 }
 
 /// Waits while the broker refuses publishes: no attempt starts whose result could not be published.
@@ -81,7 +82,7 @@ async fn until_publishable(ctx: &Context, delivery: &Delivery) -> Result<(), Att
         () = delivery.is_publishable() => Ok(()),
         () = ctx.draining.cancelled() => Err(AttemptEnd::handed_back()),
         () = tokio::time::sleep(HELD_MAX) => {
-            Err(AttemptEnd::deferred(Deferral::PublishRefused, Sent::Unknown))
+            Err(AttemptEnd::deferred(Deferral::PublishRefused, SentState::Unknown))
         }
     }
 }
@@ -91,8 +92,8 @@ async fn until_publishable(ctx: &Context, delivery: &Delivery) -> Result<(), Att
 async fn catch_panics(attempt: impl Future<Output = AttemptEnd>) -> AttemptEnd {
     AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|_| {
         let reason = "bug: the worker panicked during the attempt; see its log".to_owned();
-        let doubt = Doubt { reason, kind: DoubtKind::Panic, word: None };
-        AttemptEnd::new(Outcome::InDoubt(doubt), Sent::Unknown)
+        let doubt = Doubt { reason, kind: DoubtKind::Panic, last_reply: None };
+        AttemptEnd::new(Outcome::InDoubt(doubt), SentState::Unknown)
     })
 }
 
@@ -110,9 +111,9 @@ async fn execute(ctx: &Arc<Context>, delivery: &Delivery, job: &Job) -> AttemptE
 
 /// The retry policy for a delivery. Where only the refused result is missing, the age limit does
 /// not apply: otherwise the job could end as expired, against its final outcome.
-fn policy_of<'a>(ctx: &'a Context, delivery: &Delivery) -> Cow<'a, Policy> {
+fn policy_of<'a>(ctx: &'a Context, delivery: &Delivery) -> Cow<'a, RetryPolicy> {
     if delivery.refused_result().outlives_its_age() {
-        Cow::Owned(Policy { max_age: Duration::MAX, ..ctx.policy.clone() })
+        Cow::Owned(RetryPolicy { max_age: Duration::MAX, ..ctx.policy.clone() })
     } else {
         Cow::Borrowed(&ctx.policy)
     }
@@ -122,7 +123,7 @@ fn policy_of<'a>(ctx: &'a Context, delivery: &Delivery) -> Cow<'a, Policy> {
 fn record(
     ctx: &Context,
     delivery: &Delivery,
-    attempt: &Attempt,
+    attempt: &FinishedAttempt,
     settlement: &Settlement,
     (took, now): (Duration, OffsetDateTime),
 ) {
@@ -140,7 +141,12 @@ fn record(
 }
 
 /// Acts on the settlement.
-async fn act(ctx: &Context, delivery: &Delivery, attempt: &Attempt, settlement: &Settlement) {
+async fn act(
+    ctx: &Context,
+    delivery: &Delivery,
+    attempt: &FinishedAttempt,
+    settlement: &Settlement,
+) {
     if let Err(lost) = settle_delivery(ctx, delivery, attempt, settlement).await {
         tracing::info!(
             captureRequestId = attempt.subject.capture_request_id,
@@ -155,7 +161,7 @@ async fn act(ctx: &Context, delivery: &Delivery, attempt: &Attempt, settlement: 
 async fn settle_delivery(
     ctx: &Context,
     delivery: &Delivery,
-    attempt: &Attempt,
+    attempt: &FinishedAttempt,
     settlement: &Settlement,
 ) -> Result<(), SessionLost> {
     if delivery.settle(settlement, &ctx.draining).await? == SettleResult::Acked {
@@ -185,7 +191,7 @@ mod tests {
         let end = catch_panics(async { panic!("a bug") }).await;
         let Outcome::InDoubt(doubt) = end.outcome else { panic!("not in doubt") };
         assert_eq!((doubt.kind, end.remembered), (DoubtKind::Panic, false));
-        let fine = catch_panics(async { AttemptEnd::new(Outcome::HandBack, Sent::No) }).await;
+        let fine = catch_panics(async { AttemptEnd::new(Outcome::HandBack, SentState::No) }).await;
         assert_eq!(fine.outcome, Outcome::HandBack);
     }
 }

@@ -49,7 +49,7 @@ pub(super) async fn release(
             tracing::warn!("away" = %error, "lease release failed: retrying in the background");
             let is_over = lease.left().is_zero();
             tokio::spawn(release_later(Arc::clone(ctx), lease, release));
-            let needs_lease = matches!(end.outcome, Outcome::Closed(_));
+            let needs_lease = matches!(end.outcome, Outcome::FailedWhileLeased(_));
             if needs_lease && is_over { lease_lost(end) } else { end }
         }
     }
@@ -71,7 +71,7 @@ fn lease_lost(end: AttemptEnd) -> AttemptEnd {
     let outcome = Outcome::InDoubt(Doubt {
         reason: format!("the lease was lost during the call, whose outcome was {name}"),
         kind: DoubtKind::LeaseLost,
-        word: None,
+        last_reply: None,
     });
     AttemptEnd { outcome, ..end }
 }
@@ -121,12 +121,12 @@ fn hand_over_slot(ctx: &Arc<Context>, slot: Slot, next: NextJob, acquired: Optio
 /// when the lease has expired by itself; where an in-doubt block must end, when that has expired.
 async fn release_later(ctx: Arc<Context>, lease: Lease, release: Release) {
     let until = match release {
-        Release::Final(_) | Release::EndHold => Instant::now() + ctx.leases.in_doubt_block(),
-        Release::Close(_)
+        Release::Final(_) | Release::EndBlock => Instant::now() + ctx.leases.in_doubt_block(),
+        Release::FailedWhileLeased(_)
         | Release::Replace(_)
-        | Release::KeepHold { .. }
-        | Release::TakeBack
-        | Release::Forget => Instant::now() + lease.left(),
+        | Release::KeepBlock { .. }
+        | Release::RollBack
+        | Release::RollBackAlways => Instant::now() + lease.left(),
     };
     while Instant::now() < until {
         tokio::time::sleep(RETRY_EVERY).await;

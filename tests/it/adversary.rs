@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use capture_worker::domain::{capture::class::Class, replay::fresh_id};
+use capture_worker::domain::capture::{class::Class, family::fresh_id};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Value, json};
 use testkit::{

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use capture_worker::domain::replay::fresh_id;
+use capture_worker::domain::capture::family::fresh_id;
 use serde_json::json;
 use testkit::{
     LIMIT,

@@ -272,7 +272,7 @@ async fn a_plan_with_a_lower_amount_shows_what_is_given_up() {
     // Without --capture-value, the job is replayed with its goods.
     let replay = ["dead", "replay", "--class", "limit", "--id", "goods", "--yes"];
     assert_eq!(env.run(&replay).await.0, Some(0));
-    let child = capture_worker::domain::replay::fresh_id("goods");
+    let child = capture_worker::domain::capture::family::fresh_id("goods");
     env.ends_as(&child, "CAPTURED", None).await;
     let fields = &env.request("p-goods", &child)["fields"];
     assert_eq!(*fields, json!({"captureType": "NON_FINAL", "goods": [{}]}));

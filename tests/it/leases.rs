@@ -7,7 +7,7 @@ use capture_worker::{
     domain::{
         capture::{
             class::Class,
-            outcome::{Capture, Fate, Release, Verdict},
+            outcome::{Capture, FailureVerdict, FinalOutcome, Release},
         },
         job::Job,
     },
@@ -80,21 +80,26 @@ fn refused(acquired: Acquired, expected_by_hold: bool, expected_marked: bool) {
     assert_eq!(refused, (expected_by_hold, expected_marked));
 }
 
-const IN_DOUBT: Release = Release::KeepHold { refused: None };
+const IN_DOUBT: Release = Release::KeepBlock { refused: None };
 const KEPT: Released = Released { kept: true, recorded: None };
 
-fn captured() -> Fate {
-    Fate::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() })
+fn captured() -> FinalOutcome {
+    FinalOutcome::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() })
 }
 
-fn failed() -> Fate {
+fn failed() -> FinalOutcome {
     let code = Some("RISK_REJECT".into());
-    Fate::Failed(Verdict { class: Class::Risk, code, message: None, signed: true })
+    FinalOutcome::Failed(FailureVerdict { class: Class::Risk, code, message: None, signed: true })
 }
 
-fn closed() -> Fate {
+fn closed() -> FinalOutcome {
     let code = Some("ACCESS_DENIED".into());
-    Fate::Closed(Verdict { class: Class::Access, code, message: None, signed: true })
+    FinalOutcome::FailedWhileLeased(FailureVerdict {
+        class: Class::Access,
+        code,
+        message: None,
+        signed: true,
+    })
 }
 
 async fn release(leases: &Leases, lease: &Lease, release: Release) -> bool {
@@ -133,7 +138,7 @@ async fn one_lease_per_payment_and_none_for_a_recorded_outcome() {
     // The recorded outcome is about another amount, so the gateway must decide.
     let other = taken(acquire(&leases, &of("a", 101)).await);
     assert!(other.marker().is_some());
-    assert!(release(&leases, &other, Release::TakeBack).await);
+    assert!(release(&leases, &other, Release::RollBack).await);
     assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
     assert!(taken(acquire(&leases, &b).await).marker().is_none());
 }
@@ -161,7 +166,7 @@ async fn a_capture_that_was_not_sent_leaves_all_keys_unchanged() {
     let a = of("a", 100);
     let lease = taken(acquire(&leases, &a).await);
     assert_eq!(keys(&redis).len(), 3, "lease, in-doubt block and sent marker");
-    assert!(release(&leases, &lease, Release::TakeBack).await);
+    assert!(release(&leases, &lease, Release::RollBack).await);
     assert_eq!(keys(&redis), Vec::<String>::new());
 
     // The in-doubt block of an earlier send keeps its end.
@@ -170,7 +175,7 @@ async fn a_capture_that_was_not_sent_leaves_all_keys_unchanged() {
     redis.cmd(&["PEXPIRE", "capture:client:{p}:hold", "9000"]).unwrap();
     let lease = taken(acquire(&leases, &a).await);
     assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 500_000);
-    release(&leases, &lease, Release::TakeBack).await;
+    release(&leases, &lease, Release::RollBack).await;
     let left = ttl_ms(&redis, "capture:client:{p}:hold");
     assert!((1..=9000).contains(&left), "{left}");
     assert_eq!(keys(&redis), ["capture:client:{p}:hold", "capture:client:{p}:sent:a"]);
@@ -186,7 +191,7 @@ async fn an_inquiry_records_no_intent_until_the_job_posts() {
     assert_eq!(keys(&redis), ["capture:client:{p}:lease"]);
     assert_eq!(leases.renew(&mut lease, true, None).await.unwrap(), Renewed::Kept);
     assert_eq!(keys(&redis).len(), 3);
-    release(&leases, &lease, Release::EndHold).await;
+    release(&leases, &lease, Release::EndBlock).await;
     assert_eq!(keys(&redis), ["capture:client:{p}:sent:a"], "the sent marker stays");
 }
 
@@ -203,8 +208,13 @@ async fn a_lost_reply_can_be_repeated_and_a_lost_lease_affects_no_other() {
     redis.cmd(&["DEL", "capture:client:{p}:lease", "capture:client:{p}:hold"]).unwrap();
     let others = taken(acquire(&leases, &b).await);
     assert_eq!(leases.renew(&mut lease, true, None).await.unwrap(), Renewed::Lost);
-    let modes =
-        [IN_DOUBT, Release::EndHold, Release::TakeBack, Release::Close(closed()), Release::Forget];
+    let modes = [
+        IN_DOUBT,
+        Release::EndBlock,
+        Release::RollBack,
+        Release::FailedWhileLeased(closed()),
+        Release::RollBackAlways,
+    ];
     for (mode, marked) in modes.into_iter().zip([true, true, true, true, false]) {
         assert!(!release(&leases, &lease, mode).await);
         refused(acquire(&leases, &a).await, false, marked);
@@ -232,7 +242,7 @@ async fn a_late_repeated_acquisition_finds_the_sent_marker_of_a_copy() {
     release(&leases, &copy, IN_DOUBT).await;
     let late = taken(leases.acquire(&claim, false).await.unwrap());
     assert!(late.marker().is_some());
-    release(&leases, &late, Release::TakeBack).await;
+    release(&leases, &late, Release::RollBack).await;
     refused(acquire(&leases, &b).await, true, false);
 
     // An acquisition that is given up rolls back what it wrote, even after its lease has expired.
@@ -280,12 +290,12 @@ async fn the_lease_goes_to_the_first_waiter_and_to_no_one_else() {
     }
     leases.roll_back(c).await.unwrap();
     stands_at(&wait(&leases, d).await, 1);
-    assert!(release(&leases, &lease, Release::EndHold).await);
+    assert!(release(&leases, &lease, Release::EndBlock).await);
     // The lease is granted to b, whichever job asks first.
     stands_at(&wait(&leases, d).await, 0);
     refused(acquire(&leases, &of("e", 100)).await, false, false);
     let lease = taken(wait(&leases, b).await);
-    assert!(release(&leases, &lease, Release::EndHold).await);
+    assert!(release(&leases, &lease, Release::EndBlock).await);
     // A job that stops waiting after the grant passes the lease on.
     stands_at(&wait(&leases, c).await, 0);
     leases.roll_back(d).await.unwrap();
@@ -307,7 +317,7 @@ async fn a_grant_that_is_not_claimed_expires_soon() {
     let lease = taken(wait(&leases, &a).await);
     stands_at(&wait(&leases, &dead).await, 0);
     stands_at(&wait(&leases, &c).await, 1);
-    release(&leases, &lease, Release::EndHold).await;
+    release(&leases, &lease, Release::EndBlock).await;
     assert!((1..=500).contains(&ttl_ms(&redis, "capture:client:{p}:lease")));
     eventually("the next job has the lease", Duration::from_secs(5), async || {
         matches!(wait(&leases, &c).await, Acquired::Taken(_))
@@ -331,13 +341,13 @@ async fn a_lease_is_handed_over_in_one_step_and_to_waiting_workers() {
     assert!(matches!((known("a"), known("b")), (Reply::Int(1), Reply::Int(0))));
     assert!(ttl_ms(&redis, "capture:client:{p}:hold") > 590_000, "the in-doubt block of b");
     // Now the lease goes to the waiting worker.
-    let handed = leases.hand_over(&lease, &Release::EndHold, c, false).await.unwrap();
+    let handed = leases.hand_over(&lease, &Release::EndBlock, c, false).await.unwrap();
     let (KEPT, handed) = handed else { panic!("{handed:?}") };
     stands_at(&handed, 0);
     let lease = taken(wait(&leases, other).await);
     // A job with a recorded outcome gets no lease, and the waiting list advances.
     let copy = claim(&of("a", 100), true);
-    let handed = leases.hand_over(&lease, &Release::EndHold, &copy, true).await.unwrap();
+    let handed = leases.hand_over(&lease, &Release::EndBlock, &copy, true).await.unwrap();
     assert!(matches!(handed, (KEPT, Acquired::Recorded(_))), "{handed:?}");
     let lease = taken(wait(&leases, c).await);
     // In doubt: the block excludes the next job, and the lease is free for the id in doubt.
@@ -359,7 +369,7 @@ async fn a_lost_lease_is_not_handed_over() {
     let handed = leases.hand_over(&lost, &IN_DOUBT, &b, true).await.unwrap();
     let (Released { kept: false, .. }, handed) = handed else { panic!("{handed:?}") };
     stands_at(&handed, 0);
-    release(&leases, &others, Release::EndHold).await;
+    release(&leases, &others, Release::EndBlock).await;
     taken(wait(&leases, &b).await);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use capture_worker::domain::{capture::class::Class, replay::fresh_id};
+use capture_worker::domain::capture::{class::Class, family::fresh_id};
 use lapin::types::FieldTable;
 use serde_json::json;
 use testkit::{LIMIT, http, poll::eventually};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use capture_worker::domain::{capture::class::Class, replay::fresh_id};
+use capture_worker::domain::capture::{class::Class, family::fresh_id};
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 use testkit::{

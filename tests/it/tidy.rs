@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("comfy_table", &["src/cli/table.rs"]),
     ("indicatif", &["src/cli"]),
     ("whoami", &["src/cli"]),
-    ("sha2", &["src/domain/replay.rs", "src/dead_letters/record.rs"]),
+    ("sha2", &["src/domain/capture/family.rs", "src/dead_letters/record.rs"]),
     ("prometheus_client", &["src/telemetry"]),
     ("tracing_subscriber", &["src/telemetry"]),
     ("tracing_opentelemetry", &["src/telemetry"]),
@@ -95,6 +95,10 @@ const STRANGERS: &[(&str, &[&str])] = &[
     ("src/sandbox", &["lease", "broker", "worker", "config", "telemetry", "cli", "http"]),
     ("src/worker", &["dead_letters", "sandbox", "config", "cli", "http"]),
     ("src/dead_letters", &["worker", "sandbox", "config", "telemetry", "cli", "http"]),
+    (
+        "src/capture_status.rs",
+        &["worker", "broker", "dead_letters", "sandbox", "config", "telemetry", "cli", "http"],
+    ),
 ];
 
 const LINES_MAX: usize = 420;

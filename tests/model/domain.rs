@@ -6,15 +6,15 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, thread::LocalKey};
 use capture_worker::domain::{
     capture::{
         class::{Class, Codes},
-        judge::{Before, Call, Inquired, SentMarker, first_call, judge_capture, judge_inquiry},
+        judge::{Before, Inquired, NextCall, SentMarker, first_call, judge_capture, judge_inquiry},
         outcome::{
-            Capture, Deferral, Doubt, DoubtKind, Fate, Outcome, Recorded, Release, Throttle,
-            Verdict,
+            Capture, Deferral, Doubt, DoubtKind, FailureVerdict, FinalOutcome, Outcome, Recorded,
+            Release, Throttle,
         },
     },
     job::{
         Job,
-        history::{History, LastWord},
+        history::{History, LastReply},
     },
 };
 
@@ -53,9 +53,9 @@ pub(crate) const WORDS: [(&str, &str); 10] = [
     ("PAYMENT_IN_PROCESS", "U"),
 ];
 
-pub(crate) fn spell(word: Word) -> Option<LastWord> {
+pub(crate) fn spell(word: Word) -> Option<LastReply> {
     let (code, status) = WORDS[usize::from(word)];
-    (word != NO_WORD).then(|| LastWord::new(code, status))
+    (word != NO_WORD).then(|| LastReply::new(code, status))
 }
 
 fn word(code: Option<&str>) -> Word {
@@ -77,8 +77,8 @@ pub(crate) struct Carried {
     pub(crate) returns: u8,
 }
 
-/// What is known when an attempt begins: `src/domain/capture/judge.rs::Before`, and whether the job is
-/// older than `retry.max_age`.
+/// What is known when an attempt begins: `src/domain/capture/judge.rs::Before`, and whether the job
+/// is older than `retry.max_age`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Known {
     pub(crate) carried: Carried,
@@ -199,7 +199,7 @@ pub(crate) fn history(carried: Carried, is_old: bool) -> History {
         attempts: u32::from(carried.attempts),
         deferrals: 0,
         first_seen_ms: if is_old { NOW_MS - DAY_MS } else { NOW_MS },
-        last_word: spell(carried.word),
+        last_reply: spell(carried.word),
         sent: carried.sent,
         redelivered: carried.redelivered,
         replays: u32::from(carried.replays),
@@ -214,7 +214,7 @@ pub(crate) fn history(carried: Carried, is_old: bool) -> History {
 pub(crate) fn carried(history: &History) -> Carried {
     Carried {
         attempts: u8::try_from(history.attempts).unwrap_or(u8::MAX),
-        word: word(history.last_word.as_ref().map(|word| word.code.as_str())),
+        word: word(history.last_reply.as_ref().map(|word| word.code.as_str())),
         sent: history.sent,
         redelivered: history.redelivered,
         replays: u8::try_from(history.replays).unwrap_or(u8::MAX),
@@ -223,16 +223,20 @@ pub(crate) fn carried(history: &History) -> Carried {
 }
 
 fn came(outcome: &Outcome) -> Came {
-    let of = |word_: &Option<LastWord>| word(word_.as_ref().map(|word| word.code.as_str()));
+    let of = |word_: &Option<LastReply>| word(word_.as_ref().map(|word| word.code.as_str()));
     match outcome {
         Outcome::Captured(_) => Came::Captured,
         Outcome::Failed(verdict) => Came::Failed(verdict.class, word(verdict.code.as_deref())),
-        Outcome::Closed(verdict) => Came::Closed(verdict.class, word(verdict.code.as_deref())),
-        Outcome::InDoubt(Doubt { kind: DoubtKind::Unproven, word, .. }) => Came::Unproven(of(word)),
-        Outcome::InDoubt(doubt) => Came::InDoubt(of(&doubt.word)),
-        Outcome::Throttled(throttle) => Came::Throttled(of(&throttle.word)),
+        Outcome::FailedWhileLeased(verdict) => {
+            Came::Closed(verdict.class, word(verdict.code.as_deref()))
+        }
+        Outcome::InDoubt(Doubt { kind: DoubtKind::Unproven, last_reply, .. }) => {
+            Came::Unproven(of(last_reply))
+        }
+        Outcome::InDoubt(doubt) => Came::InDoubt(of(&doubt.last_reply)),
+        Outcome::Throttled(throttle) => Came::Throttled(of(&throttle.last_reply)),
         Outcome::NotSent(_) => Came::NotSent,
-        Outcome::Account(_) => Came::Account,
+        Outcome::Unauthenticated(_) => Came::Account,
         Outcome::Expired { inquired } => Came::Expired { inquired: *inquired },
         Outcome::Poison => Came::Poison,
         Outcome::Deferred(_) | Outcome::Malformed { .. } | Outcome::HandBack => Came::Deferred,
@@ -240,7 +244,7 @@ fn came(outcome: &Outcome) -> Came {
 }
 
 pub(crate) fn outcome(came: Came) -> Outcome {
-    let verdict = |class, word: Word, signed| Verdict {
+    let verdict = |class, word: Word, signed| FailureVerdict {
         class,
         code: spell(word).map(|word| word.code),
         message: None,
@@ -249,49 +253,49 @@ pub(crate) fn outcome(came: Came) -> Outcome {
     match came {
         Came::Captured => Outcome::Captured(Capture::default()),
         Came::Failed(class, word) => Outcome::Failed(verdict(class, word, true)),
-        Came::Closed(class, word) => Outcome::Closed(verdict(class, word, true)),
+        Came::Closed(class, word) => Outcome::FailedWhileLeased(verdict(class, word, true)),
         Came::InDoubt(word) => Outcome::InDoubt(Doubt {
             reason: String::new(),
             kind: DoubtKind::Unknown,
-            word: spell(word),
+            last_reply: spell(word),
         }),
         Came::Unproven(word) => Outcome::InDoubt(Doubt {
             reason: String::new(),
             kind: DoubtKind::Unproven,
-            word: spell(word),
+            last_reply: spell(word),
         }),
         Came::Throttled(word) => {
-            Outcome::Throttled(Throttle { retry_after: None, word: spell(word) })
+            Outcome::Throttled(Throttle { retry_after: None, last_reply: spell(word) })
         }
         Came::NotSent => Outcome::NotSent(String::new()),
-        Came::Account => Outcome::Account(verdict(Class::Access, DENIED, false)),
+        Came::Account => Outcome::Unauthenticated(verdict(Class::Access, DENIED, false)),
         Came::Deferred => Outcome::Deferred(Deferral::LeaseHeld),
         Came::Expired { inquired } => Outcome::Expired { inquired },
         Came::Poison => Outcome::Poison,
     }
 }
 
-/// Converts `src/domain/capture/outcome.rs::Fate`, without its texts.
-fn fate(fate: Fate) -> redis::Fate {
-    let of = |verdict: &Verdict| word(verdict.code.as_deref());
+/// Converts `src/domain/capture/outcome.rs::FinalOutcome`, without its texts.
+fn fate(fate: FinalOutcome) -> redis::Fate {
+    let of = |verdict: &FailureVerdict| word(verdict.code.as_deref());
     match fate {
-        Fate::Captured(_) => redis::Fate::Captured,
-        Fate::Failed(verdict) => redis::Fate::Failed(of(&verdict)),
-        Fate::Closed(verdict) => redis::Fate::Closed(of(&verdict)),
+        FinalOutcome::Captured(_) => redis::Fate::Captured,
+        FinalOutcome::Failed(verdict) => redis::Fate::Failed(of(&verdict)),
+        FinalOutcome::FailedWhileLeased(verdict) => redis::Fate::Closed(of(&verdict)),
     }
 }
 
-fn on_record(fate: redis::Fate) -> Fate {
-    let verdict = |word: Word| Verdict {
+fn on_record(fate: redis::Fate) -> FinalOutcome {
+    let verdict = |word: Word| FailureVerdict {
         class: Codes::default().class_of(WORDS[usize::from(word)].0),
         code: spell(word).map(|word| word.code),
         message: None,
         signed: true,
     };
     match fate {
-        redis::Fate::Captured => Fate::Captured(Capture::default()),
-        redis::Fate::Failed(word) => Fate::Failed(verdict(word)),
-        redis::Fate::Closed(word) => Fate::Closed(verdict(word)),
+        redis::Fate::Captured => FinalOutcome::Captured(Capture::default()),
+        redis::Fate::Failed(word) => FinalOutcome::Failed(verdict(word)),
+        redis::Fate::Closed(word) => FinalOutcome::FailedWhileLeased(verdict(word)),
     }
 }
 
@@ -305,14 +309,14 @@ impl Came {
     pub(crate) fn release(self) -> Mode {
         match outcome(self).release() {
             Release::Final(of) => Mode::Final(fate(of)),
-            Release::Close(of) => Mode::Close(fate(of)),
+            Release::FailedWhileLeased(of) => Mode::Close(fate(of)),
             Release::Replace(of) => Mode::Replace(fate(of)),
-            Release::EndHold => Mode::End,
-            Release::KeepHold { refused } => {
+            Release::EndBlock => Mode::End,
+            Release::KeepBlock { refused } => {
                 Mode::Keep { refused: refused.map(|code| word(Some(&code))) }
             }
-            Release::TakeBack => Mode::Back,
-            Release::Forget => Mode::Forget,
+            Release::RollBack => Mode::Back,
+            Release::RollBackAlways => Mode::Forget,
         }
     }
 
@@ -322,8 +326,8 @@ impl Came {
         came(&on_record(fate).into())
     }
 
-    /// Calls `src/domain/capture/outcome.rs::Outcome::settled_by`, with the record as `Leases::released`
-    /// converts it.
+    /// Calls `src/domain/capture/outcome.rs::Outcome::settled_by`, with the record as
+    /// `Leases::released` converts it.
     pub(crate) fn settled_by(self, found: Option<Record>, amount: u8, kept: bool) -> Option<Self> {
         let recorded = found.map(|(of, fate)| match fate {
             fate if of == amount => Recorded::Same(on_record(fate)),
@@ -357,8 +361,8 @@ impl Known {
     }
 
     /// Calls the program's `src/domain/capture/judge.rs::first_call`.
-    pub(crate) fn first_call(self) -> Call {
-        thread_local!(static CALLS: RefCell<HashMap<Known, Call>> = RefCell::default());
+    pub(crate) fn first_call(self) -> NextCall {
+        thread_local!(static CALLS: RefCell<HashMap<Known, NextCall>> = RefCell::default());
         remembered(&CALLS, self, |known| known.with(|before| first_call(before, &Codes::default())))
     }
 
@@ -371,7 +375,7 @@ impl Known {
         })
     }
 
-    /// Calls `src/domain/capture/judge.rs::judge_inquiry`. `None` means that the same attempt posts.
+    /// Calls `src/domain/capture/judge.rs::judge_inquiry`. `None`: the same attempt posts.
     pub(crate) fn judge_inquiry(self, inquiry: Inquiry) -> Option<Came> {
         type Memory = HashMap<(Known, Inquiry), Option<Came>>;
         thread_local!(static JUDGED: RefCell<Memory> = RefCell::default());

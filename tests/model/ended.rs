@@ -3,8 +3,8 @@
 use std::{cell::RefCell, collections::HashMap, time::Duration};
 
 use capture_worker::domain::{
-    capture::outcome::{Attempt, Sent},
-    settlement::{Policy, ResultStatus, Settlement, settle},
+    capture::outcome::{FinishedAttempt, SentState},
+    settlement::{ResultStatus, RetryPolicy, Settlement, settle},
 };
 use time::OffsetDateTime;
 
@@ -28,19 +28,19 @@ impl Ended {
     pub(crate) fn settle(self) -> Todo {
         thread_local!(static SETTLED: RefCell<HashMap<Ended, Todo>> = RefCell::default());
         remembered(&SETTLED, self, |ended| {
-            let attempt = Attempt {
+            let attempt = FinishedAttempt {
                 subject: job().subject(),
                 outcome: outcome(ended.came),
                 sent: match ended.sent {
-                    Left::No => Sent::No,
-                    Left::Unknown => Sent::Unknown,
-                    Left::Yes => Sent::Yes,
+                    Left::No => SentState::No,
+                    Left::Unknown => SentState::Unknown,
+                    Left::Yes => SentState::Yes,
                 },
                 remembered: ended.remembered,
                 evidence: None,
                 outage: false,
             };
-            let policy = Policy {
+            let policy = RetryPolicy {
                 schedule: vec![Duration::from_secs(5); usize::from(ended.delays)],
                 defer_schedule: vec![Duration::from_secs(1)],
                 max_age: Duration::from_millis(u64::try_from(MAX_AGE_MS).unwrap_or(0)),
@@ -50,9 +50,9 @@ impl Ended {
             match settle(&attempt, &history, &policy, now) {
                 Settlement::Captured(_) => Todo::Captured,
                 Settlement::Retry { carry, .. } => Todo::Retry(carried(&carry)),
-                Settlement::Dead { letter, carry, result } => Todo::Dead {
-                    class: letter.class,
-                    signed: letter.signed,
+                Settlement::Dead { reason, carry, result } => Todo::Dead {
+                    class: reason.class,
+                    signed: reason.signed,
                     carried: carried(&carry),
                     in_doubt: result.is_none_or(|told| told.status == ResultStatus::InDoubt),
                 },

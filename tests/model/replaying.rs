@@ -1,12 +1,13 @@
-//! The bridge to `src/domain/replay.rs` and `src/domain/replay/evidence.rs`: the decision about a dead
-//! letter.
+//! The bridge to `src/domain/replay.rs` and `src/domain/replay/decision.rs`: the decision about a
+//! dead letter.
 
 use capture_worker::domain::{
     capture::class::{Class, Codes},
     replay::{
         self, Changes,
         dead_letter::DeadLetter,
-        evidence::{Decision, PaymentSeen, Seen, decide},
+        decision::{Decision, decide},
+        evidence::{CaptureSeen, PaymentSeen},
         prepare,
     },
 };
@@ -25,8 +26,8 @@ pub(crate) enum Decided {
     Refuse,
 }
 
-/// Calls `src/domain/replay.rs::prepare` and `src/domain/replay/evidence.rs::decide`: the decision about a
-/// dead letter after this reply to an inquiry.
+/// Calls `src/domain/replay.rs::prepare` and `src/domain/replay/decision.rs::decide`: the decision
+/// about a dead letter after this reply to an inquiry.
 pub(crate) fn decide_replay(
     class: Class,
     signed: bool,
@@ -48,7 +49,7 @@ pub(crate) fn decide_replay(
     let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
     let Ok(replay) = prepare(&letter, &Changes::default(), now) else { return Decided::Refuse };
     let reply = inquiry_reply(seen);
-    let evidence = Seen::of(&reply, &job(), &Codes::default());
+    let evidence = CaptureSeen::of(&reply, &job(), &Codes::default());
     match decide(&letter, replay, &evidence, &PaymentSeen::of(&reply, &job(), &letter.history), now)
     {
         Decision::Send(_) => Decided::Send,
@@ -57,12 +58,12 @@ pub(crate) fn decide_replay(
     }
 }
 
-/// Calls `src/domain/replay.rs::Policy::of`: whether a replay sends a fresh id, the same id, or
-/// nothing.
+/// Calls `src/domain/replay.rs::ReplayPolicy::of`: whether a replay sends a fresh id, the same id,
+/// or nothing.
 pub(crate) fn replays_fresh(class: Class, signed: bool) -> Option<bool> {
-    match replay::Policy::of(class, signed) {
-        replay::Policy::Never => None,
-        replay::Policy::SameId | replay::Policy::SameBytes => Some(false),
-        replay::Policy::FreshId => Some(true),
+    match replay::ReplayPolicy::of(class, signed) {
+        replay::ReplayPolicy::Never => None,
+        replay::ReplayPolicy::SameId | replay::ReplayPolicy::SameBytes => Some(false),
+        replay::ReplayPolicy::FreshId => Some(true),
     }
 }

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use capture_worker::domain::{
-    capture::reply::{
-        Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature, Status,
-        Transaction,
+    capture::{
+        family::fresh_id,
+        reply::{
+            Answer, CaptureBody, GatewayResult, InquiryBody, NoAnswer, Reply, Signature, Status,
+            Transaction,
+        },
     },
     money::Money,
-    replay::fresh_id,
 };
 
 use crate::domain::{DENIED, Inquiry, NO_WORD, PARENT, Said, Shown, WORDS, Word};

@@ -288,9 +288,9 @@ impl Setup {
 
     /// Mirrors `src/lease/claim.rs::Claim::of`, with the token of a slot.
     pub(crate) fn claim(&self, state: &State, message: &Message, token: Token) -> Claim {
-        use capture_worker::domain::capture::judge::Call;
+        use capture_worker::domain::capture::judge::NextCall;
         // As `src/worker/gateway_call.rs::posts_at_once` does.
-        let posts = self.known(state, message, None).first_call() == Call::Post;
+        let posts = self.known(state, message, None).first_call() == NextCall::Post;
         let Message { id, amount, .. } = *message;
         Claim { payment: self.payment(id), token, id, amount, posts }
     }

@@ -1,7 +1,7 @@
 //! The steps of a worker: the awaits of `acquire.rs`, `gateway_call.rs` and `release.rs` in
 //! `src/worker`, and of `src/broker/delivery.rs`. The comment of each method names what it mirrors.
 
-use capture_worker::domain::capture::{class::Class, judge::Call};
+use capture_worker::domain::capture::{class::Class, judge::NextCall};
 
 use crate::{
     domain::{Came, Inquiry, Left, Said},
@@ -246,12 +246,12 @@ impl Setup {
     /// Mirrors `src/worker/gateway_call.rs::CallsUnderLease::{run, inquire, post, last_check}`.
     fn begin(&self, state: &mut State, slot: usize, (job, lease): (Job, Lease), claim: Claim) {
         let known = self.known(state, &job.message, lease.marker);
-        let call = if lease.denied { Call::Post } else { known.first_call() };
+        let call = if lease.denied { NextCall::Post } else { known.first_call() };
         let judged = |came| Step::Judged { lease, came, sent: left(known.sent()), called: false };
-        if call == Call::Expired {
+        if call == NextCall::Expired {
             return set(state, slot, judged(Came::Expired { inquired: false }));
         }
-        let posts = call == Call::Post;
+        let posts = call == NextCall::Post;
         let renews = lease.overdue || posts && !lease.announced;
         let denied_at = lease.denied.then_some(job.message.carried.replays);
         if renews && state.redis.renew(claim, posts, denied_at) != Renewed::Kept {

@@ -9,7 +9,7 @@ use crate::{
     broker::headers,
     domain::{
         capture::class::Class, job::forward::ForwardFields, replay::dead_letter::DeadLetter,
-        settlement::epoch_ms,
+        time::epoch_ms,
     },
 };
 

@@ -18,7 +18,7 @@ use crate::domain::{
     job::{
         Job, Malformed,
         forward::ForwardFields,
-        history::{History, LastWord},
+        history::{History, LastReply},
         trace::TraceContext,
     },
     settlement::refused::RefusedResult,
@@ -35,9 +35,9 @@ pub(in crate::broker) fn read_history(
     let table = properties.headers().as_ref().unwrap_or(&empty);
     let is_dead_poison = text(table, CLASS).is_some_and(|class| class == Class::Poison.name());
     // A status without a code is valid: the gateway may leave the code empty.
-    let last_word = text_or_empty(table, LAST_CODE)
+    let last_reply = text_or_empty(table, LAST_CODE)
         .zip(text(table, LAST_STATUS))
-        .map(|(code, status)| LastWord { code, status });
+        .map(|(code, status)| LastReply { code, status });
     // The broker counts deliveries, and sets the count only on redelivered messages.
     let count = if redelivered { number(table, DELIVERY_COUNT).unwrap_or(1) } else { 0 };
     History {
@@ -46,7 +46,7 @@ pub(in crate::broker) fn read_history(
         first_seen_ms: integer(table, FIRST_SEEN)
             .filter(|ms| *ms >= YEAR_2020_MS && *ms <= now_ms.saturating_add(DAY_MS))
             .unwrap_or(now_ms),
-        last_word,
+        last_reply,
         sent: is_dead_poison || is_poison_of_the_broker(table) || flag(table, SENT),
         redelivered,
         replays: number(table, REPLAYS).unwrap_or(0),

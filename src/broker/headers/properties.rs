@@ -19,7 +19,7 @@ use super::{
 };
 use crate::domain::{
     job::{history::History, trace::TRACESTATE_BYTES_MAX},
-    settlement::Letter,
+    settlement::DeadLetterReason,
 };
 
 /// The maximum length of `x-capture-message`, in characters.
@@ -35,14 +35,14 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 pub(in crate::broker) fn carry(
     original: &BasicProperties,
     history: &History,
-    reason: Option<&Letter>,
+    reason: Option<&DeadLetterReason>,
 ) -> BasicProperties {
     let mut ours = BTreeMap::new();
     let mut put = |name: &str, value: AMQPValue| ours.insert(ShortString::from(name), value);
     put(ATTEMPT, int(history.attempts));
     put(DEFERRALS, int(history.deferrals));
     put(FIRST_SEEN, AMQPValue::LongLongInt(history.first_seen_ms));
-    if let Some(word) = &history.last_word {
+    if let Some(word) = &history.last_reply {
         put(LAST_CODE, long(&bounded(&word.code, TEXT_CHARS_MAX)));
         put(LAST_STATUS, long(&bounded(&word.status, TEXT_CHARS_MAX)));
     }

@@ -12,7 +12,7 @@ use crate::domain::{
     capture::class::Class,
     job::{
         forward::ForwardFields,
-        history::{History, LastWord},
+        history::{History, LastReply},
     },
     replay::dead_letter::DeadLetter,
     settlement::refused::RefusedResult,
@@ -37,7 +37,7 @@ fn a_carried_history_is_read_back() {
         attempts: 3,
         deferrals: 2,
         first_seen_ms: NOW_MS - 5,
-        last_word: Some(LastWord::new("UNKNOWN_EXCEPTION", "U")),
+        last_reply: Some(LastReply::new("UNKNOWN_EXCEPTION", "U")),
         sent: true,
         redelivered: false,
         replays: 1,

@@ -11,7 +11,7 @@ use crate::{
         names::Exchange,
         response::{MethodRefusal, NOT_FOUND},
     },
-    domain::settlement::{ResultMessage, epoch_ms},
+    domain::{settlement::ResultMessage, time::epoch_ms},
 };
 
 /// A message to publish. It is cheap to clone.

@@ -14,10 +14,10 @@ use crate::{
         watch::Watch,
     },
     config::Settings,
-    dead_letters::{Captures, Discard},
+    dead_letters::{Captures, Discard, RefusalText},
     domain::{
-        replay::{Refusal, dead_letter::DeadLetter},
-        settlement::epoch_ms,
+        replay::{dead_letter::DeadLetter, refusal::DiscardRefusal},
+        time::epoch_ms,
     },
 };
 
@@ -148,7 +148,7 @@ impl DiscardArgs {
     }
 }
 
-fn line(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>, dry_run: bool) -> String {
+fn line(letter: &DeadLetter, done: Result<Option<&str>, &DiscardRefusal>, dry_run: bool) -> String {
     let would = if dry_run { "would be " } else { "" };
     let id = letter.id().map_or_else(|| "-".to_owned(), plain);
     let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
@@ -156,19 +156,20 @@ fn line(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>, dry_run: bool
         Ok(None) => format!("{would}discarded"),
         Ok(Some(evidence)) => format!("{would}discarded [{}]", plain(evidence)),
         Err(refusal) => {
-            format!("refused: {}; instead: {}", plain(&refusal.reason), refusal.instead)
+            let RefusalText { reason, instead } = refusal.into();
+            format!("refused: {}; instead: {instead}", plain(&reason))
         }
     };
     format!("{} {id} {amount}: {what}", letter.class)
 }
 
-fn document(letter: &DeadLetter, done: Result<Option<&str>, &Refusal>) -> serde_json::Value {
-    let refusal = done.err();
+fn document(letter: &DeadLetter, done: Result<Option<&str>, &DiscardRefusal>) -> serde_json::Value {
+    let refusal = done.err().map(RefusalText::from);
     json!({
         "letter": letters::document(letter, epoch_ms(OffsetDateTime::now_utc())),
         "discarded": done.is_ok(),
         "evidence": done.ok().flatten(),
-        "refusal": refusal.map(|refusal| &refusal.reason),
-        "instead": refusal.map(|refusal| &refusal.instead),
+        "refusal": refusal.as_ref().map(|refusal| &refusal.reason),
+        "instead": refusal.as_ref().map(|refusal| &refusal.instead),
     })
 }

@@ -10,7 +10,7 @@ use crate::{
     cli::{Exit, is_lost, say_json, watch::Watch},
     config::Settings,
     dead_letters::{DeskError, Flow, Who},
-    domain::{replay::dead_letter::DeadLetter, settlement::epoch_ms},
+    domain::{replay::dead_letter::DeadLetter, time::epoch_ms},
 };
 
 #[derive(clap::Args)]

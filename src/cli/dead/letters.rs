@@ -10,7 +10,7 @@ use crate::{
     dead_letters::{Audited, Captures},
     domain::{
         money::major,
-        replay::{Policy, dead_letter::DeadLetter},
+        replay::{ReplayPolicy, dead_letter::DeadLetter},
     },
 };
 
@@ -53,7 +53,7 @@ pub(super) fn row(letter: &DeadLetter, now_ms: i64) -> [String; 8] {
         code_or_reason(letter),
         letter.age_ms(now_ms).map_or_else(|| "-".to_owned(), age),
         letter.history.attempts.to_string(),
-        Policy::of(letter.class, letter.signed).words().to_owned(),
+        ReplayPolicy::of(letter.class, letter.signed).words().to_owned(),
     ]
 }
 
@@ -88,6 +88,6 @@ pub(super) fn document(letter: &DeadLetter, now_ms: i64) -> Value {
         "sent": letter.sent(),
         "parentCaptureRequestId": letter.history.parent,
         "originCaptureRequestId": letter.history.origin,
-        "replay": Policy::of(letter.class, letter.signed),
+        "replay": ReplayPolicy::of(letter.class, letter.signed),
     })
 }

@@ -15,8 +15,12 @@ use crate::{
         watch::Watch,
     },
     config::Settings,
-    dead_letters::{Captures, DeskError, Flow, Summaries, Summary, Who, rfc3339},
-    domain::{capture::class::Class, replay::Policy, settlement::epoch_ms},
+    dead_letters::{Captures, DeskError, Flow, Summaries, Summary, Who},
+    domain::{
+        capture::class::Class,
+        replay::ReplayPolicy,
+        time::{epoch_ms, rfc3339_of_ms},
+    },
 };
 
 /// How many dead letters are listed without `--limit` and `--all`.
@@ -132,11 +136,12 @@ impl List {
 /// How the dead letters of a class may be replayed. Class `access` can have two policies: one for
 /// signed verdicts and one for unsigned ones.
 fn policies(summary: &Summary) -> String {
-    let words = |(policy, count): (&Policy, &u64)| match (summary.class, summary.policies.len()) {
-        (Class::Limit, _) => "fresh id, amount may go down".to_owned(),
-        (_, 1) => policy.words().to_owned(),
-        _ => format!("{count} {}", policy.words()),
-    };
+    let words =
+        |(policy, count): (&ReplayPolicy, &u64)| match (summary.class, summary.policies.len()) {
+            (Class::Limit, _) => "fresh id, amount may go down".to_owned(),
+            (_, 1) => policy.words().to_owned(),
+            _ => format!("{count} {}", policy.words()),
+        };
     summary.policies.iter().map(words).collect::<Vec<_>>().join(", ")
 }
 
@@ -224,8 +229,8 @@ fn document(summary: &Summary, now_ms: i64) -> Value {
         "class": summary.class,
         "letters": summary.letters,
         "distinctCaptures": summary.captures.distinct(),
-        "oldestDeadAt": at(|ages| ages.0).and_then(rfc3339),
-        "newestDeadAt": at(|ages| ages.1).and_then(rfc3339),
+        "oldestDeadAt": at(|ages| ages.0).and_then(rfc3339_of_ms),
+        "newestDeadAt": at(|ages| ages.1).and_then(rfc3339_of_ms),
         "oldestAgeSeconds": at(|ages| ages.0).map(|ms| (now_ms - ms).max(0) / 1000),
         "newestAgeSeconds": at(|ages| ages.1).map(|ms| (now_ms - ms).max(0) / 1000),
         "money": money,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use serde_json::{Value, json};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
 use super::{FilterArgs, Opened, Purpose, ended, letters};
 use crate::{
@@ -16,12 +16,12 @@ use crate::{
         watch::Watch,
     },
     config::{RateLimit, Settings},
-    dead_letters::{Captures, DeskError, Filter, Replays, Told},
+    dead_letters::{Captures, DeskError, Filter, RefusalText, Replays, Told},
     domain::{
         capture::class::Class,
         money::{Currency, Money},
-        replay::{Changes, Policy, dead_letter::DeadLetter, evidence::Decision},
-        settlement::epoch_ms,
+        replay::{Changes, ReplayPolicy, dead_letter::DeadLetter, decision::Decision},
+        time::{epoch_ms, parse_rfc3339},
     },
 };
 
@@ -130,14 +130,14 @@ impl ReplayArgs {
         }
         let expires_at = match &self.expires_at {
             None => None,
-            Some(text) => match OffsetDateTime::parse(text, &Rfc3339) {
-                Ok(at) if at > OffsetDateTime::now_utc() => Some(at),
-                Ok(_) => {
+            Some(text) => match parse_rfc3339(text) {
+                Some(at) if at > OffsetDateTime::now_utc() => Some(at),
+                Some(_) => {
                     return Err(usage(&format!(
                         "--expires-at must be in the future, found {text}"
                     )));
                 }
-                Err(_) => {
+                None => {
                     return Err(usage(&format!(
                         "--expires-at must be an RFC 3339 time such as 2026-11-30T18:00:00Z, \
                          found `{text}`"
@@ -313,8 +313,8 @@ fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
     let what = match &told.decision {
         Decision::Send(replay) => {
             let as_ = match (replay.policy, &replay.id) {
-                (Policy::FreshId, Some(id)) => format!("as {id}"),
-                (Policy::SameBytes, _) => "byte for byte".to_owned(),
+                (ReplayPolicy::FreshId, Some(id)) => format!("as {id}"),
+                (ReplayPolicy::SameBytes, _) => "byte for byte".to_owned(),
                 _ => "under the same id".to_owned(),
             };
             let lowered = replay.amount.filter(|amount| letter.amount() != Some(*amount));
@@ -328,12 +328,13 @@ fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
         }
         Decision::Settle(_) => format!("{would}settled as captured"),
         Decision::Refuse(refusal) => {
-            format!("refused: {}; instead: {}", plain(&refusal.reason), plain(&refusal.instead))
+            let RefusalText { reason, instead } = refusal.into();
+            format!("refused: {}; instead: {}", plain(&reason), plain(&instead))
         }
     };
     let evidence = told.evidence.as_deref().map(plain);
     let is_fresh =
-        matches!(&told.decision, Decision::Send(replay) if replay.policy == Policy::FreshId);
+        matches!(&told.decision, Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId);
     let about = if is_fresh { "the old id" } else { "gateway" };
     let evidence = evidence.map_or_else(String::new, |evidence| format!(" [{about}: {evidence}]"));
     format!("{} {id} {amount}: {what}{evidence}", letter.class)
@@ -344,7 +345,7 @@ fn document(letter: &DeadLetter, told: &Told) -> Value {
     let (decision, sent, refusal) = match &told.decision {
         Decision::Send(replay) => ("send", Some(replay), None),
         Decision::Settle(_) => ("settle", None, None),
-        Decision::Refuse(refusal) => ("refuse", None, Some(refusal)),
+        Decision::Refuse(refusal) => ("refuse", None, Some(RefusalText::from(refusal))),
     };
     let sends = sent.map(|replay| {
         json!({
@@ -358,8 +359,8 @@ fn document(letter: &DeadLetter, told: &Told) -> Value {
         "letter": letters::document(letter, now_ms),
         "decision": decision,
         "sends": sends,
-        "refusal": refusal.map(|refusal| &refusal.reason),
-        "instead": refusal.map(|refusal| &refusal.instead),
+        "refusal": refusal.as_ref().map(|refusal| &refusal.reason),
+        "instead": refusal.as_ref().map(|refusal| &refusal.instead),
         "evidence": told.evidence,
     })
 }

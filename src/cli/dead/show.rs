@@ -16,16 +16,18 @@ use crate::{
         watch::Watch,
     },
     config::Settings,
-    dead_letters::{DeskError, Filter, Flow, Who, rfc3339},
+    dead_letters::{DeskError, Filter, Flow, RefusalText, Who},
     domain::{
-        capture::class::Class,
+        capture::{class::Class, family::fresh_id},
         replay::{
-            Changes, Policy,
+            Changes, ReplayPolicy,
             dead_letter::DeadLetter,
-            evidence::{Decision, PaymentSeen, Seen, decide},
-            fresh_id, prepare,
+            decision::{Decision, decide},
+            evidence::{CaptureSeen, PaymentSeen},
+            prepare,
+            refusal::{PolicyRefusal, ReplayRefusal},
         },
-        settlement::epoch_ms,
+        time::{epoch_ms, rfc3339_of_ms},
     },
     sanitize::is_hidden,
 };
@@ -120,7 +122,11 @@ impl Show {
 }
 
 /// Prints a dead letter: a table of facts, the message as it is, and the open actions.
-fn print(found: &BrowsedMessage, letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) {
+fn print(
+    found: &BrowsedMessage,
+    letter: &DeadLetter,
+    inquired: Option<&(CaptureSeen, PaymentSeen)>,
+) {
     let mut table = TextTable::untitled();
     for (name, text) in facts(letter, inquired) {
         table.add([name.to_owned(), plain(&text)]);
@@ -144,15 +150,15 @@ fn print(found: &BrowsedMessage, letter: &DeadLetter, inquired: Option<&(Seen, P
 /// The facts about a dead letter, each with its name.
 fn facts(
     letter: &DeadLetter,
-    inquired: Option<&(Seen, PaymentSeen)>,
+    inquired: Option<&(CaptureSeen, PaymentSeen)>,
 ) -> Vec<(&'static str, String)> {
     let now_ms = epoch_ms(OffsetDateTime::now_utc());
     let history = &letter.history;
     let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
-    let dead_at = letter.dead_at_ms.and_then(rfc3339).unwrap_or_else(|| "-".into());
+    let dead_at = letter.dead_at_ms.and_then(rfc3339_of_ms).unwrap_or_else(|| "-".into());
     let ago = letter.age_ms(now_ms).map(|ms| format!(" ({} ago)", age(ms))).unwrap_or_default();
     let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
-    let word = history.last_word.as_ref().map(|word| format!("{} {}", word.status, word.code));
+    let word = history.last_reply.as_ref().map(|reply| format!("{} {}", reply.status, reply.code));
     let signed = if letter.signed { "signed by the gateway" } else { "not signed" };
     let (status, code) = (or_none(letter.status.as_deref()), or_none(letter.code.as_deref()));
     let attempts = format!(
@@ -199,7 +205,7 @@ fn facts(
 }
 
 /// The commands that an operator can run on a dead letter, each with a comment on what it does.
-fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<String> {
+fn actions(letter: &DeadLetter, inquired: Option<&(CaptureSeen, PaymentSeen)>) -> Vec<String> {
     let id = letter.id().map(quoted);
     let select = match &id {
         Some(id) => format!("--class {} --id={id}", letter.class),
@@ -214,12 +220,12 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
     let now = OffsetDateTime::now_utc();
     let mut may_discard = true;
     let decision = match (prepare(letter, &Changes::default(), now), inquired) {
-        (Err(refusal), _) => Decision::Refuse(refusal),
+        (Err(refusal), _) => Decision::Refuse(refusal.into()),
         (Ok(replay), Some((seen, payment))) => decide(letter, replay, seen, payment, now),
         (Ok(replay), None) => Decision::Send(replay),
     };
     match decision {
-        Decision::Send(replay) if replay.policy == Policy::FreshId => {
+        Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId => {
             let child = letter.id().map(fresh_id).unwrap_or_default();
             actions.push(format!(
                 "{command} replay {select}    # as {child}, if this id captured nothing"
@@ -235,12 +241,9 @@ fn actions(letter: &DeadLetter, inquired: Option<&(Seen, PaymentSeen)>) -> Vec<S
             ));
         }
         Decision::Refuse(refusal) => {
-            actions.push(format!(
-                "no replay: {}; instead: {}",
-                plain(&refusal.reason),
-                refusal.instead
-            ));
-            if refusal.instead.contains("--expires-at") {
+            let RefusalText { reason, instead } = RefusalText::from(&refusal);
+            actions.push(format!("no replay: {}; instead: {instead}", plain(&reason)));
+            if refusal == ReplayRefusal::Policy(PolicyRefusal::ExpiresAtPassed) {
                 actions.push(format!("{command} replay {select} --expires-at TIME"));
             }
         }
@@ -285,10 +288,10 @@ fn quoted(id: &str) -> String {
 fn document(
     found: &BrowsedMessage,
     letter: &DeadLetter,
-    inquired: Option<&(Seen, PaymentSeen)>,
+    inquired: Option<&(CaptureSeen, PaymentSeen)>,
 ) -> Value {
     let mut document = whole(found, letter);
-    let word = letter.history.last_word.as_ref();
+    let word = letter.history.last_reply.as_ref();
     document["lastWord"] =
         json!(word.map(|word| json!({"code": word.code, "status": word.status})));
     document["returns"] = json!(letter.history.returns);

@@ -6,16 +6,27 @@
 //! active: it has captured, or is not proven to have failed. A fresh id is never posted while one
 //! of its ancestors is active. The worker and the operator's commands use the same functions.
 
+use sha2::{Digest, Sha256};
+
 use super::reply::{Standing, Transaction};
-use crate::domain::{job::history::History, money::Money, replay::fresh_id};
+use crate::domain::{job::history::History, money::Money};
 
 /// How many generations of fresh ids are searched. Each generation takes an operator's replay of a
 /// final failure.
 const GENERATIONS: usize = 32;
 
+/// The one fresh id that may replace an id. It depends on nothing but its parent, so one parent has
+/// one child, whichever copy of it is replayed, how often and by which operator.
+#[must_use]
+pub fn fresh_id(parent: &str) -> String {
+    let digest = Sha256::new().chain_update("capture-worker/fresh-id/1\n").chain_update(parent);
+    let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("cw-{}", &hex[..40])
+}
+
 /// An active id of the family: it has captured, or may still capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Living {
+pub struct ActiveId {
     /// Its `captureRequestId` at the gateway.
     pub id: String,
     /// Its amount, if the gateway gives it.
@@ -26,9 +37,9 @@ pub struct Living {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Descendants {
     /// The child: the fresh id that replaces the id itself.
-    pub child: Option<Living>,
+    pub child: Option<ActiveId>,
     /// The nearest one in the generations after the child.
-    pub later: Option<Living>,
+    pub later: Option<ActiveId>,
 }
 
 impl Descendants {
@@ -40,16 +51,16 @@ impl Descendants {
         let mut found = Self::default();
         let mut id = fresh_id(id);
         for generation in 0..GENERATIONS {
-            let living = transactions.iter().find(|item| {
+            let active = transactions.iter().find(|item| {
                 item.request_id.as_ref() == Some(&id) && item.standing() != Standing::Failed
             });
-            if let Some(item) = living {
+            if let Some(item) = active {
                 let amount = item.amount.clone().and_then(Result::ok);
-                let living = Some(Living { id: id.clone(), amount });
+                let active = Some(ActiveId { id: id.clone(), amount });
                 if generation == 0 {
-                    found.child = living;
+                    found.child = active;
                 } else {
-                    found.later = living;
+                    found.later = active;
                     break;
                 }
             }
@@ -60,7 +71,7 @@ impl Descendants {
 
     /// The nearest active descendant.
     #[must_use]
-    pub const fn nearest(&self) -> Option<&Living> {
+    pub const fn nearest(&self) -> Option<&ActiveId> {
         match &self.child {
             Some(child) => Some(child),
             None => self.later.as_ref(),
@@ -71,32 +82,33 @@ impl Descendants {
 /// The nearest active ancestor of an id. The headers name the parent and the id that the publisher
 /// wrote. The ids between them are derived from the latter.
 #[must_use]
-pub fn living_forebear(
+pub fn active_ancestor(
     transactions: &[Transaction],
     id: &str,
     history: &History,
-) -> Option<Living> {
-    let mut forebears = Vec::new();
+) -> Option<ActiveId> {
+    let mut ancestors = Vec::new();
     if let Some(origin) = &history.origin {
         let mut next = origin.clone();
-        while next != id && forebears.len() < GENERATIONS {
+        while next != id && ancestors.len() < GENERATIONS {
             let child = fresh_id(&next);
-            forebears.push(next);
+            ancestors.push(next);
             next = child;
         }
         // An origin that does not lead to this id is not an ancestor.
         if next != id {
-            forebears.clear();
+            ancestors.clear();
         }
     }
-    forebears.extend(history.parent.clone());
-    let lives = |forebear: &String| {
+    ancestors.extend(history.parent.clone());
+    let find_active = |ancestor: &String| {
         transactions.iter().find(|item| {
-            item.request_id.as_ref() == Some(forebear) && item.standing() != Standing::Failed
+            item.request_id.as_ref() == Some(ancestor) && item.standing() != Standing::Failed
         })
     };
-    let living = forebears.iter().rev().find_map(|forebear| Some((forebear, lives(forebear)?)));
-    living.map(|(id, item)| Living {
+    let active =
+        ancestors.iter().rev().find_map(|ancestor| Some((ancestor, find_active(ancestor)?)));
+    active.map(|(id, item)| ActiveId {
         id: id.clone(),
         amount: item.amount.clone().and_then(Result::ok),
     })
@@ -125,7 +137,7 @@ mod tests {
             let items = [item("other", "SUCCESS"), item(&nth(generation), "SUCCESS")];
             let found = Descendants::of(&items, "parent");
             assert_eq!(found.child, None);
-            assert_eq!(found.later.map(|living| living.id), Some(nth(generation)));
+            assert_eq!(found.later.map(|active| active.id), Some(nth(generation)));
         }
         let beyond = [item(&nth(GENERATIONS + 1), "SUCCESS")];
         assert_eq!(Descendants::of(&beyond, "parent"), Descendants::default());
@@ -141,21 +153,21 @@ mod tests {
         let (id, history) = (nth(3), of("parent", &nth(2)));
         for generation in 0..3 {
             let items = [item(&nth(generation), "SUCCESS"), item(&nth(generation), "FAIL")];
-            let found = living_forebear(&items, &id, &history).map(|living| living.id);
+            let found = active_ancestor(&items, &id, &history).map(|active| active.id);
             assert_eq!(found, Some(nth(generation)));
-            assert_eq!(living_forebear(&items[1..], &id, &history), None);
+            assert_eq!(active_ancestor(&items[1..], &id, &history), None);
         }
         let others = [item("other", "SUCCESS"), item(&id, "SUCCESS")];
-        assert_eq!(living_forebear(&others, &id, &history), None);
-        assert_eq!(living_forebear(&others, &id, &of("other", &nth(2))), None);
-        assert_eq!(living_forebear(&others, "parent", &History::default()), None);
+        assert_eq!(active_ancestor(&others, &id, &history), None);
+        assert_eq!(active_ancestor(&others, &id, &of("other", &nth(2))), None);
+        assert_eq!(active_ancestor(&others, "parent", &History::default()), None);
     }
 
     #[test]
     fn a_descendant_is_active_until_proven_to_have_failed() {
         for status in ["SUCCESS", "PROCESSING", "PENDING", "HIBERNATING", ""] {
             let found = Descendants::of(&[item(&nth(1), "FAIL"), item(&nth(1), status)], "parent");
-            assert_eq!(found.nearest().map(|living| living.id.as_str()), Some(nth(1).as_str()));
+            assert_eq!(found.nearest().map(|active| active.id.as_str()), Some(nth(1).as_str()));
         }
         let dead = [item(&nth(1), "FAIL"), item(&nth(2), "CANCELLED")];
         assert_eq!(Descendants::of(&dead, "parent"), Descendants::default());

@@ -10,19 +10,19 @@ use super::{
 
 /// What a reply shows about the gateway and our credentials, rather than about one capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
+pub enum GatewayHealth {
     /// Healthy: a normal reply, whatever it says about the capture.
-    Well,
+    Healthy,
     /// Unhealthy: no reply that counts. The next job may meet the same failure. The text is the
     /// reason.
-    Ill(Illness, String),
+    Unhealthy(FailedReply, String),
     /// The gateway refused the call because there were too many. It may say how long to wait.
     Throttled(Option<Duration>),
 }
 
 /// How far an unhealthy reply may affect other payments too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Illness {
+pub enum FailedReply {
     /// The gateway was not reached, which does not depend on the payment.
     NotSent,
     /// No reply, a reply that the gateway did not sign, or one that refuses our credentials.
@@ -38,39 +38,43 @@ const OF_THE_GATEWAY: [u16; 3] = [401, 407, 408];
 /// Judges the gateway and our credentials by a reply. Unhealthy are: a call that was not sent, no
 /// reply that counts, a reply of class `access`, and a reply without a valid signature. Without the
 /// last, a proxy that strips headers or a wrong public key would spend the attempts of every job.
-pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> Health {
+pub fn health<B>(reply: &Reply<B>, codes: &Codes) -> GatewayHealth {
     let answer = match reply {
         Reply::Answered(answer) => answer,
-        Reply::NotSent(reason) => return Health::Ill(Illness::NotSent, reason.clone()),
-        Reply::NoAnswer(NoAnswer::HttpStatus { status: TOO_MANY_REQUESTS, retry_after }) => {
-            return Health::Throttled(*retry_after);
+        Reply::NotSent(reason) => {
+            return GatewayHealth::Unhealthy(FailedReply::NotSent, reason.clone());
         }
-        Reply::NoAnswer(reason) => return Health::Ill(illness(reason), reason.to_string()),
+        Reply::NoAnswer(NoAnswer::HttpStatus { status: TOO_MANY_REQUESTS, retry_after }) => {
+            return GatewayHealth::Throttled(*retry_after);
+        }
+        Reply::NoAnswer(reason) => {
+            return GatewayHealth::Unhealthy(failed_reply(reason), reason.to_string());
+        }
     };
     let result = &answer.result;
-    let ill = |reason| Health::Ill(Illness::NoAnswer, reason);
+    let unhealthy = |reason| GatewayHealth::Unhealthy(FailedReply::NoAnswer, reason);
     if answer.signature == Signature::Bad {
-        ill("a reply with a bad signature".into())
+        unhealthy("a reply with a bad signature".into())
     } else if answer.signature == Signature::Stale {
-        ill("a reply whose response-time does not fit the request: check NTP".into())
+        unhealthy("a reply whose response-time does not fit the request: check NTP".into())
     } else if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
-        Health::Throttled(answer.retry_after)
+        GatewayHealth::Throttled(answer.retry_after)
     } else if result.status == Status::F && codes.class_of(&result.code) == Class::Access {
-        ill(describe(result))
+        unhealthy(describe(result))
     } else if answer.signature == Signature::Missing {
-        ill(format!("an unsigned reply: {}", describe(result)))
+        unhealthy(format!("an unsigned reply: {}", describe(result)))
     } else {
-        Health::Well
+        GatewayHealth::Healthy
     }
 }
 
-fn illness(reason: &NoAnswer) -> Illness {
+fn failed_reply(reason: &NoAnswer) -> FailedReply {
     match reason {
         NoAnswer::HttpStatus { status: status @ 400..=499, .. }
             if !OF_THE_GATEWAY.contains(status) =>
         {
-            Illness::Refused
+            FailedReply::Refused
         }
-        _ => Illness::NoAnswer,
+        _ => FailedReply::NoAnswer,
     }
 }

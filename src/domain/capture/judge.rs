@@ -3,16 +3,16 @@
 
 use super::{
     class::{CAPTURE_IN_PROCESS, Class, Codes, PAYMENT_IN_PROCESS, REQUEST_TRAFFIC_EXCEED_LIMIT},
-    outcome::{Capture, Doubt, DoubtKind, Outcome, Throttle, Verdict},
+    outcome::{Capture, Doubt, DoubtKind, FailureVerdict, Outcome, Throttle},
     reply::{
         Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, NoAnswer,
         Reply, Signature, Status,
     },
-    transactions::{Shown, shown},
+    transactions::{TransactionEvidence, judge_transactions},
 };
 use crate::domain::job::{
     Job, JobError,
-    history::{History, LastWord},
+    history::{History, LastReply},
 };
 
 pub(super) const TOO_MANY_REQUESTS: u16 = 429;
@@ -60,9 +60,9 @@ impl Before<'_> {
     /// but prove nothing.
     fn claims_refusal(&self, codes: &Codes) -> bool {
         self.history
-            .last_word
+            .last_reply
             .as_ref()
-            .is_some_and(|word| word.status == "F" && may_be_about_another(&word.code, codes))
+            .is_some_and(|reply| reply.status == "F" && may_be_about_another(&reply.code, codes))
     }
 
     /// Whether Redis can't show what earlier calls did, so that an inquiry must come first. There
@@ -88,9 +88,9 @@ fn may_be_about_another(code: &str, codes: &Codes) -> bool {
     class.may_precede_the_id() || class == Class::Conflict
 }
 
-/// The first call of an attempt.
+/// The call that an attempt makes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum NextCall {
     /// Post the capture with the same id.
     Post,
     /// Inquire first what happened to the id.
@@ -103,20 +103,19 @@ pub enum Call {
 
 /// Decides which call an attempt makes first.
 #[must_use]
-pub fn first_call(before: &Before<'_>, codes: &Codes) -> Call {
-    let in_process =
-        before.history.last_word.as_ref().is_some_and(|word| {
-            [CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS].contains(&word.code.as_str())
-        });
+pub fn first_call(before: &Before<'_>, codes: &Codes) -> NextCall {
+    let in_process = before.history.last_reply.as_ref().is_some_and(|reply| {
+        [CAPTURE_IN_PROCESS, PAYMENT_IN_PROCESS].contains(&reply.code.as_str())
+    });
     if before.forward_error.is_some() && !before.sent() {
-        return Call::Malformed;
+        return NextCall::Malformed;
     }
     if before.past_expiry && !before.sent() {
-        return Call::Expired;
+        return NextCall::Expired;
     }
     let was_refused = before.refused().is_some() || before.sent() && before.claims_refusal(codes);
     let must_inquire = was_refused || before.needs_evidence() || before.forward_error.is_some();
-    if in_process || must_inquire { Call::Inquire } else { Call::Post }
+    if in_process || must_inquire { NextCall::Inquire } else { NextCall::Post }
 }
 
 /// The result of an inquiry.
@@ -149,12 +148,14 @@ pub fn judge_capture(
     }
     if let Some(other) = about_another(&answer.body, job) {
         let reason = format!("a signed reply ({}) names another {other}", describe(&answer.result));
-        return in_doubt(DoubtKind::Contradiction, reason, None);
+        return Doubt::because(DoubtKind::Contradiction, reason, None);
     }
     match answer.result.status {
         Status::F => failed(answer.result, before, codes),
-        Status::U => in_doubt(DoubtKind::Unknown, describe(&answer.result), word(&answer.result)),
-        _ => in_doubt(DoubtKind::Untrusted, describe(&answer.result), None),
+        Status::U => {
+            Doubt::because(DoubtKind::Unknown, describe(&answer.result), last_reply(&answer.result))
+        }
+        _ => Doubt::because(DoubtKind::Untrusted, describe(&answer.result), None),
     }
 }
 
@@ -169,32 +170,32 @@ pub fn judge_inquiry(
     let answer = match reply {
         Reply::Answered(answer) => answer,
         Reply::NotSent(reason) => return Inquired::Over(Outcome::NotSent(reason)),
-        Reply::NoAnswer(reason) => return Inquired::Over(without_word(no_answer(&reason))),
+        Reply::NoAnswer(reason) => return Inquired::Over(without_last_reply(no_answer(&reason))),
     };
     if let Some(outcome) = no_verdict(&answer, codes) {
-        return Inquired::Over(without_word(outcome));
+        return Inquired::Over(without_last_reply(outcome));
     }
     if answer.result.status != Status::S {
-        return Inquired::Over(no_evidence(&format!(
+        return Inquired::Over(Doubt::no_evidence(&format!(
             "the inquiry returned {}",
             describe(&answer.result)
         )));
     }
     let is_stale = answer.signature == Signature::Stale;
-    match shown(&answer.body, job, before.history, codes) {
-        Shown::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
-        _ if is_stale => Inquired::Over(no_evidence(STALE)),
-        Shown::Proves(Outcome::Failed(verdict)) => {
+    match judge_transactions(&answer.body, job, before.history, codes) {
+        TransactionEvidence::Proves(outcome @ Outcome::Captured(_)) => Inquired::Over(outcome),
+        _ if is_stale => Inquired::Over(Doubt::no_evidence(STALE)),
+        TransactionEvidence::Proves(Outcome::Failed(verdict)) => {
             // The operator already knows the code that the gateway gave for the repeat.
             let of_repeat = before.refused().filter(|code| codes.class_of(code) == verdict.class);
             let code = verdict.code.or_else(|| of_repeat.map(str::to_owned));
-            Inquired::Over(Outcome::Failed(Verdict { code, ..verdict }))
+            Inquired::Over(Outcome::Failed(FailureVerdict { code, ..verdict }))
         }
-        Shown::Proves(outcome) => Inquired::Over(outcome),
-        Shown::NoSuchCapture if is_under_review(&answer.body) => {
-            Inquired::Over(no_evidence("the authorization is under review: captures must wait"))
-        }
-        Shown::NoSuchCapture => after_no_such_capture(before, codes),
+        TransactionEvidence::Proves(outcome) => Inquired::Over(outcome),
+        TransactionEvidence::NoSuchCapture if is_under_review(&answer.body) => Inquired::Over(
+            Doubt::no_evidence("the authorization is under review: captures must wait"),
+        ),
+        TransactionEvidence::NoSuchCapture => after_no_such_capture(before, codes),
     }
 }
 
@@ -207,7 +208,7 @@ fn is_under_review(body: &InquiryBody) -> bool {
 /// posted.
 fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
     if let Some(code) = before.refused() {
-        let verdict = Verdict {
+        let verdict = FailureVerdict {
             class: codes.class_of(code),
             code: Some(code.to_owned()),
             message: Some("the capture was refused, and an inquiry shows no such capture".into()),
@@ -215,7 +216,7 @@ fn after_no_such_capture(before: &Before<'_>, codes: &Codes) -> Inquired {
         };
         Inquired::Over(match verdict.class {
             Class::Conflict => Outcome::Failed(verdict),
-            _ => Outcome::Closed(verdict),
+            _ => Outcome::FailedWhileLeased(verdict),
         })
     } else if let Some(error) = before.forward_error {
         // A job that may have been sent becomes malformed only after an inquiry has shown no
@@ -234,30 +235,32 @@ fn no_verdict<B>(answer: &Answer<B>, codes: &Codes) -> Option<Outcome> {
     let result = &answer.result;
     if answer.signature == Signature::Bad {
         let reason = "the reply has a bad signature, so it is not proven to be the gateway's";
-        return Some(in_doubt(DoubtKind::Untrusted, reason.to_owned(), None));
+        return Some(Doubt::because(DoubtKind::Untrusted, reason.to_owned(), None));
     }
     // A capture stays captured, so the time of the reply does not matter for a success.
     if answer.signature == Signature::Stale && result.status != Status::S {
-        return Some(in_doubt(DoubtKind::Untrusted, STALE.to_owned(), None));
+        return Some(Doubt::because(DoubtKind::Untrusted, STALE.to_owned(), None));
     }
     if result.code == REQUEST_TRAFFIC_EXCEED_LIMIT && result.status != Status::S {
-        let word = Some(LastWord::new(REQUEST_TRAFFIC_EXCEED_LIMIT, "U"));
-        return Some(Outcome::Throttled(Throttle { retry_after: answer.retry_after, word }));
+        let last_reply = Some(LastReply::new(REQUEST_TRAFFIC_EXCEED_LIMIT, "U"));
+        return Some(Outcome::Throttled(Throttle { retry_after: answer.retry_after, last_reply }));
     }
     if matches!(answer.signature, Signature::Good | Signature::Stale) {
         return None;
     }
     Some(match result.status {
-        Status::F if codes.class_of(&result.code) == Class::Access => Outcome::Account(Verdict {
-            class: Class::Access,
-            code: Some(result.code.clone()),
-            message: result.message.clone(),
-            signed: false,
-        }),
-        Status::U => in_doubt(DoubtKind::Unknown, describe(result), word(result)),
+        Status::F if codes.class_of(&result.code) == Class::Access => {
+            Outcome::Unauthenticated(FailureVerdict {
+                class: Class::Access,
+                code: Some(result.code.clone()),
+                message: result.message.clone(),
+                signed: false,
+            })
+        }
+        Status::U => Doubt::because(DoubtKind::Unknown, describe(result), last_reply(result)),
         _ => {
             let reason = format!("an unsigned reply: {}", describe(result));
-            in_doubt(DoubtKind::Untrusted, reason, None)
+            Doubt::because(DoubtKind::Untrusted, reason, None)
         }
     })
 }
@@ -265,7 +268,7 @@ fn no_verdict<B>(answer: &Answer<B>, codes: &Codes) -> Option<Outcome> {
 fn captured(answer: Answer<CaptureBody>, job: &Job) -> Outcome {
     let Answer { result, body, .. } = answer;
     if let Some(contradiction) = contradiction(&body, job) {
-        return in_doubt(DoubtKind::Contradiction, contradiction, None);
+        return Doubt::because(DoubtKind::Contradiction, contradiction, None);
     }
     Outcome::Captured(Capture {
         code: result.code,
@@ -314,44 +317,43 @@ fn failed(result: GatewayResult, before: &Before<'_>, codes: &Codes) -> Outcome 
     let class = codes.class_of(&result.code);
     if before.sent() && may_be_about_another(&result.code, codes) {
         let reason = format!("{}, which might not be about the capture", describe(&result));
-        return in_doubt(DoubtKind::Unproven, reason, word(&result));
+        return Doubt::because(DoubtKind::Unproven, reason, last_reply(&result));
     }
-    let verdict = Verdict { class, code: Some(result.code), message: result.message, signed: true };
-    if class.may_precede_the_id() { Outcome::Closed(verdict) } else { Outcome::Failed(verdict) }
+    let verdict =
+        FailureVerdict { class, code: Some(result.code), message: result.message, signed: true };
+    if class.may_precede_the_id() {
+        Outcome::FailedWhileLeased(verdict)
+    } else {
+        Outcome::Failed(verdict)
+    }
 }
 
 fn no_answer(reason: &NoAnswer) -> Outcome {
     match reason {
         NoAnswer::HttpStatus { status: TOO_MANY_REQUESTS, retry_after } => {
-            Outcome::Throttled(Throttle { retry_after: *retry_after, word: None })
+            Outcome::Throttled(Throttle { retry_after: *retry_after, last_reply: None })
         }
-        other => in_doubt(DoubtKind::NoAnswer, other.to_string(), None),
+        other => Doubt::because(DoubtKind::NoAnswer, other.to_string(), None),
     }
 }
 
 /// An inquiry that shows nothing leaves the last reply in the headers as it was.
-fn without_word(outcome: Outcome) -> Outcome {
+fn without_last_reply(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::InDoubt(doubt) => Outcome::InDoubt(Doubt {
             kind: DoubtKind::NoEvidence,
             reason: format!("the inquiry showed nothing: {}", doubt.reason),
-            word: None,
+            last_reply: None,
         }),
-        Outcome::Throttled(throttle) => Outcome::Throttled(Throttle { word: None, ..throttle }),
+        Outcome::Throttled(throttle) => {
+            Outcome::Throttled(Throttle { last_reply: None, ..throttle })
+        }
         other => other,
     }
 }
 
-pub(super) fn no_evidence(reason: &str) -> Outcome {
-    in_doubt(DoubtKind::NoEvidence, reason.to_owned(), None)
-}
-
-pub(super) fn in_doubt(kind: DoubtKind, reason: String, word: Option<LastWord>) -> Outcome {
-    Outcome::InDoubt(Doubt { reason, kind, word })
-}
-
-fn word(result: &GatewayResult) -> Option<LastWord> {
-    Some(LastWord::new(&result.code, result.status.text()))
+fn last_reply(result: &GatewayResult) -> Option<LastReply> {
+    Some(LastReply::new(&result.code, result.status.text()))
 }
 
 pub(super) fn describe(result: &GatewayResult) -> String {

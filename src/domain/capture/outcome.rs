@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{class::Class, reply::AcquirerInfo};
-use crate::domain::job::{JobError, Subject, history::LastWord};
+use crate::domain::job::{JobError, Subject, history::LastReply};
 
 /// The outcome of an attempt. Every attempt has exactly one, whatever happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +13,11 @@ pub enum Outcome {
     /// The money is captured: the gateway signed the reply that says so.
     Captured(Capture),
     /// The capture failed, and this is final: the gateway signed the reply that says so.
-    Failed(Verdict),
+    Failed(FailureVerdict),
     /// Failed while leased: a final failure that is true because the gateway has no such capture.
     /// It holds only while no other worker could send the id, so only while this attempt kept its
     /// lease.
-    Closed(Verdict),
+    FailedWhileLeased(FailureVerdict),
     /// The gateway may have received a capture request, and it is not yet known whether it
     /// captured.
     InDoubt(Doubt),
@@ -28,7 +28,7 @@ pub enum Outcome {
     NotSent(String),
     /// An unauthenticated reply: an unsigned refusal about our credentials. It is no verdict on a
     /// capture.
-    Account(Verdict),
+    Unauthenticated(FailureVerdict),
     /// Nothing was tried. The job waits and is tried again later.
     Deferred(Deferral),
     /// The body breaks the message contract.
@@ -69,7 +69,7 @@ pub struct Capture {
 
 /// The verdict of a final failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct FailureVerdict {
     /// The class of dead letters that the job goes to.
     pub class: Class,
     /// `resultCode`, if the gateway gave one.
@@ -88,7 +88,23 @@ pub struct Doubt {
     /// The kind of doubt, for metrics.
     pub kind: DoubtKind,
     /// The gateway's code and status, if the reply counts as its statement about the id.
-    pub word: Option<LastWord>,
+    pub last_reply: Option<LastReply>,
+}
+
+impl Doubt {
+    /// The outcome of an attempt that leaves this doubt.
+    pub(super) fn because(
+        kind: DoubtKind,
+        reason: String,
+        last_reply: Option<LastReply>,
+    ) -> Outcome {
+        Outcome::InDoubt(Self { reason, kind, last_reply })
+    }
+
+    /// The outcome of an inquiry that shows nothing about the capture.
+    pub(super) fn no_evidence(reason: &str) -> Outcome {
+        Self::because(DoubtKind::NoEvidence, reason.to_owned(), None)
+    }
 }
 
 /// The kinds of doubt, as metrics count them.
@@ -135,7 +151,7 @@ pub struct Throttle {
     /// How long the gateway asks to wait (`Retry-After`).
     pub retry_after: Option<Duration>,
     /// The gateway's code and status, if the reply counts as its statement about the id.
-    pub word: Option<LastWord>,
+    pub last_reply: Option<LastReply>,
 }
 
 /// Why nothing was tried.
@@ -182,13 +198,13 @@ impl Deferral {
 
 /// A finished attempt: the job, its outcome, and the facts that decide what is done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
+pub struct FinishedAttempt {
     /// What could be read of the job.
     pub subject: Subject,
     /// The outcome of the attempt.
     pub outcome: Outcome,
     /// Whether a capture request for this id may have been sent before, by its sent marker.
-    pub sent: Sent,
+    pub sent: SentState,
     /// Whether the outcome was already recorded in Redis: then no attempt was spent on it.
     pub remembered: bool,
     /// What the outcome rests on.
@@ -200,7 +216,7 @@ pub struct Attempt {
 
 /// Whether a capture request for an id may have been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub enum SentState {
     /// Redis was asked for the sent marker, and there is none.
     No,
     /// Redis could not be asked: neither "sent" nor "not sent" may be claimed.
@@ -224,35 +240,36 @@ pub enum Evidence {
 /// A final outcome of an id. Redis records it, so that a copy of the job needs no call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fate {
+pub enum FinalOutcome {
     /// The money was captured.
     Captured(Capture),
     /// Failed by a verdict about the id: no request that is still under way can change it.
-    Failed(Verdict),
+    Failed(FailureVerdict),
     /// Failed while leased: the gateway gave an `F` before it looked up the id. This is true only
     /// for an attempt that kept its lease, because another copy of the job may have been sent
-    /// meanwhile.
-    Closed(Verdict),
+    /// meanwhile. The record in Redis names it `closed`.
+    #[serde(rename = "closed")]
+    FailedWhileLeased(FailureVerdict),
 }
 
-impl Fate {
+impl FinalOutcome {
     /// The name of its kind in Redis: the second line of the record.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Captured(_) => "captured",
             Self::Failed(_) => "failed",
-            Self::Closed(_) => "closed",
+            Self::FailedWhileLeased(_) => "closed",
         }
     }
 }
 
-impl From<Fate> for Outcome {
-    fn from(fate: Fate) -> Self {
-        match fate {
-            Fate::Captured(capture) => Self::Captured(capture),
-            Fate::Failed(verdict) => Self::Failed(verdict),
-            Fate::Closed(verdict) => Self::Closed(verdict),
+impl From<FinalOutcome> for Outcome {
+    fn from(outcome: FinalOutcome) -> Self {
+        match outcome {
+            FinalOutcome::Captured(capture) => Self::Captured(capture),
+            FinalOutcome::Failed(verdict) => Self::Failed(verdict),
+            FinalOutcome::FailedWhileLeased(verdict) => Self::FailedWhileLeased(verdict),
         }
     }
 }
@@ -261,7 +278,7 @@ impl From<Fate> for Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// The outcome of this id with this amount.
-    Same(Fate),
+    Same(FinalOutcome),
     /// The id captured another amount.
     CapturedOther,
     /// A fresh id for another amount has replaced the id.
@@ -282,11 +299,13 @@ impl Outcome {
         match (self, recorded?) {
             (Self::Captured(_) | Self::HandBack, _)
             | (_, Recorded::CapturedOther | Recorded::ReplacedOther) => None,
-            (_, Recorded::Same(fate @ Fate::Captured(_))) => Some(fate.into()),
+            (_, Recorded::Same(outcome @ FinalOutcome::Captured(_))) => Some(outcome.into()),
             (Self::Failed(_), _) => None,
-            (_, Recorded::Same(fate @ Fate::Failed(_))) => Some(fate.into()),
-            (Self::Closed(_), _) if kept_lease => None,
-            (_, Recorded::Same(fate @ Fate::Closed(_))) => kept_lease.then(|| fate.into()),
+            (_, Recorded::Same(outcome @ FinalOutcome::Failed(_))) => Some(outcome.into()),
+            (Self::FailedWhileLeased(_), _) if kept_lease => None,
+            (_, Recorded::Same(outcome @ FinalOutcome::FailedWhileLeased(_))) => {
+                kept_lease.then(|| outcome.into())
+            }
         }
     }
 }
@@ -295,26 +314,26 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
     /// A final verdict: record it and end the in-doubt block.
-    Final(Fate),
+    Final(FinalOutcome),
     /// Failed while leased: record it and end the in-doubt block, if the lease was kept until now.
-    Close(Fate),
-    /// As [`Release::Close`], and record for more than a year that a fresh id replaces this one,
-    /// whatever its amount.
-    Replace(Fate),
+    FailedWhileLeased(FinalOutcome),
+    /// As [`Release::FailedWhileLeased`], and record for more than a year that a fresh id replaces
+    /// this one, whatever its amount.
+    Replace(FinalOutcome),
     /// The attempt is over without a verdict that may be recorded: end the in-doubt block and keep
     /// the sent marker.
-    EndHold,
+    EndBlock,
     /// In doubt: keep the in-doubt block and the sent marker.
-    KeepHold {
+    KeepBlock {
         /// The code of a signed `F` that might not be about the capture. It is kept with the sent
         /// marker, because only what the gateway signed may end an id later.
         refused: Option<String>,
     },
     /// Nothing was sent: roll back what this acquisition wrote, unless the lease was lost during
     /// the call.
-    TakeBack,
+    RollBack,
     /// No call was made: roll back what this acquisition wrote, even if the lease is lost.
-    Forget,
+    RollBackAlways,
 }
 
 impl Outcome {
@@ -322,27 +341,29 @@ impl Outcome {
     #[must_use]
     pub fn release(&self) -> Release {
         match self {
-            Self::Captured(capture) => Release::Final(Fate::Captured(capture.clone())),
+            Self::Captured(capture) => Release::Final(FinalOutcome::Captured(capture.clone())),
             Self::Failed(verdict) => match verdict.class {
-                Class::Conflict => Release::TakeBack,
+                Class::Conflict => Release::RollBack,
                 // `access` too: otherwise a copy of the job could capture after the failure was
                 // published.
-                _ => Release::Final(Fate::Failed(verdict.clone())),
+                _ => Release::Final(FinalOutcome::Failed(verdict.clone())),
             },
-            Self::Closed(verdict) => Release::Close(Fate::Closed(verdict.clone())),
+            Self::FailedWhileLeased(verdict) => {
+                Release::FailedWhileLeased(FinalOutcome::FailedWhileLeased(verdict.clone()))
+            }
             Self::Expired { inquired: true } | Self::Malformed { inquired: true, .. } => {
-                Release::EndHold
+                Release::EndBlock
             }
-            Self::InDoubt(Doubt { kind: DoubtKind::Unproven, word, .. }) => {
-                Release::KeepHold { refused: word.as_ref().map(|word| word.code.clone()) }
+            Self::InDoubt(Doubt { kind: DoubtKind::Unproven, last_reply, .. }) => {
+                Release::KeepBlock { refused: last_reply.as_ref().map(|reply| reply.code.clone()) }
             }
-            Self::InDoubt(_) | Self::Throttled(_) => Release::KeepHold { refused: None },
-            Self::NotSent(_) | Self::Account(_) => Release::TakeBack,
+            Self::InDoubt(_) | Self::Throttled(_) => Release::KeepBlock { refused: None },
+            Self::NotSent(_) | Self::Unauthenticated(_) => Release::RollBack,
             Self::Deferred(_)
             | Self::Malformed { inquired: false, .. }
             | Self::Expired { inquired: false }
             | Self::Poison
-            | Self::HandBack => Release::Forget,
+            | Self::HandBack => Release::RollBackAlways,
         }
     }
 
@@ -358,11 +379,11 @@ impl Outcome {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Captured(_) => "captured",
-            Self::Failed(_) | Self::Closed(_) => "failed",
+            Self::Failed(_) | Self::FailedWhileLeased(_) => "failed",
             Self::InDoubt(_) => "in_doubt",
             Self::Throttled(_) => "throttled",
             Self::NotSent(_) => "not_sent",
-            Self::Account(_) => "account",
+            Self::Unauthenticated(_) => "account",
             Self::Deferred(_) => "deferred",
             Self::Malformed { .. } => "malformed",
             Self::Expired { .. } => "expired",

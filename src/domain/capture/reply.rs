@@ -234,6 +234,19 @@ impl Transaction {
         }
     }
 
+    /// The transaction of an id that says most: captured, then in process, then one that proves
+    /// nothing, then failed.
+    #[must_use]
+    pub fn most_telling<'t>(transactions: &'t [Self], id: &str) -> Option<&'t Self> {
+        let ours = transactions.iter().filter(|item| item.request_id.as_deref() == Some(id));
+        ours.min_by_key(|item| match item.standing() {
+            Standing::Captured => 0,
+            Standing::InProcess => 1,
+            Standing::Unclear => 2,
+            Standing::Failed => 3,
+        })
+    }
+
     /// Whether this may be a capture whose request id the gateway does not give, such as one that
     /// was made by the gateway itself or in its portal.
     #[must_use]

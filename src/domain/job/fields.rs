@@ -5,6 +5,10 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// The fields of a job that the message contract names.
+pub(in crate::domain) const JOB_FIELDS: [&str; 6] =
+    ["captureRequestId", "paymentId", "captureAmount", "amount", "expiresAt", "metadata"];
+
 /// The known fields of one object, as written in the text. Of a repeated field, the first value
 /// counts.
 pub(in crate::domain) struct Fields<'a, const N: usize> {
@@ -98,17 +102,17 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'de, N> {
         let mut fields = Fields { names, values, repeated, more };
         while let Some(name) = map.next_key_seed(Name { known: &names, more: asked })? {
             match name {
-                Place::Known(at) if fields.values[at].is_some() => {
+                Key::Known(at) if fields.values[at].is_some() => {
                     fields.repeated[at] = true;
                     map.next_value::<IgnoredAny>()?;
                 }
-                Place::Known(at) => fields.values[at] = Some(map.next_value()?),
-                Place::More(name) if fields.more.found.iter().any(|(other, _)| *other == name) => {
+                Key::Known(at) => fields.values[at] = Some(map.next_value()?),
+                Key::More(name) if fields.more.found.iter().any(|(other, _)| *other == name) => {
                     fields.more.repeated.get_or_insert(name);
                     map.next_value::<IgnoredAny>()?;
                 }
-                Place::More(name) => fields.more.found.push((name, map.next_value()?)),
-                Place::Unknown => {
+                Key::More(name) => fields.more.found.push((name, map.next_value()?)),
+                Key::Unknown => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
@@ -152,14 +156,14 @@ struct Name<'n, 'a> {
 }
 
 /// Which list a key was found in.
-enum Place<'a> {
+enum Key<'a> {
     Known(usize),
     More(&'a str),
     Unknown,
 }
 
 impl<'de, 'a> DeserializeSeed<'de> for Name<'_, 'a> {
-    type Value = Place<'a>;
+    type Value = Key<'a>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
@@ -167,7 +171,7 @@ impl<'de, 'a> DeserializeSeed<'de> for Name<'_, 'a> {
 }
 
 impl<'a> Visitor<'_> for Name<'_, 'a> {
-    type Value = Place<'a>;
+    type Value = Key<'a>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a field's name")
@@ -175,9 +179,9 @@ impl<'a> Visitor<'_> for Name<'_, 'a> {
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
         if let Some(at) = self.known.iter().position(|known| *known == name) {
-            return Ok(Place::Known(at));
+            return Ok(Key::Known(at));
         }
         let more = self.more.iter().find(|more| *more == name);
-        Ok(more.map_or(Place::Unknown, |name| Place::More(name)))
+        Ok(more.map_or(Key::Unknown, |name| Key::More(name)))
     }
 }

@@ -7,7 +7,10 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::value::RawValue;
 
-use super::{JOB_FIELDS, JobError, fields};
+use super::{
+    error::JobError,
+    fields::{self, JOB_FIELDS},
+};
 use crate::domain::money::shorten;
 
 /// The fields that are forwarded unless the settings name others.
@@ -58,7 +61,7 @@ impl ForwardFields {
         Self(Arc::default())
     }
 
-    pub(super) fn names(&self) -> &[String] {
+    pub(in crate::domain) fn names(&self) -> &[String] {
         &self.0
     }
 }
@@ -102,7 +105,7 @@ impl Forwarded {
     }
 
     /// Reads the fields that were found. A null value counts as absent.
-    pub(super) fn read(found: &[(&str, &RawValue)]) -> Result<Self, JobError> {
+    pub(in crate::domain) fn read(found: &[(&str, &RawValue)]) -> Result<Self, JobError> {
         let mut forwarded = Self::default();
         for (name, value) in found.iter().filter(|(_, value)| !fields::is_null(value)) {
             match *name {

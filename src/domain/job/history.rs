@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::domain::settlement::epoch_ms;
+use crate::domain::time::epoch_ms;
 
 /// The gateway's last reply about an id: its code and status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastWord {
+pub struct LastReply {
     /// `resultCode` of the reply.
     pub code: String,
     /// `resultStatus` of the reply.
     pub status: String,
 }
 
-impl LastWord {
+impl LastReply {
     /// A reply with this code and status.
     #[must_use]
     pub fn new(code: &str, status: &str) -> Self {
@@ -33,7 +33,7 @@ pub struct History {
     /// When a worker first received this job, in epoch milliseconds.
     pub first_seen_ms: i64,
     /// The gateway's last reply about this id.
-    pub last_word: Option<LastWord>,
+    pub last_reply: Option<LastReply>,
     /// Whether the headers say that a capture request for this id may have been sent.
     pub sent: bool,
     /// Whether the broker delivered the job before. It is not known how far that delivery got.

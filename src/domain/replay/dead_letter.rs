@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::advice;
 use crate::domain::{
     capture::class::Class,
     job::{Job, Malformed, Subject, history::History},
@@ -181,5 +180,28 @@ impl DeadLetter {
     #[must_use]
     pub const fn sent(&self) -> bool {
         self.history.sent || matches!(self.class, Class::InDoubt | Class::Poison)
+    }
+}
+
+/// What an operator should do about a class, before or instead of a replay.
+#[must_use]
+pub const fn advice(class: Class) -> &'static str {
+    match class {
+        Class::Authorization => "ask for a new payment, then discard",
+        Class::Order => "check the transaction at the gateway",
+        Class::Limit => "lower the amount",
+        Class::Contract => "have the merchant contract changed",
+        Class::Access => "fix the credentials or the gateway setup",
+        Class::Request => "fix the publisher",
+        Class::Conflict => "an earlier capture with this id exists: inquire, then discard",
+        Class::Risk => "inform the payer",
+        Class::Payer => "contact the payer",
+        Class::Provider => "ask the gateway's support",
+        Class::UnknownCode => "map the code to a class in [classes]",
+        Class::InDoubt => "wait, then inquire",
+        Class::Unreachable => "fix the network",
+        Class::Expired => "if the goods still ship, set a new expiresAt",
+        Class::Malformed => "fix the publisher",
+        Class::Poison => "report a bug",
     }
 }

@@ -1,14 +1,13 @@
-//! What the gateway shows about the capture of a dead letter, and what that means for a replay.
+//! What the gateway shows about the capture of a dead letter and about its payment.
 
 use time::OffsetDateTime;
 
-use super::{Policy, Refusal, Replay, dead_letter::DeadLetter};
 use crate::domain::{
     capture::{
         class::{Class, Codes},
-        family::{Descendants, Living, living_forebear},
+        family::{ActiveId, Descendants, active_ancestor},
         judge::{Before, Inquired, judge_inquiry},
-        outcome::{Capture, Doubt, Outcome, Verdict},
+        outcome::{Capture, Doubt, FailureVerdict, Outcome},
         reply::{InquiryBody, InquiryReply, Reply, Signature, Standing, Status},
     },
     job::{Job, history::History},
@@ -17,13 +16,13 @@ use crate::domain::{
 
 /// What an inquiry shows about one capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum CaptureSeen {
     /// The money was captured.
     Captured(Capture),
     /// The id captured another amount, which the text names.
     OtherAmount(String),
     /// The capture failed, with this verdict.
-    Failed(Verdict),
+    Failed(FailureVerdict),
     /// The gateway is still processing the capture.
     InProcess,
     /// The gateway knows of no such capture.
@@ -37,7 +36,7 @@ pub enum Seen {
     },
 }
 
-impl Seen {
+impl CaptureSeen {
     /// What the reply to an inquiry shows about a job's capture. The job's own history is ignored.
     #[must_use]
     pub fn of(reply: &InquiryReply, job: &Job, codes: &Codes) -> Self {
@@ -60,7 +59,7 @@ impl Seen {
                 Self::OtherAmount(verdict.message.unwrap_or_default())
             }
             Inquired::Over(Outcome::Failed(verdict)) => Self::Failed(verdict),
-            Inquired::Over(Outcome::InDoubt(Doubt { word: Some(_), .. })) => Self::InProcess,
+            Inquired::Over(Outcome::InDoubt(Doubt { last_reply: Some(_), .. })) => Self::InProcess,
             Inquired::Over(Outcome::InDoubt(doubt)) => {
                 Self::Nothing { reason: doubt.reason, code: refused(&reply) }
             }
@@ -68,7 +67,7 @@ impl Seen {
                 reason: format!("the gateway can't be reached: {reason}"),
                 code: None,
             },
-            Inquired::Over(Outcome::Account(verdict)) => {
+            Inquired::Over(Outcome::Unauthenticated(verdict)) => {
                 let code = verdict.code.unwrap_or_default();
                 let reason = format!("the gateway refused our credentials: {code}, unsigned");
                 Self::Nothing { reason, code: None }
@@ -122,7 +121,7 @@ pub struct PaymentSeen {
     /// The fresh ids that descend from the job's id and captured or may still capture.
     pub descendants: Descendants,
     /// An ancestor of the job's id that captured or may still capture.
-    pub forebear: Option<Living>,
+    pub ancestor: Option<ActiveId>,
 }
 
 impl PaymentSeen {
@@ -136,20 +135,20 @@ impl PaymentSeen {
         }
         let transactions = answer.body.transactions.as_deref().unwrap_or_default();
         let descendants = Descendants::of(transactions, &job.capture_request_id);
-        let forebear = living_forebear(transactions, &job.capture_request_id, history);
+        let ancestor = active_ancestor(transactions, &job.capture_request_id, history);
         match answer.signature {
             Signature::Good => Self {
                 left: left(&answer.body),
                 authorized_until: answer.body.auth_expiry_time.clone(),
                 descendants,
-                forebear,
+                ancestor,
             },
-            Signature::Stale => Self { descendants, forebear, ..Self::default() },
+            Signature::Stale => Self { descendants, ancestor, ..Self::default() },
             Signature::Missing | Signature::Bad => Self::default(),
         }
     }
 
-    fn is_over(&self, now: OffsetDateTime) -> bool {
+    pub(super) fn is_over(&self, now: OffsetDateTime) -> bool {
         let until = self.authorized_until.as_deref().and_then(parse_time);
         until.is_some_and(|until| now >= until)
     }
@@ -168,130 +167,4 @@ fn left(body: &InquiryBody) -> Option<u64> {
         left = left.saturating_sub(amount.value());
     }
     Some(left)
-}
-
-/// What is done with a dead letter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// The job is published to the queue of jobs.
-    Send(Replay),
-    /// The money was captured: the result is published, and the dead letter is removed.
-    Settle(Capture),
-    /// The dead letter stays where it is.
-    Refuse(Refusal),
-}
-
-/// Decides about a prepared replay by the gateway's evidence. A fresh id needs evidence that its
-/// parent captured nothing. An id that may have been sent needs evidence of its outcome, because a
-/// fresh id may have replaced it.
-#[must_use]
-pub fn decide(
-    letter: &DeadLetter,
-    replay: Replay,
-    seen: &Seen,
-    payment: &PaymentSeen,
-    now: OffsetDateTime,
-) -> Decision {
-    let is_fresh = replay.policy == Policy::FreshId;
-    match seen {
-        Seen::Captured(capture) => return Decision::Settle(capture.clone()),
-        Seen::OtherAmount(message) => {
-            return Decision::Refuse(Refusal::new(
-                message.clone(),
-                "make your records agree with this capture, then run dead discard",
-            ));
-        }
-        Seen::InProcess if is_fresh => {
-            return Decision::Refuse(Refusal::new(
-                "the gateway is still processing the capture with this id",
-                "try again when it has finished: a fresh id now could capture twice",
-            ));
-        }
-        Seen::Nothing { reason, code } if is_fresh => {
-            return Decision::Refuse(no_evidence(reason, code.as_deref()));
-        }
-        Seen::Failed(_) | Seen::NoSuchCapture | Seen::InProcess | Seen::Nothing { .. } => {}
-    }
-    if let Some(refusal) = living(&replay, is_fresh, &payment.descendants) {
-        return Decision::Refuse(refusal);
-    }
-    if let Some(forebear) = &payment.forebear {
-        return Decision::Refuse(Refusal::new(
-            format!("the replaced id {} has captured or may still capture", forebear.id),
-            "run dead discard when that id is captured",
-        ));
-    }
-    if let Seen::Nothing { reason, .. } = seen
-        && letter.sent()
-    {
-        return Decision::Refuse(Refusal::new(
-            format!("its outcome is not known, and a fresh id may have replaced its id: {reason}"),
-            "try again when the gateway answers inquiries, or run dead discard (it keeps a record)",
-        ));
-    }
-    if is_fresh && payment.is_over(now) {
-        return Decision::Refuse(Refusal::new(
-            format!(
-                "the authorization expired at {}",
-                payment.authorized_until.as_deref().unwrap_or_default()
-            ),
-            "ask for a new payment, then run dead discard",
-        ));
-    }
-    match (payment.left, replay.amount) {
-        // An active child has already taken its amount from what is left.
-        (Some(left), Some(amount))
-            if is_fresh && payment.descendants.child.is_none() && left < amount.value() =>
-        {
-            let instead = match (letter.class, left) {
-                (_, 0) => "nothing is left to capture: run dead discard".to_owned(),
-                (Class::Limit, _) if !letter.has_goods() => {
-                    format!("replay it with --capture-value {left} to capture what is left")
-                }
-                _ => "have its publisher send a new job with a lower amount".to_owned(),
-            };
-            let code = amount.currency().code();
-            Decision::Refuse(Refusal::new(
-                format!(
-                    "over the limit: {code} {left} (smallest unit) of the authorization is left"
-                ),
-                instead,
-            ))
-        }
-        _ => Decision::Send(replay),
-    }
-}
-
-/// Why an id must not be sent while a fresh id that descends from it is active. The child itself
-/// may be sent again with the same amount, because it captures only once.
-fn living(replay: &Replay, is_fresh: bool, descendants: &Descendants) -> Option<Refusal> {
-    if let (true, Some(Living { id, amount: Some(amount) })) = (is_fresh, &descendants.child)
-        && replay.amount != Some(*amount)
-    {
-        return Some(Refusal::new(
-            format!("its fresh id {id} is already at the gateway with {amount}"),
-            "run dead discard; the missing amount needs a new job",
-        ));
-    }
-    let living = if is_fresh { descendants.later.as_ref() } else { descendants.nearest() };
-    living.map(|living| {
-        Refusal::new(
-            format!("the fresh id {} replaced it and has captured or may still capture", living.id),
-            "run dead discard when that id is captured",
-        )
-    })
-}
-
-fn no_evidence(reason: &str, code: Option<&str>) -> Refusal {
-    let class = code.map(|code| Codes::default().class_of(code));
-    if class == Some(Class::Authorization) {
-        return Refusal::new(
-            format!("the authorization is no longer valid: {}", code.unwrap_or_default()),
-            "ask for a new payment, then run dead discard",
-        );
-    }
-    Refusal::new(
-        format!("no evidence that its id captured nothing: {reason}"),
-        "try again when the gateway answers inquiries: a fresh id now could capture twice",
-    )
 }

@@ -3,23 +3,27 @@
 use serde_json::value::RawValue;
 
 use crate::domain::{
-    job::{BODY_BYTES_MAX, JOB_FIELDS, Job, JobError, fields, text_of},
+    job::{
+        BODY_BYTES_MAX, Job, JobError,
+        fields::{self, JOB_FIELDS},
+        text_of,
+    },
     money::Money,
 };
 
 /// The fields to change. `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Edits {
+pub(in crate::domain) struct Edits {
     /// The new `captureRequestId`, which replaces the old one.
-    pub(super) capture_request_id: Option<String>,
+    pub(in crate::domain) capture_request_id: Option<String>,
     /// The new amount, written as `captureAmount` in place of the amount field that the body has.
-    pub(super) amount: Option<Money>,
+    pub(in crate::domain) amount: Option<Money>,
     /// The new `expiresAt` in RFC 3339, which replaces the old one or is added.
-    pub(super) expires_at: Option<String>,
+    pub(in crate::domain) expires_at: Option<String>,
 }
 
 /// Returns the body of a valid job with these changes.
-pub(super) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
+pub(in crate::domain) fn rewrite(body: &[u8], edits: &Edits) -> Result<Vec<u8>, JobError> {
     let text = text_of(body)?;
     let fields = fields::read(text, JOB_FIELDS, &[])
         .map_err(|error| JobError::NotAnObject(error.to_string()))?;

@@ -1,30 +1,34 @@
 //! The one decision between captured, retry and dead letter. It is pure: this module decides, and
 //! the broker's code acts.
 
+mod reason;
 pub mod refused;
+mod result;
 pub mod schedule;
 
 use std::time::Duration;
 
-use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
 use self::schedule::fit;
+pub use self::{
+    reason::DeadLetterReason,
+    result::{ResultMessage, ResultSource, ResultStatus},
+};
 use super::{
     capture::{
         class::Class,
-        outcome::{Attempt, Capture, Deferral, Evidence, Outcome, Sent, Verdict},
-        reply::AcquirerInfo,
+        outcome::{
+            Capture, Deferral, Evidence, FailureVerdict, FinishedAttempt, Outcome, SentState,
+        },
     },
-    job::{
-        Subject,
-        history::{History, LastWord},
-    },
+    job::history::{History, LastReply},
+    time::epoch_ms,
 };
 
 /// When a job is tried again, and when it is given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct RetryPolicy {
     /// The waits between attempts: n waits make n + 1 attempts.
     pub schedule: Vec<Duration>,
     /// The waits of deferrals. The last one repeats.
@@ -49,7 +53,7 @@ pub enum Settlement {
     /// Publish a dead letter, and a result if the id of the job can be read.
     Dead {
         /// Why the job was given up, for operators.
-        letter: Box<Letter>,
+        reason: Box<DeadLetterReason>,
         /// The headers of the dead letter.
         carry: History,
         /// The result for the publisher, if the id can be read.
@@ -76,7 +80,7 @@ impl Settlement {
     #[must_use]
     pub fn class(&self) -> Option<Class> {
         match self {
-            Self::Dead { letter, .. } => Some(letter.class),
+            Self::Dead { reason, .. } => Some(reason.class),
             _ => None,
         }
     }
@@ -92,118 +96,30 @@ impl Settlement {
     }
 }
 
-/// Why a job was given up: the headers of its dead letter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Letter {
-    /// The class, which selects the queue.
-    pub class: Class,
-    /// The gateway's result code, if there is one.
-    pub code: Option<String>,
-    /// The gateway's result status, if there is one.
-    pub status: Option<String>,
-    /// The reason in words.
-    pub message: String,
-    /// When the job was given up, in epoch milliseconds.
-    pub dead_at_ms: i64,
-    /// Whether the gateway signed the verdict.
-    pub signed: bool,
-}
-
-/// The result message for the publisher.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ResultMessage {
-    /// The job that the result is about.
-    #[serde(flatten)]
-    pub subject: Subject,
-    /// Whether the money was captured.
-    pub status: ResultStatus,
-    /// The class of the dead letter, if the job was given up.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub class: Option<Class>,
-    /// The gateway's result code, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub result_code: Option<String>,
-    /// The gateway's result status, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub result_status: Option<String>,
-    /// The gateway's message, or a reason written by this program.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub result_message: Option<String>,
-    /// The gateway's id of the capture.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub capture_id: Option<String>,
-    /// When the money was captured, as the gateway wrote it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub capture_time: Option<String>,
-    /// The acquirer's reference for the capture.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub acquirer_reference_no: Option<String>,
-    /// Further data about the acquirer, as the gateway sent it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub acquirer_info: Option<AcquirerInfo>,
-    /// What the outcome rests on; absent if nothing proves it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub evidence: Option<Evidence>,
-    /// The id that this fresh id replaced.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent_capture_request_id: Option<String>,
-    /// The first id of the family, which the publisher wrote.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub origin_capture_request_id: Option<String>,
-    /// How many attempts were spent.
-    pub attempts: u32,
-    /// When the delivery was settled, in RFC 3339.
-    pub settled_at: String,
-}
-
-/// What a publisher may conclude from a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum ResultStatus {
-    /// The money is captured.
-    Captured,
-    /// The money is not captured, and will not be under this id unless an operator acts.
-    Failed,
-    /// It is not known whether the money is captured: the publisher must not send a new id for it.
-    InDoubt,
-}
-
-impl ResultMessage {
-    /// The routing key: `captured`, `failed.<class>` or `in_doubt`.
-    #[must_use]
-    pub fn routing_key(&self) -> String {
-        match (self.status, self.class) {
-            (ResultStatus::Captured, _) => "captured".into(),
-            (ResultStatus::InDoubt, _) => "in_doubt".into(),
-            (ResultStatus::Failed, Some(class)) => format!("failed.{class}"),
-            (ResultStatus::Failed, None) => "failed".into(),
-        }
-    }
-}
-
 /// Decides what is done with a delivery after its attempt.
 #[must_use]
 pub fn settle(
-    attempt: &Attempt,
+    attempt: &FinishedAttempt,
     history: &History,
-    policy: &Policy,
+    policy: &RetryPolicy,
     now: OffsetDateTime,
 ) -> Settlement {
     let at = At { attempt, history, policy, now };
     match &attempt.outcome {
         Outcome::Captured(capture) => at.captured(capture),
-        Outcome::Failed(verdict) | Outcome::Closed(verdict) => {
+        Outcome::Failed(verdict) | Outcome::FailedWhileLeased(verdict) => {
             at.dead(verdict, at.spent_unless_remembered())
         }
-        Outcome::InDoubt(doubt) => at.retry(doubt.word.as_ref(), Class::InDoubt, &doubt.reason),
+        Outcome::InDoubt(doubt) => {
+            at.retry(doubt.last_reply.as_ref(), Class::InDoubt, &doubt.reason)
+        }
         Outcome::NotSent(reason) => at.retry(None, Class::Unreachable, reason),
         Outcome::Throttled(throttle) => {
             let reason = "the gateway refused the call: too many calls";
-            let word = throttle.word.as_ref();
-            at.defer(at.asked(throttle.retry_after), word, &ours(Class::InDoubt, reason))
+            let reply = throttle.last_reply.as_ref();
+            at.defer(at.asked(throttle.retry_after), reply, &ours(Class::InDoubt, reason))
         }
-        Outcome::Account(verdict) => at.defer(at.nth(), None, verdict),
+        Outcome::Unauthenticated(verdict) => at.defer(at.nth(), None, verdict),
         Outcome::Deferred(deferral) => {
             let reason =
                 format!("the job reached its maximum age while deferred: {}", deferral.name());
@@ -232,15 +148,15 @@ pub fn settle(
 }
 
 /// A verdict by this program: unsigned and without a code.
-fn ours(class: Class, message: &str) -> Verdict {
-    Verdict { class, code: None, message: Some(message.to_owned()), signed: false }
+fn ours(class: Class, message: &str) -> FailureVerdict {
+    FailureVerdict { class, code: None, message: Some(message.to_owned()), signed: false }
 }
 
 /// The facts of one decision.
 struct At<'a> {
-    attempt: &'a Attempt,
+    attempt: &'a FinishedAttempt,
     history: &'a History,
-    policy: &'a Policy,
+    policy: &'a RetryPolicy,
     now: OffsetDateTime,
 }
 
@@ -250,40 +166,38 @@ impl At<'_> {
     }
 
     fn captured(&self, capture: &Capture) -> Settlement {
-        Settlement::Captured(Box::new(ResultMessage {
-            result_code: Some(capture.code.clone()),
-            result_status: Some("S".into()),
-            result_message: capture.message.clone(),
-            capture_id: capture.capture_id.clone(),
-            capture_time: capture.capture_time.clone(),
-            acquirer_reference_no: capture.acquirer_reference_no.clone(),
-            acquirer_info: capture.acquirer_info.clone(),
-            evidence: self.attempt.evidence,
-            ..self.result(ResultStatus::Captured, None, self.spent_unless_remembered())
-        }))
+        let about = self.about(self.attempt.evidence, self.spent_unless_remembered());
+        Settlement::Captured(Box::new(about.captured(capture)))
     }
 
     /// Spends one attempt: the job is tried again after the schedule's next delay, unless the
     /// schedule is exhausted or the job has reached its maximum age. During an outage no attempt is
     /// spent.
-    fn retry(&self, word: Option<&LastWord>, class: Class, reason: &str) -> Settlement {
+    fn retry(&self, reply: Option<&LastReply>, class: Class, reason: &str) -> Settlement {
         if self.attempt.outage {
-            return self.defer(self.nth(), word, &ours(class, reason));
+            return self.defer(self.nth(), reply, &ours(class, reason));
         }
         let spent = self.history.attempts.saturating_add(1);
-        let carry = History { attempts: spent, deferrals: 0, ..self.carry(word) };
+        let carry = History { attempts: spent, deferrals: 0, ..self.carry(reply) };
         let next = usize::try_from(spent).ok().and_then(|n| self.policy.schedule.get(n - 1));
         match next {
-            Some(delay) if !self.is_too_old() => Settlement::Retry { delay: *delay, carry },
+            Some(delay) if !self.history.is_older_than(self.policy.max_age, self.now) => {
+                Settlement::Retry { delay: *delay, carry }
+            }
             _ => self.dead_with(&ours(class, reason), carry),
         }
     }
 
     /// Spends no attempt: the job is tried again after this delay, unless it has reached its
     /// maximum age.
-    fn defer(&self, delay: Duration, word: Option<&LastWord>, at_the_end: &Verdict) -> Settlement {
-        let carry = History { deferrals: self.deferrals(), ..self.carry(word) };
-        if self.is_too_old() {
+    fn defer(
+        &self,
+        delay: Duration,
+        reply: Option<&LastReply>,
+        at_the_end: &FailureVerdict,
+    ) -> Settlement {
+        let carry = History { deferrals: self.deferrals(), ..self.carry(reply) };
+        if self.history.is_older_than(self.policy.max_age, self.now) {
             return self.dead_with(at_the_end, carry);
         }
         Settlement::Retry { delay, carry }
@@ -291,7 +205,7 @@ impl At<'_> {
 
     /// Publishes the job anew before anything else, whatever its age.
     fn republished(&self) -> Settlement {
-        let Policy { schedule, defer_schedule, .. } = self.policy;
+        let RetryPolicy { schedule, defer_schedule, .. } = self.policy;
         let smallest = schedule.iter().chain(defer_schedule).min();
         let delay = smallest.copied().unwrap_or(Duration::from_secs(1));
         let carry = History { deferrals: self.deferrals(), ..self.carry(None) };
@@ -317,111 +231,77 @@ impl At<'_> {
         delay.or_else(|| delays.last()).copied().unwrap_or(asked)
     }
 
-    fn dead(&self, verdict: &Verdict, attempts: u32) -> Settlement {
-        let word =
-            verdict.code.as_ref().filter(|_| verdict.signed).map(|code| LastWord::new(code, "F"));
-        let carry = History { attempts, ..self.carry(word.as_ref()) };
+    fn dead(&self, verdict: &FailureVerdict, attempts: u32) -> Settlement {
+        let reply =
+            verdict.code.as_ref().filter(|_| verdict.signed).map(|code| LastReply::new(code, "F"));
+        let carry = History { attempts, ..self.carry(reply.as_ref()) };
         self.dead_with(verdict, carry)
     }
 
     /// A job that may have been sent becomes `in_doubt`, never `unreachable`, `expired` or unsigned
     /// `access`, when it runs out of time.
-    fn dead_with(&self, verdict: &Verdict, carry: History) -> Settlement {
+    fn dead_with(&self, verdict: &FailureVerdict, carry: History) -> Settlement {
         let for_want_of_time = matches!(
             self.attempt.outcome,
-            Outcome::NotSent(_) | Outcome::Account(_) | Outcome::Deferred(_)
+            Outcome::NotSent(_) | Outcome::Unauthenticated(_) | Outcome::Deferred(_)
         );
-        if for_want_of_time && (carry.sent || self.attempt.sent != Sent::No) {
+        if for_want_of_time && (carry.sent || self.attempt.sent != SentState::No) {
             let verdict = ours(Class::InDoubt, verdict.message.as_deref().unwrap_or("out of time"));
-            return self.bury(&verdict, carry);
+            return self.dead_letter(&verdict, carry);
         }
-        self.bury(verdict, carry)
+        self.dead_letter(verdict, carry)
     }
 
-    fn bury(&self, verdict: &Verdict, carry: History) -> Settlement {
+    fn dead_letter(&self, verdict: &FailureVerdict, carry: History) -> Settlement {
         let class = verdict.class;
-        let (code, status) = match (&verdict.code, class, &carry.last_word) {
+        let (code, status) = match (&verdict.code, class, &carry.last_reply) {
             (Some(code), _, _) => (Some(code.clone()), Some("F".to_owned())),
-            (None, Class::InDoubt, Some(word)) => {
-                (Some(word.code.clone()), Some(word.status.clone()))
+            (None, Class::InDoubt, Some(reply)) => {
+                (Some(reply.code.clone()), Some(reply.status.clone()))
             }
             (None, _, _) => (None, verdict.signed.then(|| "F".to_owned())),
         };
-        let letter = Letter {
+        let reason = DeadLetterReason {
             class,
-            code: code.clone(),
-            status: status.clone(),
+            code,
+            status,
             message: verdict.message.clone().unwrap_or_else(|| class.name().to_owned()),
             dead_at_ms: epoch_ms(self.now),
             signed: verdict.signed,
         };
-        let standing = match class {
-            Class::InDoubt | Class::Conflict | Class::Poison => ResultStatus::InDoubt,
-            _ => ResultStatus::Failed,
-        };
         let is_proven = verdict.signed && class != Class::Conflict;
         let result = self.attempt.subject.capture_request_id.is_some().then(|| {
-            Box::new(ResultMessage {
-                evidence: self.attempt.evidence.filter(|_| is_proven),
-                result_code: code,
-                result_status: status,
-                result_message: Some(letter.message.clone()),
-                ..self.result(standing, Some(class), carry.attempts)
-            })
+            let evidence = self.attempt.evidence.filter(|_| is_proven);
+            Box::new(self.about(evidence, carry.attempts).given_up(&reason))
         });
-        Settlement::Dead { letter: Box::new(letter), carry, result }
+        Settlement::Dead { reason: Box::new(reason), carry, result }
+    }
+
+    /// What a result reports about the job, whatever the outcome.
+    fn about(&self, evidence: Option<Evidence>, attempts: u32) -> ResultSource<'_> {
+        let Self { attempt, history, now, .. } = *self;
+        ResultSource { subject: &attempt.subject, history, evidence, attempts, now }
     }
 
     /// The headers of the next message: what the delivery carried, what this attempt adds, and
     /// whether the id may have been sent.
-    fn carry(&self, word: Option<&LastWord>) -> History {
+    fn carry(&self, reply: Option<&LastReply>) -> History {
         let may_have_left = matches!(
             self.attempt.outcome,
             Outcome::Captured(_)
                 | Outcome::Failed(_)
-                | Outcome::Closed(_)
+                | Outcome::FailedWhileLeased(_)
                 | Outcome::InDoubt(_)
                 | Outcome::Throttled(_)
         );
         History {
-            sent: self.attempt.sent == Sent::Yes
+            sent: self.attempt.sent == SentState::Yes
                 || self.history.sent
                 || self.history.redelivered
                 || may_have_left,
             redelivered: false,
-            last_word: word.or(self.history.last_word.as_ref()).cloned(),
+            last_reply: reply.or(self.history.last_reply.as_ref()).cloned(),
             ..self.history.clone()
         }
     }
-
-    fn result(&self, status: ResultStatus, class: Option<Class>, attempts: u32) -> ResultMessage {
-        ResultMessage {
-            subject: self.attempt.subject.clone(),
-            status,
-            class,
-            result_code: None,
-            result_status: None,
-            result_message: None,
-            capture_id: None,
-            capture_time: None,
-            acquirer_reference_no: None,
-            acquirer_info: None,
-            evidence: None,
-            parent_capture_request_id: self.history.parent.clone(),
-            origin_capture_request_id: self.history.origin.clone(),
-            attempts,
-            settled_at: self.now.format(&Rfc3339).unwrap_or_default(),
-        }
-    }
-
-    fn is_too_old(&self) -> bool {
-        let max_age_ms = i64::try_from(self.policy.max_age.as_millis()).unwrap_or(i64::MAX);
-        self.history.age_ms(epoch_ms(self.now)) >= max_age_ms
-    }
-}
-
-/// A time as epoch milliseconds.
-#[must_use]
-pub fn epoch_ms(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }

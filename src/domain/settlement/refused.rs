@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use super::{Policy, ResultStatus, Settlement};
+use super::{RetryPolicy, Settlement, result::ResultStatus};
 use crate::domain::{
     capture::{
         class::Class,
-        outcome::{Deferral, Outcome, Verdict},
+        outcome::{Deferral, FailureVerdict, Outcome},
     },
     job::history::History,
 };
@@ -59,7 +59,7 @@ impl RefusedResult {
             Class::Unreachable => {
                 Outcome::NotSent("nothing was sent, and the result was refused before".into())
             }
-            Class::Access => Outcome::Account(Verdict {
+            Class::Access => Outcome::Unauthenticated(FailureVerdict {
                 class: Class::Access,
                 code: None,
                 message: Some("credentials refused, and the result was refused before".into()),
@@ -77,16 +77,16 @@ impl RefusedResult {
         &self,
         settlement: &Settlement,
         history: &History,
-        policy: &Policy,
+        policy: &RetryPolicy,
     ) -> Option<ResultWait> {
-        let (sent, last_word, ended) = match settlement {
-            Settlement::Captured(_) => (true, &history.last_word, None),
-            Settlement::Dead { letter, carry, result: Some(result) } => {
-                let is_ours = !letter.signed && is_of_our_own(letter.class);
+        let (sent, last_reply, ended) = match settlement {
+            Settlement::Captured(_) => (true, &history.last_reply, None),
+            Settlement::Dead { reason, carry, result: Some(result) } => {
+                let is_ours = !reason.signed && is_of_our_own(reason.class);
                 let ended =
-                    (is_ours && result.status == ResultStatus::Failed).then_some(letter.class);
-                let is_unsent = ended.is_some() || letter.class == Class::Malformed;
-                (carry.sent || !is_unsent, &carry.last_word, ended)
+                    (is_ours && result.status == ResultStatus::Failed).then_some(reason.class);
+                let is_unsent = ended.is_some() || reason.class == Class::Malformed;
+                (carry.sent || !is_unsent, &carry.last_reply, ended)
             }
             Settlement::Dead { result: None, .. }
             | Settlement::Retry { .. }
@@ -98,7 +98,7 @@ impl RefusedResult {
             delay: delay.unwrap_or(Duration::from_secs(1)),
             carry: History {
                 deferrals: 0,
-                last_word: last_word.clone(),
+                last_reply: last_reply.clone(),
                 sent,
                 redelivered: false,
                 ..history.clone()

@@ -6,12 +6,13 @@ use super::{
 };
 use crate::domain::{
     capture::{
-        judge::{Call, first_call},
-        outcome::Fate,
+        family::fresh_id,
+        judge::{NextCall, first_call},
+        outcome::FinalOutcome,
         reply::{AcquirerInfo, NoAnswer},
     },
     job::JobError,
-    replay::{evidence::Seen, fresh_id},
+    replay::evidence::CaptureSeen,
 };
 
 #[test]
@@ -106,7 +107,10 @@ fn an_authorization_under_review_allows_no_post() {
     };
     let reply = answer(Signature::Good, "S", "SUCCESS", body);
     check_inquiry(reply.clone(), &sent_history(), "in doubt no_evidence -");
-    assert!(matches!(Seen::of(&reply, &job(), &Codes::default()), Seen::Nothing { .. }));
+    assert!(matches!(
+        CaptureSeen::of(&reply, &job(), &Codes::default()),
+        CaptureSeen::Nothing { .. }
+    ));
 }
 
 #[test]
@@ -192,11 +196,11 @@ fn a_recorded_refusal_is_final_once_there_is_no_capture() {
 #[test]
 fn a_refusal_known_only_from_headers_proves_nothing() {
     let claims = with_last_word("ACCESS_DENIED", "F");
-    assert_eq!(first_call(&before(&claims), &Codes::default()), Call::Inquire);
+    assert_eq!(first_call(&before(&claims), &Codes::default()), NextCall::Inquire);
     check_inquiry(inquiry(vec![]), &claims, "post");
     let empty = marker(None);
     let marked = Before { marker: Some(&empty), ..before(&claims) };
-    assert_eq!(first_call(&marked, &Codes::default()), Call::Inquire);
+    assert_eq!(first_call(&marked, &Codes::default()), NextCall::Inquire);
     assert_eq!(inquired(inquiry(vec![]), &marked), Inquired::Post);
 }
 
@@ -242,15 +246,15 @@ fn a_sent_job_is_malformed_only_after_an_inquiry() {
     let (fresh, redelivered) = (history(), History { redelivered: true, ..history() });
     let denied = with_last_word("ACCESS_DENIED", "F");
     let late = Before { past_expiry: true, ..bad(&fresh, false) };
-    assert_eq!(first_call(&bad(&fresh, false), &codes), Call::Malformed);
-    assert_eq!(first_call(&late, &codes), Call::Malformed);
+    assert_eq!(first_call(&bad(&fresh, false), &codes), NextCall::Malformed);
+    assert_eq!(first_call(&late, &codes), NextCall::Malformed);
     for before in [
         bad(&fresh, true),
         bad(&redelivered, false),
         bad(&denied, false),
         Before { past_expiry: true, ..bad(&fresh, true) },
     ] {
-        assert_eq!(first_call(&before, &codes), Call::Inquire, "{before:?}");
+        assert_eq!(first_call(&before, &codes), NextCall::Inquire, "{before:?}");
         let malformed = Outcome::Malformed { error: error.clone(), inquired: true };
         assert_eq!(inquired(inquiry(vec![]), &before), Inquired::Over(malformed), "{before:?}");
         let shown = |status| inquired(inquiry(vec![transaction(status, None)]), &before);
@@ -280,12 +284,15 @@ fn an_inquiry_reports_the_acquirer() {
     assert_eq!(capture.acquirer_reference_no.as_deref(), Some("reference"));
     assert_eq!(capture.acquirer_info, info());
     // Redis stores the outcome in this form.
-    let kept = serde_json::to_string(&Fate::Captured(capture.clone())).unwrap();
+    let kept = serde_json::to_string(&FinalOutcome::Captured(capture.clone())).unwrap();
     assert!(kept.contains(r#""acquirer_info":{"a": 1.0}"#), "{kept}");
-    assert_eq!(serde_json::from_str::<Fate>(&kept).unwrap(), Fate::Captured(capture));
+    assert_eq!(
+        serde_json::from_str::<FinalOutcome>(&kept).unwrap(),
+        FinalOutcome::Captured(capture)
+    );
     let older = concat!(
         r#"{"captured":{"code":"SUCCESS","message":null,"capture_id":null,"#,
         r#""capture_time":null,"acquirer_reference_no":null}}"#
     );
-    assert!(serde_json::from_str::<Fate>(older).is_ok());
+    assert!(serde_json::from_str::<FinalOutcome>(older).is_ok());
 }

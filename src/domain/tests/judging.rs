@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::domain::capture::{
-    health::{Health, health},
-    judge::{Call, first_call},
-    outcome::{Capture, DoubtKind, Fate, Recorded, Verdict},
+    health::{GatewayHealth, health},
+    judge::{NextCall, first_call},
+    outcome::{Capture, DoubtKind, FailureVerdict, FinalOutcome, Recorded},
     reply::NoAnswer,
 };
 
@@ -12,17 +12,19 @@ use crate::domain::capture::{
 pub(super) fn line(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Captured(capture) => format!("captured {}", capture.code),
-        Outcome::Failed(verdict) | Outcome::Closed(verdict) => {
+        Outcome::Failed(verdict) | Outcome::FailedWhileLeased(verdict) => {
             format!("failed {} {}", verdict.class, verdict.code.as_deref().unwrap_or("-"))
         }
         Outcome::InDoubt(doubt) => {
-            let word = doubt
-                .word
+            let reply = doubt
+                .last_reply
                 .as_ref()
-                .map_or_else(|| "-".into(), |word| format!("{},{}", word.code, word.status));
-            format!("in doubt {} {word}", doubt.kind.name())
+                .map_or_else(|| "-".into(), |reply| format!("{},{}", reply.code, reply.status));
+            format!("in doubt {} {reply}", doubt.kind.name())
         }
-        Outcome::Account(verdict) => format!("account {}", verdict.code.as_deref().unwrap_or("-")),
+        Outcome::Unauthenticated(verdict) => {
+            format!("account {}", verdict.code.as_deref().unwrap_or("-"))
+        }
         other => other.name().into(),
     }
 }
@@ -56,7 +58,7 @@ fn a_changed_repeat_is_in_doubt_until_an_inquiry() {
     check(signed("F", CODE), &sent_history(), "in doubt unproven REPEAT_REQ_INCONSISTENT,F");
     let (sent, marker) = (sent_history(), marker(Some(CODE)));
     let refused = Before { marker: Some(&marker), ..before(&sent) };
-    assert_eq!(first_call(&refused, &Codes::default()), Call::Inquire);
+    assert_eq!(first_call(&refused, &Codes::default()), NextCall::Inquire);
     for (items, expected) in [
         (vec![], "failed conflict REPEAT_REQ_INCONSISTENT"),
         (vec![transaction("SUCCESS", None)], "captured SUCCESS"),
@@ -65,7 +67,7 @@ fn a_changed_repeat_is_in_doubt_until_an_inquiry() {
     ] {
         let Inquired::Over(outcome) = inquired(inquiry(items), &refused) else { panic!("posted") };
         assert_eq!(line(&outcome), expected);
-        assert!(!matches!(outcome, Outcome::Closed(_)), "a conflict is never recorded");
+        assert!(!matches!(outcome, Outcome::FailedWhileLeased(_)), "a conflict is never recorded");
     }
 }
 
@@ -155,7 +157,10 @@ fn a_stale_reply_proves_a_capture_and_nothing_else() {
     for items in [vec![], vec![transaction("FAIL", Some("RISK_REJECT"))], vec![other]] {
         check_inquiry(shows(items), &denied, "in doubt no_evidence -");
     }
-    assert!(matches!(health(&stale("F", "RISK_REJECT"), &Codes::default()), Health::Ill(..)));
+    assert!(matches!(
+        health(&stale("F", "RISK_REJECT"), &Codes::default()),
+        GatewayHealth::Unhealthy(..)
+    ));
 }
 
 #[test]
@@ -191,32 +196,32 @@ fn an_attempt_posts_unless_it_must_inquire_first() {
     let plain = || Some(marker(None));
     let denied_at = |replay| Some(SentMarker { denied_at_replay: Some(replay), refused: None });
     for (history, marker, past_expiry, expected) in [
-        (history(), None, false, Call::Post),
-        (history(), plain(), false, Call::Post),
-        (sent_history(), plain(), false, Call::Post),
-        (redelivered(), plain(), false, Call::Post),
-        // Sent, but Redis can't show what the earlier calls did.
-        (sent_history(), None, false, Call::Inquire),
-        (redelivered(), None, false, Call::Inquire),
-        (with_last_word("UNKNOWN_EXCEPTION", "U"), plain(), false, Call::Post),
-        (with_last_word("CAPTURE_IN_PROCESS", "U"), plain(), false, Call::Inquire),
-        (with_last_word("PAYMENT_IN_PROCESS", "U"), plain(), true, Call::Inquire),
-        (with_last_word("ACCESS_DENIED", "F"), plain(), false, Call::Inquire),
-        (with_last_word("REPEAT_REQ_INCONSISTENT", "F"), plain(), false, Call::Inquire),
-        (with_last_word("RISK_REJECT", "F"), plain(), false, Call::Post),
-        (history(), Some(marker(Some("ACCESS_DENIED"))), false, Call::Inquire),
+        (history(), None, false, NextCall::Post),
+        (history(), plain(), false, NextCall::Post),
+        (sent_history(), plain(), false, NextCall::Post),
+        (redelivered(), plain(), false, NextCall::Post),
+        // SentState, but Redis can't show what the earlier calls did.
+        (sent_history(), None, false, NextCall::Inquire),
+        (redelivered(), None, false, NextCall::Inquire),
+        (with_last_word("UNKNOWN_EXCEPTION", "U"), plain(), false, NextCall::Post),
+        (with_last_word("CAPTURE_IN_PROCESS", "U"), plain(), false, NextCall::Inquire),
+        (with_last_word("PAYMENT_IN_PROCESS", "U"), plain(), true, NextCall::Inquire),
+        (with_last_word("ACCESS_DENIED", "F"), plain(), false, NextCall::Inquire),
+        (with_last_word("REPEAT_REQ_INCONSISTENT", "F"), plain(), false, NextCall::Inquire),
+        (with_last_word("RISK_REJECT", "F"), plain(), false, NextCall::Post),
+        (history(), Some(marker(Some("ACCESS_DENIED"))), false, NextCall::Inquire),
         // A replayed id that was sent is inquired about in each attempt until there is evidence.
-        (replayed(), plain(), false, Call::Inquire),
-        (replayed(), denied_at(1), false, Call::Inquire),
-        (replayed(), denied_at(2), false, Call::Post),
+        (replayed(), plain(), false, NextCall::Inquire),
+        (replayed(), denied_at(1), false, NextCall::Inquire),
+        (replayed(), denied_at(2), false, NextCall::Post),
         // A replayed job that was not sent: another id of its family may have been sent.
-        (History { replays: 1, ..history() }, None, false, Call::Inquire),
-        (History { replays: 1, ..history() }, denied_at(1), false, Call::Post),
-        (history(), None, true, Call::Expired),
-        (history(), plain(), true, Call::Post),
-        (sent_history(), plain(), true, Call::Post),
-        (sent_history(), None, true, Call::Inquire),
-        (redelivered(), None, true, Call::Inquire),
+        (History { replays: 1, ..history() }, None, false, NextCall::Inquire),
+        (History { replays: 1, ..history() }, denied_at(1), false, NextCall::Post),
+        (history(), None, true, NextCall::Expired),
+        (history(), plain(), true, NextCall::Post),
+        (sent_history(), plain(), true, NextCall::Post),
+        (sent_history(), None, true, NextCall::Inquire),
+        (redelivered(), None, true, NextCall::Inquire),
     ] {
         let before = Before { marker: marker.as_ref(), past_expiry, ..before(&history) };
         assert_eq!(first_call(&before, &codes), expected, "{before:?}");
@@ -225,15 +230,16 @@ fn an_attempt_posts_unless_it_must_inquire_first() {
 
 #[test]
 fn a_recorded_outcome_ends_an_attempt_that_has_none() {
-    let verdict = |class| Verdict { class, code: None, message: None, signed: true };
-    let captured = || Fate::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() });
-    let failed = || Fate::Failed(verdict(Class::Risk));
-    let closed = || Fate::Closed(verdict(Class::Access));
+    let verdict = |class| FailureVerdict { class, code: None, message: None, signed: true };
+    let captured =
+        || FinalOutcome::Captured(Capture { code: "SUCCESS".into(), ..Capture::default() });
+    let failed = || FinalOutcome::Failed(verdict(Class::Risk));
+    let closed = || FinalOutcome::FailedWhileLeased(verdict(Class::Access));
     let doubt = || judged(signed("U", "X"), &before(&history()));
     let own = || Outcome::Failed(verdict(Class::Payer));
-    let own_closed = || Outcome::Closed(verdict(Class::Request));
+    let own_closed = || Outcome::FailedWhileLeased(verdict(Class::Request));
     let not_sent = || Outcome::NotSent("refused".into());
-    for (outcome, fate, kept, expected) in [
+    for (outcome, recorded, kept, expected) in [
         (doubt(), captured(), false, Some("captured SUCCESS")),
         (doubt(), failed(), false, Some("failed risk -")),
         (doubt(), closed(), false, None),
@@ -246,8 +252,8 @@ fn a_recorded_outcome_ends_an_attempt_that_has_none() {
         (own_closed(), closed(), false, None),
         (Outcome::HandBack, captured(), true, None),
     ] {
-        let settled = outcome.settled_by(Some(Recorded::Same(fate.clone())), kept);
-        let told = (format!("{outcome:?}"), fate);
+        let settled = outcome.settled_by(Some(Recorded::Same(recorded.clone())), kept);
+        let told = (format!("{outcome:?}"), recorded);
         assert_eq!(settled.as_ref().map(line).as_deref(), expected, "{told:?}");
     }
     for recorded in [None, Some(Recorded::CapturedOther), Some(Recorded::ReplacedOther)] {

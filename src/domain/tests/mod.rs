@@ -14,7 +14,7 @@ use super::{
     capture::{
         class::{Class, Codes},
         judge::{Before, Inquired, SentMarker, judge_capture, judge_inquiry},
-        outcome::{Attempt, Outcome, Sent},
+        outcome::{FinishedAttempt, Outcome, SentState},
         reply::{
             Answer, CaptureBody, CaptureReply, GatewayResult, InquiryBody, InquiryReply, Reply,
             Signature, Status, Transaction,
@@ -22,11 +22,11 @@ use super::{
     },
     job::{
         Job,
-        history::{History, LastWord},
+        history::{History, LastReply},
     },
     money::Money,
     replay::dead_letter::DeadLetter,
-    settlement::{Policy, Settlement, settle},
+    settlement::{RetryPolicy, Settlement, settle},
 };
 use time::OffsetDateTime;
 
@@ -51,12 +51,12 @@ fn sent_history() -> History {
 }
 
 fn with_last_word(code: &str, status: &str) -> History {
-    History { last_word: Some(LastWord::new(code, status)), ..sent_history() }
+    History { last_reply: Some(LastReply::new(code, status)), ..sent_history() }
 }
 
-fn policy() -> Policy {
+fn policy() -> RetryPolicy {
     let seconds = |list: &[u64]| list.iter().copied().map(Duration::from_secs).collect();
-    Policy {
+    RetryPolicy {
         schedule: seconds(&[5, 15, 60]),
         defer_schedule: seconds(&[1, 4]),
         max_age: Duration::from_secs(3600),
@@ -131,8 +131,8 @@ fn inquired(reply: InquiryReply, before: &Before<'_>) -> Inquired {
     judge_inquiry(reply, &job(), before, &Codes::default())
 }
 
-fn settled(outcome: Outcome, sent: Sent, history: &History) -> Settlement {
-    let attempt = Attempt {
+fn settled(outcome: Outcome, sent: SentState, history: &History) -> Settlement {
+    let attempt = FinishedAttempt {
         subject: job().subject(),
         outcome,
         sent,
@@ -154,16 +154,16 @@ fn describe(settlement: &Settlement) -> String {
             carry.deferrals,
             if carry.sent { ", sent" } else { "" }
         ),
-        Settlement::Dead { letter, carry, result } => {
+        Settlement::Dead { reason, carry, result } => {
             let told = result.as_ref().map_or_else(|| "none".into(), |result| result.routing_key());
-            format!("dead {} after {}, result {told}", letter.class, carry.attempts)
+            format!("dead {} after {}, result {told}", reason.class, carry.attempts)
         }
         Settlement::HandBack => "handed back".into(),
     }
 }
 
 /// A signed dead letter of HKD 1.00.
-pub(crate) fn letter(class: Class, id: &str) -> DeadLetter {
+pub(crate) fn dead_letter(class: Class, id: &str) -> DeadLetter {
     let amount = r#"{"currency":"HKD","value":"100"}"#;
     let body = format!(r#"{{"captureRequestId":"{id}","paymentId":"p","captureAmount":{amount}}}"#);
     DeadLetter {

@@ -6,7 +6,7 @@ use super::*;
 use crate::domain::{
     capture::{
         class::{Class, FINAL_CODES, OTHER_CODES},
-        judge::{Call, first_call},
+        judge::{NextCall, first_call},
         reply::NoAnswer,
     },
     settlement::ResultStatus,
@@ -88,13 +88,14 @@ fn inquiry_reply() -> impl Strategy<Value = InquiryReply> {
 }
 
 fn any_history() -> impl Strategy<Value = History> {
-    let word = option::of((code(), status()).prop_map(|(code, status)| LastWord { code, status }));
-    (0..6_u32, 0..9_u32, 0..5_000_000_i64, word, any::<(bool, bool)>(), 0..3_u32).prop_map(
-        |(attempts, deferrals, age_ms, last_word, (sent, redelivered), replays)| History {
+    let last_reply =
+        option::of((code(), status()).prop_map(|(code, status)| LastReply { code, status }));
+    (0..6_u32, 0..9_u32, 0..5_000_000_i64, last_reply, any::<(bool, bool)>(), 0..3_u32).prop_map(
+        |(attempts, deferrals, age_ms, last_reply, (sent, redelivered), replays)| History {
             attempts,
             deferrals,
             first_seen_ms: NOW_MS - age_ms,
-            last_word,
+            last_reply,
             sent,
             redelivered,
             replays,
@@ -114,9 +115,9 @@ fn attempt(
     let marker = marked.then(SentMarker::default);
     let before = Before { marker: marker.as_ref(), past_expiry, ..before(history) };
     match first_call(&before, &Codes::default()) {
-        Call::Expired | Call::Malformed => Outcome::Expired { inquired: false },
-        Call::Post => judged(capture, &before),
-        Call::Inquire => match inquired(inquiry, &before) {
+        NextCall::Expired | NextCall::Malformed => Outcome::Expired { inquired: false },
+        NextCall::Post => judged(capture, &before),
+        NextCall::Inquire => match inquired(inquiry, &before) {
             Inquired::Over(outcome) => outcome,
             Inquired::Post => judged(capture, &before),
         },
@@ -149,21 +150,21 @@ proptest! {
     ) {
         let marker = marked.then(SentMarker::default);
         let before = Before { marker: marker.as_ref(), past_expiry, ..before(&history) };
-        let sent = if before.sent() { Sent::Yes } else { Sent::No };
+        let sent = if before.sent() { SentState::Yes } else { SentState::No };
         let outcome = attempt(&history, marked, past_expiry, capture, inquiry.clone());
-        if let Settlement::Dead { letter, result, .. } = settled(outcome, sent, &history) {
+        if let Settlement::Dead { reason, result, .. } = settled(outcome, sent, &history) {
             // The one exception: signed evidence, after `expiresAt`, that there is no such capture.
-            let inquires = first_call(&before, &Codes::default()) == Call::Inquire;
+            let inquires = first_call(&before, &Codes::default()) == NextCall::Inquire;
             let expired_by_inquiry =
-                letter.class == Class::Expired && inquires && is_evidence(&inquiry);
+                reason.class == Class::Expired && inquires && is_evidence(&inquiry);
             let told = result.unwrap().status;
-            if sent == Sent::Yes && told == ResultStatus::Failed {
-                prop_assert!(letter.signed || expired_by_inquiry, "{letter:?}");
+            if sent == SentState::Yes && told == ResultStatus::Failed {
+                prop_assert!(reason.signed || expired_by_inquiry, "{reason:?}");
             }
-            if sent == Sent::Yes {
-                prop_assert!(letter.class != Class::Unreachable);
-                prop_assert!(letter.class != Class::Access || letter.signed);
-                prop_assert!(letter.class != Class::Expired || expired_by_inquiry);
+            if sent == SentState::Yes {
+                prop_assert!(reason.class != Class::Unreachable);
+                prop_assert!(reason.class != Class::Access || reason.signed);
+                prop_assert!(reason.class != Class::Expired || expired_by_inquiry);
             }
         }
     }
@@ -190,18 +191,19 @@ proptest! {
         history in any_history(), code in code(),
         signature in select(vec![Signature::Good, Signature::Missing]),
     ) {
-        let mut history = History { first_seen_ms: NOW_MS, last_word: None, replays: 0, ..history };
+        let mut history =
+            History { first_seen_ms: NOW_MS, last_reply: None, replays: 0, ..history };
         for _ in 0..20 {
             let reply = answer(signature, "U", &code, CaptureBody::default());
             let silent = Reply::NoAnswer(NoAnswer::TimedOut(Duration::from_secs(5)));
             let outcome = attempt(&history, true, false, reply, silent);
-            match settled(outcome, Sent::Yes, &history) {
+            match settled(outcome, SentState::Yes, &history) {
                 Settlement::Retry { carry, .. } => {
                     // The job grows older, too.
                     history = History { first_seen_ms: carry.first_seen_ms - 300_000, ..carry };
                 }
-                Settlement::Dead { letter, result, .. } => {
-                    prop_assert_eq!(letter.class, Class::InDoubt);
+                Settlement::Dead { reason, result, .. } => {
+                    prop_assert_eq!(reason.class, Class::InDoubt);
                     prop_assert_eq!(result.unwrap().status, ResultStatus::InDoubt);
                     return Ok(());
                 }
@@ -218,9 +220,9 @@ proptest! {
     ) {
         let marker = marked.then(SentMarker::default);
         let before = Before { marker: marker.as_ref(), ..before(&history) };
-        let sent = if before.sent() { Sent::Yes } else { Sent::No };
+        let sent = if before.sent() { SentState::Yes } else { SentState::No };
         let left = !matches!(capture, Reply::NotSent(_));
-        let posts = first_call(&before, &Codes::default()) == Call::Post;
+        let posts = first_call(&before, &Codes::default()) == NextCall::Post;
         let outcome = attempt(&history, marked, false, capture, inquiry);
         let may_be_sent = before.sent() || posts && left && outcome.name() != "account";
         match settled(outcome, sent, &history) {
@@ -239,10 +241,10 @@ proptest! {
         let outcome = attempt(&history, marked, false, capture, inquiry);
         let spends = !matches!(
             outcome,
-            Outcome::Throttled(_) | Outcome::Account(_) | Outcome::Deferred(_)
+            Outcome::Throttled(_) | Outcome::Unauthenticated(_) | Outcome::Deferred(_)
         );
         let expected = history.attempts + u32::from(spends);
-        match settled(outcome, Sent::No, &history) {
+        match settled(outcome, SentState::No, &history) {
             Settlement::Retry { carry, .. } => {
                 prop_assert_eq!(carry.attempts, expected);
                 prop_assert_eq!(carry.deferrals, if spends { 0 } else { history.deferrals + 1 });

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::{
-    capture::outcome::{Capture, Deferral, Doubt, DoubtKind, Verdict},
+    capture::outcome::{Capture, Deferral, Doubt, DoubtKind, FailureVerdict},
     settlement::refused::{RefusedResult, ResultWait},
 };
 
@@ -10,12 +10,12 @@ const NEVER: RefusedResult = RefusedResult { times: 0, ended: None };
 
 fn risk() -> Outcome {
     let (code, message) = (Some("RISK_REJECT".into()), None);
-    Outcome::Failed(Verdict { class: Class::Risk, code, message, signed: true })
+    Outcome::Failed(FailureVerdict { class: Class::Risk, code, message, signed: true })
 }
 
 fn doubt() -> Outcome {
     let reason = "not known".into();
-    Outcome::InDoubt(Doubt { reason, kind: DoubtKind::NoAnswer, word: None })
+    Outcome::InDoubt(Doubt { reason, kind: DoubtKind::NoAnswer, last_reply: None })
 }
 
 /// An old job with all attempts but one spent.
@@ -24,7 +24,7 @@ fn at_its_end() -> History {
 }
 
 fn waits(outcome: Outcome, before: RefusedResult, history: &History) -> ResultWait {
-    let settlement = settled(outcome, Sent::No, history);
+    let settlement = settled(outcome, SentState::No, history);
     before.wait(&settlement, history, &policy()).expect("it has a result")
 }
 
@@ -50,7 +50,7 @@ fn a_refused_result_waits_by_the_schedule_and_spends_no_attempt() {
 #[test]
 fn a_failure_known_only_from_the_job_ends_it_again() {
     let unreachable = Outcome::NotSent("refused".into());
-    let account = Outcome::Account(Verdict {
+    let account = Outcome::Unauthenticated(FailureVerdict {
         class: Class::Access,
         code: Some("KEY_NOT_FOUND".into()),
         message: None,
@@ -65,12 +65,12 @@ fn a_failure_known_only_from_the_job_ends_it_again() {
         (expired, Class::Expired, true),
     ] {
         let history = at_its_end();
-        let first = settled(outcome.clone(), Sent::No, &history);
+        let first = settled(outcome.clone(), SentState::No, &history);
         let wait = NEVER.wait(&first, &history, &policy()).expect("a result");
         assert_eq!((wait.refused.ended, wait.carry.sent), (Some(class), false), "{outcome:?}");
         assert!(!wait.refused.outlives_its_age());
         let again = wait.refused.ends(false, past_expiry).expect("no call");
-        let again = settled(again, Sent::No, &wait.carry);
+        let again = settled(again, SentState::No, &wait.carry);
         assert_eq!(describe(&again), describe(&first), "{outcome:?}");
         assert_eq!(wait.refused.ends(true, past_expiry), None, "a copy of it was sent");
     }
@@ -78,7 +78,7 @@ fn a_failure_known_only_from_the_job_ends_it_again() {
 
 #[test]
 fn a_job_without_a_refused_result_is_not_ended() {
-    let retry = settled(doubt(), Sent::No, &history());
+    let retry = settled(doubt(), SentState::No, &history());
     assert_eq!(NEVER.wait(&retry, &history(), &policy()), None);
     assert_eq!(NEVER.ends(false, false), None);
     assert_eq!(RefusedResult::read(0, Some(Class::Unreachable)), NEVER);

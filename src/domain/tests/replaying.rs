@@ -1,27 +1,30 @@
 //! What a replay may send, by class, and what the gateway's evidence means for it.
 
 use super::*;
-use crate::domain::replay::evidence::{Decision, PaymentSeen, Seen, decide};
-use crate::domain::replay::{Changes, Policy as ReplayPolicy, Refusal, Replay, fresh_id, prepare};
+use crate::domain::capture::family::fresh_id;
+use crate::domain::replay::decision::{Decision, decide};
+use crate::domain::replay::evidence::{CaptureSeen, PaymentSeen};
+use crate::domain::replay::refusal::{EvidenceRefusal, PolicyRefusal};
+use crate::domain::replay::{Changes, Replay, ReplayPolicy, prepare};
 
-fn prepared(letter: &DeadLetter, changes: &Changes) -> Result<Replay, Refusal> {
-    prepare(letter, changes, now())
+fn prepared(dead_letter: &DeadLetter, changes: &Changes) -> Result<Replay, PolicyRefusal> {
+    prepare(dead_letter, changes, now())
 }
 
-fn unchanged(letter: &DeadLetter) -> Result<Replay, Refusal> {
-    prepared(letter, &Changes::default())
+fn unchanged(dead_letter: &DeadLetter) -> Result<Replay, PolicyRefusal> {
+    prepared(dead_letter, &Changes::default())
 }
 
 fn with_body(class: Class, body: &str) -> DeadLetter {
     DeadLetter {
         job: Job::parse(body.as_bytes()),
         body: body.as_bytes().into(),
-        ..letter(class, "c")
+        ..dead_letter(class, "c")
     }
 }
 
-fn decided(letter: &DeadLetter, seen: &Seen, payment: &PaymentSeen) -> Decision {
-    decide(letter, unchanged(letter).unwrap(), seen, payment, now())
+fn decided(dead_letter: &DeadLetter, seen: &CaptureSeen, payment: &PaymentSeen) -> Decision {
+    decide(dead_letter, unchanged(dead_letter).unwrap(), seen, payment, now())
 }
 
 /// Made by `printf 'capture-worker/fresh-id/1\nshipment-1' | sha256sum`, and the same for that id.
@@ -57,7 +60,8 @@ fn the_policy_belongs_to_the_class() {
         (Class::Poison, SameBytes),
     ];
     for (class, policy) in table {
-        let sent = unchanged(&letter(class, "c")).map(|replay| (replay.policy, replay.id.unwrap()));
+        let sent =
+            unchanged(&dead_letter(class, "c")).map(|replay| (replay.policy, replay.id.unwrap()));
         match policy {
             Never => assert!(sent.is_err(), "{class}"),
             FreshId => assert_eq!(sent, Ok((policy, fresh_id("c"))), "{class}"),
@@ -70,7 +74,7 @@ fn the_policy_belongs_to_the_class() {
 #[test]
 fn an_unsigned_verdict_allows_no_fresh_id() {
     for class in Class::ALL {
-        let unsigned = DeadLetter { signed: false, ..letter(class, "c") };
+        let unsigned = DeadLetter { signed: false, ..dead_letter(class, "c") };
         if let Ok(replay) = unchanged(&unsigned) {
             assert_ne!(replay.policy, ReplayPolicy::FreshId, "{class}");
         }
@@ -89,9 +93,10 @@ fn a_replay_of_the_same_id_keeps_sent_and_last_reply() {
         ..with_last_word("CAPTURE_IN_PROCESS", "U")
     };
     let replay =
-        unchanged(&DeadLetter { history: carried.clone(), ..letter(Class::InDoubt, "c") }).unwrap();
+        unchanged(&DeadLetter { history: carried.clone(), ..dead_letter(Class::InDoubt, "c") })
+            .unwrap();
     let kept = History {
-        last_word: carried.last_word.clone(),
+        last_reply: carried.last_reply.clone(),
         sent: true,
         replays: 2,
         parent: Some("p".into()),
@@ -102,14 +107,15 @@ fn a_replay_of_the_same_id_keeps_sent_and_last_reply() {
     for (class, sent) in
         [(Class::InDoubt, true), (Class::Poison, true), (Class::Unreachable, false)]
     {
-        assert_eq!(unchanged(&letter(class, "c")).unwrap().history.sent, sent, "{class}");
+        assert_eq!(unchanged(&dead_letter(class, "c")).unwrap().history.sent, sent, "{class}");
     }
 }
 
 #[test]
 fn a_fresh_id_begins_unsent_and_knows_its_parent_and_origin() {
     let carried = History { attempts: 2, replays: 3, ..with_last_word("RISK_REJECT", "F") };
-    let replay = unchanged(&DeadLetter { history: carried, ..letter(Class::Risk, "c") }).unwrap();
+    let replay =
+        unchanged(&DeadLetter { history: carried, ..dead_letter(Class::Risk, "c") }).unwrap();
     let begun = History {
         replays: 4,
         parent: Some("c".into()),
@@ -117,7 +123,7 @@ fn a_fresh_id_begins_unsent_and_knows_its_parent_and_origin() {
         ..History::default()
     };
     assert_eq!(replay.history, begun);
-    let child = DeadLetter { history: begun, ..letter(Class::Risk, "child") };
+    let child = DeadLetter { history: begun, ..dead_letter(Class::Risk, "child") };
     let grandchild = unchanged(&child).unwrap();
     assert_eq!(grandchild.history.origin.as_deref(), Some("c"));
     assert_eq!(grandchild.history.parent.as_deref(), Some("child"));
@@ -128,7 +134,7 @@ fn a_fresh_id_begins_unsent_and_knows_its_parent_and_origin() {
 fn copies_with_different_replay_counts_have_one_child() {
     let copy = |replays| DeadLetter {
         history: History { replays, ..history() },
-        ..letter(Class::Payer, "c")
+        ..dead_letter(Class::Payer, "c")
     };
     let bodies = [0, 1, 7].map(|replays| unchanged(&copy(replays)).unwrap().body);
     assert_eq!(bodies[0], bodies[1]);
@@ -138,14 +144,14 @@ fn copies_with_different_replay_counts_have_one_child() {
 #[test]
 fn an_amount_only_goes_down_and_only_for_class_limit() {
     let lower = |value| Changes { capture_value: Some(value), ..Changes::default() };
-    let replay = prepared(&letter(Class::Limit, "c"), &lower(60)).unwrap();
+    let replay = prepared(&dead_letter(Class::Limit, "c"), &lower(60)).unwrap();
     assert_eq!(replay.amount, Some(hkd("60")));
     assert_eq!(Job::parse(&replay.body).unwrap().amount, hkd("60"));
     for value in [0, 100, 101] {
-        assert!(prepared(&letter(Class::Limit, "c"), &lower(value)).is_err(), "{value}");
+        assert!(prepared(&dead_letter(Class::Limit, "c"), &lower(value)).is_err(), "{value}");
     }
     for class in Class::ALL.into_iter().filter(|class| *class != Class::Limit) {
-        assert!(prepared(&letter(class, "c"), &lower(60)).is_err(), "{class}");
+        assert!(prepared(&dead_letter(class, "c"), &lower(60)).is_err(), "{class}");
     }
 }
 
@@ -167,7 +173,7 @@ fn an_expired_job_needs_a_new_time_unless_it_was_sent() {
     let changes = Changes { expires_at: Some(later), ..Changes::default() };
     let replay = prepared(&with_body(Class::Expired, body), &changes).unwrap();
     assert_eq!(Job::parse(&replay.body).unwrap().expires_at, Some(later));
-    assert!(prepared(&letter(Class::Poison, "c"), &changes).is_err(), "byte for byte");
+    assert!(prepared(&dead_letter(Class::Poison, "c"), &changes).is_err(), "byte for byte");
 }
 
 #[test]
@@ -181,17 +187,17 @@ fn an_invalid_body_is_replayed_byte_for_byte_or_refused() {
 
 #[test]
 fn a_fresh_id_needs_evidence_that_its_parent_captured_nothing() {
-    let risk = letter(Class::Risk, "c");
+    let risk = dead_letter(Class::Risk, "c");
     let seen = |transactions| {
         let body = InquiryBody {
             payment_id: Some("p".into()),
             transactions: Some(transactions),
             ..InquiryBody::default()
         };
-        Seen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &Codes::default())
+        CaptureSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &Codes::default())
     };
     let nothing = PaymentSeen::default();
-    let went = |seen: &Seen| match decided(&risk, seen, &nothing) {
+    let went = |seen: &CaptureSeen| match decided(&risk, seen, &nothing) {
         Decision::Send(_) => "sent",
         Decision::Settle(_) => "settled",
         Decision::Refuse(_) => "refused",
@@ -212,13 +218,17 @@ fn a_fresh_id_needs_evidence_that_its_parent_captured_nothing() {
         answer(Signature::Good, "U", "REQUEST_TRAFFIC_EXCEED_LIMIT", InquiryBody::default()),
         Reply::NotSent("refused".into()),
     ] {
-        assert_eq!(went(&Seen::of(&reply, &job(), &Codes::default())), "refused", "{reply:?}");
+        assert_eq!(
+            went(&CaptureSeen::of(&reply, &job(), &Codes::default())),
+            "refused",
+            "{reply:?}"
+        );
     }
 }
 
 #[test]
 fn the_rest_of_the_authorization_limits_a_fresh_id() {
-    let limit = letter(Class::Limit, "c");
+    let limit = dead_letter(Class::Limit, "c");
     let left = |value: &str, captured: Vec<Transaction>| {
         let body = InquiryBody {
             payment_id: Some("p".into()),
@@ -229,17 +239,20 @@ fn the_rest_of_the_authorization_limits_a_fresh_id() {
         PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &history())
     };
     let goes = |payment: &PaymentSeen| {
-        matches!(decided(&limit, &Seen::NoSuchCapture, payment), Decision::Send(_))
+        matches!(decided(&limit, &CaptureSeen::NoSuchCapture, payment), Decision::Send(_))
     };
     assert!(goes(&left("100", Vec::new())));
     let captured = || vec![transaction("SUCCESS", None)];
     assert!(goes(&left("200", captured())));
     assert_eq!(left("160", captured()).left, Some(60));
-    let Decision::Refuse(refusal) = decided(&limit, &Seen::NoSuchCapture, &left("160", captured()))
+    let Decision::Refuse(refusal) =
+        decided(&limit, &CaptureSeen::NoSuchCapture, &left("160", captured()))
     else {
         panic!("sent")
     };
-    assert!(refusal.instead.contains("--capture-value 60"), "{refusal:?}");
+    let currency = hkd("60").currency();
+    let over = EvidenceRefusal::OverAuthorization { currency, left: 60, may_lower: true };
+    assert_eq!(refusal, over.into());
     let over = PaymentSeen {
         authorized_until: Some("2020-01-01T00:00:00Z".into()),
         ..PaymentSeen::default()
@@ -250,7 +263,7 @@ fn the_rest_of_the_authorization_limits_a_fresh_id() {
 /// By now, only the gateway may know that the id was replaced.
 #[test]
 fn an_id_that_was_sent_is_replayed_only_after_a_signed_inquiry() {
-    let nothing = || Seen::Nothing { reason: "HTTP status 503".into(), code: None };
+    let nothing = || CaptureSeen::Nothing { reason: "HTTP status 503".into(), code: None };
     let none = PaymentSeen::default();
     for (class, goes) in [
         (Class::InDoubt, false),
@@ -258,15 +271,16 @@ fn an_id_that_was_sent_is_replayed_only_after_a_signed_inquiry() {
         (Class::Unreachable, true),
         (Class::Expired, true),
     ] {
-        let letter = letter(class, "c");
-        let sent = DeadLetter { history: sent_history(), ..letter.clone() };
-        for (letter, goes) in [(letter, goes), (sent, false)] {
-            let decision = decided(&letter, &nothing(), &none);
+        let dead_letter = dead_letter(class, "c");
+        let sent = DeadLetter { history: sent_history(), ..dead_letter.clone() };
+        for (dead_letter, goes) in [(dead_letter, goes), (sent, false)] {
+            let decision = decided(&dead_letter, &nothing(), &none);
             assert_eq!(matches!(decision, Decision::Send(_)), goes, "{class}");
             if let Decision::Refuse(refusal) = decision {
-                assert!(refusal.instead.contains("dead discard"), "{refusal:?}");
+                let reason = "HTTP status 503".to_owned();
+                assert_eq!(refusal, EvidenceRefusal::OutcomeUnknown(reason).into());
             }
-            let decision = decided(&letter, &Seen::NoSuchCapture, &none);
+            let decision = decided(&dead_letter, &CaptureSeen::NoSuchCapture, &none);
             assert!(matches!(decision, Decision::Send(_)), "{class}");
         }
     }
@@ -274,7 +288,7 @@ fn an_id_that_was_sent_is_replayed_only_after_a_signed_inquiry() {
 
 #[test]
 fn a_fresh_id_is_sent_again_only_without_later_active_ids() {
-    let risk = letter(Class::Risk, "c");
+    let risk = dead_letter(Class::Risk, "c");
     let item = |generation: usize, amount: &str, status: &str| Transaction {
         request_id: Some((0..generation).fold("c".to_owned(), |id, _| fresh_id(&id))),
         amount: Some(Ok(hkd(amount))),
@@ -296,8 +310,8 @@ fn a_fresh_id_is_sent_again_only_without_later_active_ids() {
         };
         let reply = answer(Signature::Good, "S", "SUCCESS", body);
         let payment = PaymentSeen::of(&reply, &job(), &history());
-        let seen = Seen::of(&reply, &job(), &Codes::default());
-        assert_eq!(seen, Seen::NoSuchCapture, "none of them is a capture of the id itself");
+        let seen = CaptureSeen::of(&reply, &job(), &Codes::default());
+        assert_eq!(seen, CaptureSeen::NoSuchCapture, "none of them is a capture of the id itself");
         let decision = decided(&risk, &seen, &payment);
         assert_eq!(matches!(decision, Decision::Send(_)), goes, "{items:?}");
     }
@@ -325,14 +339,15 @@ fn a_fresh_id_keeps_the_forwarded_fields() {
 fn an_amount_with_goods_is_not_lowered() {
     let lower = Changes { capture_value: Some(60), ..Changes::default() };
     let goods = over_the_limit(r#""captureType":"NON_FINAL","goods":[{"goodsQuantity":"1"}]"#);
-    let refusal = prepared(&goods, &lower).unwrap_err();
-    assert!(refusal.reason.contains("goods"), "{refusal:?}");
+    assert_eq!(prepared(&goods, &lower), Err(PolicyRefusal::HasGoods));
     assert!(unchanged(&goods).is_ok());
     let seen = PaymentSeen { left: Some(60), ..PaymentSeen::default() };
-    let Decision::Refuse(refusal) = decided(&goods, &Seen::NoSuchCapture, &seen) else {
+    let Decision::Refuse(refusal) = decided(&goods, &CaptureSeen::NoSuchCapture, &seen) else {
         panic!("sent")
     };
-    assert!(!refusal.instead.contains("--capture-value"), "{refusal:?}");
+    let currency = hkd("60").currency();
+    let over = EvidenceRefusal::OverAuthorization { currency, left: 60, may_lower: false };
+    assert_eq!(refusal, over.into());
 }
 
 #[test]
@@ -350,7 +365,8 @@ fn a_lowered_final_capture_gives_up_the_rest() {
 #[test]
 fn invalid_forwarded_fields_allow_no_fresh_id() {
     let broken = over_the_limit(r#""captureType":"LAST""#);
-    assert!(unchanged(&broken).unwrap_err().reason.contains("`captureType`"));
+    let refusal = unchanged(&broken).unwrap_err();
+    assert!(matches!(refusal, PolicyRefusal::InvalidForwardedFields(_)), "{refusal:?}");
     let in_doubt = DeadLetter { class: Class::InDoubt, ..broken };
     assert!(unchanged(&in_doubt).is_ok(), "a job that was sent is followed to its end");
 }
@@ -367,9 +383,9 @@ fn an_id_is_not_replayed_beside_its_active_child() {
         };
         PaymentSeen::of(&answer(Signature::Good, "S", "SUCCESS", body), &job(), &history())
     };
-    let doubt = letter(Class::InDoubt, "c");
+    let doubt = dead_letter(Class::InDoubt, "c");
     for (status, goes) in [("SUCCESS", false), ("PROCESSING", false), ("FAIL", true)] {
-        let decision = decided(&doubt, &Seen::NoSuchCapture, &seen(status));
+        let decision = decided(&doubt, &CaptureSeen::NoSuchCapture, &seen(status));
         assert_eq!(matches!(decision, Decision::Send(_)), goes, "{status}");
     }
 }

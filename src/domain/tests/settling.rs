@@ -4,24 +4,29 @@ use super::*;
 use crate::domain::{
     capture::{
         class::Class,
-        outcome::{Capture, Deferral, Doubt, DoubtKind, Release, Throttle, Verdict},
+        outcome::{Capture, Deferral, Doubt, DoubtKind, FailureVerdict, Release, Throttle},
     },
     job::JobError,
 };
 
 fn doubt() -> Outcome {
-    let word = Some(LastWord::new("UNKNOWN_EXCEPTION", "U"));
-    Outcome::InDoubt(Doubt { reason: "not known".into(), kind: DoubtKind::Unknown, word })
+    let last_reply = Some(LastReply::new("UNKNOWN_EXCEPTION", "U"));
+    Outcome::InDoubt(Doubt { reason: "not known".into(), kind: DoubtKind::Unknown, last_reply })
 }
 
 fn account() -> Outcome {
     let code = Some("KEY_NOT_FOUND".into());
-    Outcome::Account(Verdict { class: Class::Access, code, message: None, signed: false })
+    Outcome::Unauthenticated(FailureVerdict {
+        class: Class::Access,
+        code,
+        message: None,
+        signed: false,
+    })
 }
 
 fn throttled(retry_after: Option<u64>) -> Outcome {
     let retry_after = retry_after.map(Duration::from_secs);
-    Outcome::Throttled(Throttle { retry_after, word: None })
+    Outcome::Throttled(Throttle { retry_after, last_reply: None })
 }
 
 fn deferred() -> Outcome {
@@ -33,7 +38,7 @@ fn old(history: History) -> History {
 }
 
 #[track_caller]
-fn check(outcome: Outcome, sent: Sent, history: &History, expected: &str) {
+fn check(outcome: Outcome, sent: SentState, history: &History, expected: &str) {
     assert_eq!(describe(&settled(outcome, sent, history)), expected);
 }
 
@@ -41,38 +46,39 @@ fn check(outcome: Outcome, sent: Sent, history: &History, expected: &str) {
 fn n_delays_make_n_plus_1_attempts() {
     let mut history = history();
     for delay in [5, 15, 60] {
-        let Settlement::Retry { delay: waits, carry } = settled(doubt(), Sent::No, &history) else {
+        let Settlement::Retry { delay: waits, carry } = settled(doubt(), SentState::No, &history)
+        else {
             panic!("given up too early: {history:?}");
         };
         assert_eq!(waits.as_secs(), delay);
         history = carry;
     }
-    check(doubt(), Sent::Yes, &history, "dead in_doubt after 4, result in_doubt");
+    check(doubt(), SentState::Yes, &history, "dead in_doubt after 4, result in_doubt");
 }
 
 #[test]
 fn a_job_past_its_maximum_age_is_given_up() {
     let history = old(History { attempts: 1, ..history() });
-    check(doubt(), Sent::Yes, &history, "dead in_doubt after 2, result in_doubt");
+    check(doubt(), SentState::Yes, &history, "dead in_doubt after 2, result in_doubt");
     check(
         Outcome::NotSent("refused".into()),
-        Sent::No,
+        SentState::No,
         &history,
         "dead unreachable after 2, result failed.unreachable",
     );
-    check(deferred(), Sent::No, &history, "dead expired after 1, result failed.expired");
-    check(account(), Sent::No, &history, "dead access after 1, result failed.access");
-    check(throttled(None), Sent::No, &history, "dead in_doubt after 1, result in_doubt");
+    check(deferred(), SentState::No, &history, "dead expired after 1, result failed.expired");
+    check(account(), SentState::No, &history, "dead access after 1, result failed.access");
+    check(throttled(None), SentState::No, &history, "dead in_doubt after 1, result in_doubt");
 }
 
 #[test]
 fn a_sent_id_that_runs_out_of_time_is_in_doubt() {
     let plain = old(history());
     for (sent, history) in [
-        (Sent::Yes, plain.clone()),
-        (Sent::Unknown, plain.clone()),
-        (Sent::No, old(sent_history())),
-        (Sent::No, History { redelivered: true, ..plain }),
+        (SentState::Yes, plain.clone()),
+        (SentState::Unknown, plain.clone()),
+        (SentState::No, old(sent_history())),
+        (SentState::No, History { redelivered: true, ..plain }),
     ] {
         for outcome in [deferred(), account()] {
             let expected = format!("dead in_doubt after {}, result in_doubt", history.attempts);
@@ -86,16 +92,16 @@ fn a_sent_id_that_runs_out_of_time_is_in_doubt() {
 #[test]
 fn a_deferral_waits_by_its_own_schedule_and_spends_no_attempt() {
     let nth = |deferrals| History { deferrals, attempts: 2, ..history() };
-    check(deferred(), Sent::No, &nth(0), "wait 1s, 2 attempts, 1 deferrals");
-    check(deferred(), Sent::No, &nth(1), "wait 4s, 2 attempts, 2 deferrals");
-    check(deferred(), Sent::No, &nth(7), "wait 4s, 2 attempts, 8 deferrals");
-    check(deferred(), Sent::Yes, &nth(0), "wait 1s, 2 attempts, 1 deferrals, sent");
-    check(account(), Sent::No, &nth(0), "wait 1s, 2 attempts, 1 deferrals");
-    check(throttled(None), Sent::No, &nth(0), "wait 1s, 2 attempts, 1 deferrals, sent");
-    check(throttled(Some(2)), Sent::No, &nth(0), "wait 4s, 2 attempts, 1 deferrals, sent");
-    check(throttled(Some(1)), Sent::No, &nth(1), "wait 1s, 2 attempts, 2 deferrals, sent");
-    check(throttled(Some(60)), Sent::No, &nth(0), "wait 4s, 2 attempts, 1 deferrals, sent");
-    check(doubt(), Sent::No, &nth(3), "wait 60s, 3 attempts, 0 deferrals, sent");
+    check(deferred(), SentState::No, &nth(0), "wait 1s, 2 attempts, 1 deferrals");
+    check(deferred(), SentState::No, &nth(1), "wait 4s, 2 attempts, 2 deferrals");
+    check(deferred(), SentState::No, &nth(7), "wait 4s, 2 attempts, 8 deferrals");
+    check(deferred(), SentState::Yes, &nth(0), "wait 1s, 2 attempts, 1 deferrals, sent");
+    check(account(), SentState::No, &nth(0), "wait 1s, 2 attempts, 1 deferrals");
+    check(throttled(None), SentState::No, &nth(0), "wait 1s, 2 attempts, 1 deferrals, sent");
+    check(throttled(Some(2)), SentState::No, &nth(0), "wait 4s, 2 attempts, 1 deferrals, sent");
+    check(throttled(Some(1)), SentState::No, &nth(1), "wait 1s, 2 attempts, 2 deferrals, sent");
+    check(throttled(Some(60)), SentState::No, &nth(0), "wait 4s, 2 attempts, 1 deferrals, sent");
+    check(doubt(), SentState::No, &nth(3), "wait 60s, 3 attempts, 0 deferrals, sent");
 }
 
 /// The broker could drop the job until it is published anew.
@@ -103,36 +109,46 @@ fn a_deferral_waits_by_its_own_schedule_and_spends_no_attempt() {
 fn a_job_with_a_death_header_is_republished_at_any_age() {
     let forged = Outcome::Deferred(Deferral::DeathHeader);
     let smallest = "wait 1s, 0 attempts, 1 deferrals";
-    check(forged.clone(), Sent::Unknown, &History { attempts: 0, ..history() }, smallest);
-    check(forged, Sent::Unknown, &old(History { attempts: 0, ..history() }), smallest);
+    check(forged.clone(), SentState::Unknown, &History { attempts: 0, ..history() }, smallest);
+    check(forged, SentState::Unknown, &old(History { attempts: 0, ..history() }), smallest);
 }
 
 #[test]
 fn malformed_expired_and_poison_jobs_are_reported_as_such() {
     let not_a_job = Outcome::Malformed { error: JobError::NoAmount, inquired: false };
-    check(not_a_job, Sent::Unknown, &history(), "dead malformed after 0, result failed.malformed");
+    check(
+        not_a_job,
+        SentState::Unknown,
+        &history(),
+        "dead malformed after 0, result failed.malformed",
+    );
     let inquired = Outcome::Malformed { error: JobError::NoAmount, inquired: true };
-    assert_eq!(inquired.release(), Release::EndHold);
-    check(inquired, Sent::Yes, &sent_history(), "dead malformed after 2, result failed.malformed");
+    assert_eq!(inquired.release(), Release::EndBlock);
+    check(
+        inquired,
+        SentState::Yes,
+        &sent_history(),
+        "dead malformed after 2, result failed.malformed",
+    );
     check(
         Outcome::Expired { inquired: false },
-        Sent::No,
+        SentState::No,
         &history(),
         "dead expired after 0, result failed.expired",
     );
     let expired = Outcome::Expired { inquired: true };
-    check(expired, Sent::Yes, &sent_history(), "dead expired after 2, result failed.expired");
-    check(Outcome::Poison, Sent::Unknown, &history(), "dead poison after 0, result in_doubt");
-    check(Outcome::HandBack, Sent::Unknown, &history(), "handed back");
+    check(expired, SentState::Yes, &sent_history(), "dead expired after 2, result failed.expired");
+    check(Outcome::Poison, SentState::Unknown, &history(), "dead poison after 0, result in_doubt");
+    check(Outcome::HandBack, SentState::Unknown, &history(), "handed back");
 }
 
 #[test]
 fn a_recorded_outcome_spends_no_attempt() {
     let outcome = Outcome::Captured(Capture::default());
-    let attempt = Attempt {
+    let attempt = FinishedAttempt {
         subject: job().subject(),
         outcome,
-        sent: Sent::Yes,
+        sent: SentState::Yes,
         remembered: true,
         evidence: None,
         outage: false,
@@ -143,23 +159,23 @@ fn a_recorded_outcome_spends_no_attempt() {
 
 #[test]
 fn a_dead_letter_holds_the_reason_and_whether_it_was_signed() {
-    let verdict = Verdict {
+    let verdict = FailureVerdict {
         class: Class::Risk,
         code: Some("RISK_REJECT".into()),
         message: Some("no".into()),
         signed: true,
     };
-    let Settlement::Dead { letter, carry, result } =
-        settled(Outcome::Failed(verdict), Sent::No, &history())
+    let Settlement::Dead { reason, carry, result } =
+        settled(Outcome::Failed(verdict), SentState::No, &history())
     else {
         panic!("not given up")
     };
     assert_eq!(
-        (letter.code.as_deref(), letter.status.as_deref()),
+        (reason.code.as_deref(), reason.status.as_deref()),
         (Some("RISK_REJECT"), Some("F"))
     );
-    assert_eq!((letter.signed, letter.dead_at_ms, letter.message.as_str()), (true, NOW_MS, "no"));
-    assert_eq!(carry.last_word, Some(LastWord::new("RISK_REJECT", "F")));
+    assert_eq!((reason.signed, reason.dead_at_ms, reason.message.as_str()), (true, NOW_MS, "no"));
+    assert_eq!(carry.last_reply, Some(LastReply::new("RISK_REJECT", "F")));
     let result = serde_json::to_value(result.unwrap()).unwrap();
     assert_eq!(
         result,
@@ -181,10 +197,10 @@ fn a_dead_letter_holds_the_reason_and_whether_it_was_signed() {
 #[test]
 fn a_malformed_job_without_a_readable_id_has_no_result() {
     let malformed = Job::parse(b"{}").unwrap_err();
-    let attempt = Attempt {
+    let attempt = FinishedAttempt {
         subject: malformed.subject,
         outcome: Outcome::Malformed { error: malformed.reason, inquired: false },
-        sent: Sent::Unknown,
+        sent: SentState::Unknown,
         remembered: false,
         evidence: None,
         outage: false,

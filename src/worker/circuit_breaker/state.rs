@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 use super::recent::RecentPayments;
-use crate::domain::capture::health::Illness;
+use crate::domain::capture::health::FailedReply;
 
 /// How many failed payments are kept for probes.
 const FAILED_MAX: usize = 64;
@@ -82,8 +82,8 @@ impl BreakerState {
     }
 
     /// Counts a failure. Returns `false` if it is ignored because the fault lies with the payment.
-    pub(super) fn count(&mut self, payment_id: &str, illness: Illness) -> bool {
-        if illness == Illness::NotSent {
+    pub(super) fn count(&mut self, payment_id: &str, illness: FailedReply) -> bool {
+        if illness == FailedReply::NotSent {
             self.not_sent = self.not_sent.saturating_add(1);
             self.waiting.put(payment_id);
         } else {

@@ -2,9 +2,11 @@
 
 use crate::{
     domain::{
-        capture::reply::{InquiryReply, Reply, Signature, Standing, Status, Transaction},
+        capture::{
+            family::fresh_id,
+            reply::{InquiryReply, Reply, Signature, Standing, Status, Transaction},
+        },
         money::Money,
-        replay::fresh_id,
     },
     gateway::Gateway,
     lease::{Inspection, Leases},
@@ -20,7 +22,7 @@ pub struct StatusOf {
     /// What Redis knows; an error if Redis is unavailable.
     pub redis: Result<Inspection, String>,
     /// What the gateway shows, if it knows the id; an error if the reply proves nothing.
-    pub gateway: Result<Option<Shown>, String>,
+    pub gateway: Result<Option<GatewayStatus>, String>,
     /// Whether the gateway replied at all.
     pub is_answered: bool,
     /// The ancestors, the oldest first, then the descendants.
@@ -29,7 +31,7 @@ pub struct StatusOf {
 
 /// What the gateway shows about an id: the transaction of it that says most.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct GatewayStatus {
     /// What the transaction proves.
     pub standing: Standing,
     /// The status as the gateway wrote it: SUCCESS, FAIL, PROCESSING or another one.
@@ -50,9 +52,9 @@ pub struct Relative {
     /// The captureRequestId of the relative.
     pub capture_request_id: String,
     /// Whether it is an ancestor; otherwise it is a descendant.
-    pub is_forebear: bool,
+    pub is_ancestor: bool,
     /// What the gateway shows about it, if anything.
-    pub gateway: Option<Shown>,
+    pub gateway: Option<GatewayStatus>,
     /// What Redis knows about it; `None` if Redis is unavailable.
     pub redis: Option<Inspection>,
 }
@@ -63,9 +65,9 @@ impl StatusOf {
         let reply = gateway.inquire(payment_id).await;
         let is_answered = matches!(reply, Reply::Answered(_));
         let transactions = transactions(reply, payment_id);
-        let redis = leases.inspect(payment_id, id).await.map_err(|away| away.to_string());
+        let redis = leases.inspect(payment_id, id).await.map_err(|error| error.to_string());
         let items = transactions.as_deref().unwrap_or_default();
-        let mut family = forebears(items, id);
+        let mut family = ancestors(items, id);
         let mut child = fresh_id(id);
         for _ in 0..GENERATIONS_MAX {
             let gateway = shown(items, &child);
@@ -77,12 +79,12 @@ impl StatusOf {
                 || redis.as_ref().is_some_and(|redis| redis.sent || redis.recorded.is_some());
             if is_known {
                 let capture_request_id = child;
-                family.push(Relative { capture_request_id, is_forebear: false, gateway, redis });
+                family.push(Relative { capture_request_id, is_ancestor: false, gateway, redis });
             }
             child = next;
         }
-        for forebear in family.iter_mut().filter(|relative| relative.is_forebear) {
-            forebear.redis = leases.inspect(payment_id, &forebear.capture_request_id).await.ok();
+        for ancestor in family.iter_mut().filter(|relative| relative.is_ancestor) {
+            ancestor.redis = leases.inspect(payment_id, &ancestor.capture_request_id).await.ok();
         }
         let gateway = transactions.as_ref().map(|items| shown(items, id)).map_err(Clone::clone);
         Self { redis, gateway, is_answered, family }
@@ -91,22 +93,22 @@ impl StatusOf {
 
 /// The ancestors of an id, the oldest first. The id of a child is a hash and does not reveal its
 /// parent. But the gateway lists every id of the payment, and each id has exactly one child.
-fn forebears(items: &[Transaction], id: &str) -> Vec<Relative> {
-    let mut forebears: Vec<Relative> = Vec::new();
+fn ancestors(items: &[Transaction], id: &str) -> Vec<Relative> {
+    let mut ancestors: Vec<Relative> = Vec::new();
     let mut youngest = id.to_owned();
-    while forebears.len() < GENERATIONS_MAX {
+    while ancestors.len() < GENERATIONS_MAX {
         let ids = items.iter().filter_map(|item| item.request_id.as_deref());
         let Some(parent) = ids.into_iter().find(|id| fresh_id(id) == youngest) else { break };
         parent.clone_into(&mut youngest);
-        forebears.push(Relative {
+        ancestors.push(Relative {
             capture_request_id: parent.to_owned(),
-            is_forebear: true,
+            is_ancestor: true,
             gateway: shown(items, parent),
             redis: None,
         });
     }
-    forebears.reverse();
-    forebears
+    ancestors.reverse();
+    ancestors
 }
 
 /// The transactions in a signed reply to an inquiry, or why there are none.
@@ -131,17 +133,9 @@ fn transactions(reply: InquiryReply, payment_id: &str) -> Result<Vec<Transaction
     answer.body.transactions.ok_or_else(|| "the reply has no readable transactions".into())
 }
 
-/// The transaction of an id that says most: captured, then one that contradicts itself (it is
-/// shown, but proves no final outcome), then in process, then failed.
-fn shown(items: &[Transaction], id: &str) -> Option<Shown> {
-    let ours = items.iter().filter(|item| item.request_id.as_deref() == Some(id));
-    let rank = |item: &&Transaction| match item.standing() {
-        Standing::Captured => 0,
-        Standing::Unclear => 1,
-        Standing::InProcess => 2,
-        Standing::Failed => 3,
-    };
-    ours.min_by_key(rank).map(|item| Shown {
+/// What the transaction of an id that says most shows.
+fn shown(items: &[Transaction], id: &str) -> Option<GatewayStatus> {
+    Transaction::most_telling(items, id).map(|item| GatewayStatus {
         standing: item.standing(),
         status: item.status.clone().unwrap_or_default(),
         code: item.result.as_ref().map(|result| result.code.clone()),
@@ -171,10 +165,10 @@ mod tests {
             item("first", "FAIL"),
             item(&child, "SUCCESS"),
         ];
-        let found = forebears(&items, &grandchild);
+        let found = ancestors(&items, &grandchild);
         let ids: Vec<&str> = found.iter().map(|one| one.capture_request_id.as_str()).collect();
         assert_eq!(ids, ["first", child.as_str()]);
         assert_eq!(found[1].gateway.as_ref().unwrap().status, "SUCCESS");
-        assert!(forebears(&items, "other").is_empty());
+        assert!(ancestors(&items, "other").is_empty());
     }
 }
