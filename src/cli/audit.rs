@@ -7,10 +7,11 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Exit, complain,
+    Exit,
     desk::plain,
     json::Array,
     name_list::{NameList, all},
+    print_error,
     settings::{self, Service},
     table::TextTable,
     watch::Watch,
@@ -88,7 +89,7 @@ impl Audit {
             // An error means that logging was started already, which is no problem here.
             drop(telemetry::start(settings.log.format, "capture_worker=warn", None));
             settings::broker_options(&settings).map_err(|errors| {
-                errors.iter().for_each(|error| complain(&format!("error: {error}")));
+                errors.iter().for_each(|error| print_error(&format!("error: {error}")));
                 Exit::Usage
             })
         });
@@ -102,7 +103,7 @@ impl Audit {
         let session = match Session::open(&broker).await {
             Ok(session) => session,
             Err(error) => {
-                complain(&format!("error: cannot use the broker: {error}"));
+                print_error(&format!("error: cannot use the broker: {error}"));
                 return Exit::Failed;
             }
         };
@@ -111,11 +112,11 @@ impl Audit {
         match printed {
             Ok(true) => Exit::Done,
             Ok(false) => {
-                complain("interrupted: no record was printed");
+                print_error("interrupted: no record was printed");
                 Exit::Failed
             }
             Err(error) => {
-                complain(&format!("error: {error}"));
+                print_error(&format!("error: {error}"));
                 Exit::Failed
             }
         }
@@ -131,7 +132,7 @@ impl Audit {
         let (mut newest, mut older) = (VecDeque::new(), 0_u64);
         let mut unreadable = 0_u64;
         let waits = || {
-            complain(
+            print_error(
                 "another command is reading the audit queue: waiting for it to end (Ctrl-C stops \
                  waiting)",
             );
@@ -175,10 +176,10 @@ impl Audit {
             table.flush();
         }
         if older > 0 {
-            complain(&format!("{older} older records match too: use --limit N or --all"));
+            print_error(&format!("{older} older records match too: use --limit N or --all"));
         }
         if unreadable > 0 {
-            complain(&format!(
+            print_error(&format!(
                 "warning: {unreadable} messages in the audit queue are not audit records: skipped"
             ));
         }
@@ -186,20 +187,20 @@ impl Audit {
     }
 
     fn takes(&self, record: &Record, now: OffsetDateTime) -> bool {
-        let letter = &record.letter;
+        let dead_letter = &record.dead_letter;
         let ids = [
-            letter.capture_request_id.as_ref(),
+            dead_letter.capture_request_id.as_ref(),
             record.to.as_ref().and_then(|to| to.capture_request_id.as_ref()),
         ];
         let age = parse_rfc3339(&record.at).map(|at| now - at);
         let is_older = |limit: Duration| age.is_some_and(|age| age > limit);
         let names = [Some(record.who.as_str()), record.as_.as_deref()];
         let (classes, actions) = (all(&self.class), all(&self.action));
-        (classes.is_empty() || classes.contains(&letter.class))
+        (classes.is_empty() || classes.contains(&dead_letter.class))
             && (actions.is_empty() || actions.contains(&record.action))
             && (self.id.is_empty() || ids.into_iter().flatten().any(|id| self.id.contains(id)))
             && (self.payment.is_empty()
-                || letter.payment_id.as_ref().is_some_and(|id| self.payment.contains(id)))
+                || dead_letter.payment_id.as_ref().is_some_and(|id| self.payment.contains(id)))
             && self.who.as_ref().is_none_or(|who| {
                 names.into_iter().flatten().any(|name| name.contains(who.as_str()))
             })
@@ -210,14 +211,15 @@ impl Audit {
 
 /// An audit record as a row of the table.
 fn row(record: &Record) -> [String; 7] {
-    let letter = &record.letter;
+    let dead_letter = &record.dead_letter;
     let or_none = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), plain);
-    let amount = letter.capture_amount.map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let amount =
+        dead_letter.capture_amount.map_or_else(|| "-".to_owned(), |amount| amount.to_string());
     let as_ = record.as_.as_deref().map(|as_| format!(" as {}", plain(as_))).unwrap_or_default();
     let mut details = Vec::new();
     if let Some(to) = &record.to {
         let id = or_none(to.capture_request_id.as_deref());
-        let lowered = to.capture_amount.filter(|sent| Some(*sent) != letter.capture_amount);
+        let lowered = to.capture_amount.filter(|sent| Some(*sent) != dead_letter.capture_amount);
         let lowered = lowered.map_or_else(String::new, |sent| format!(", {sent}"));
         details.push(format!("-> {id} ({}{lowered})", to.policy));
     }
@@ -230,8 +232,8 @@ fn row(record: &Record) -> [String; 7] {
         record.at.clone(),
         format!("{}{as_}", plain(&record.who)),
         record.action.name().to_owned(),
-        letter.class.to_string(),
-        or_none(letter.capture_request_id.as_deref()),
+        dead_letter.class.to_string(),
+        or_none(dead_letter.capture_request_id.as_deref()),
         amount,
         if details.is_empty() { "-".to_owned() } else { details.join("; ") },
     ]

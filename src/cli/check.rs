@@ -5,9 +5,9 @@ use std::{path::Path, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Exit, complain,
+    Exit,
     desk::plain,
-    say, say_json,
+    print_error, print_json, print_line,
     settings::{self, Service},
 };
 use crate::{
@@ -61,7 +61,7 @@ impl Check {
                 for error in
                     [broker.err(), leases.err(), gateway.err()].into_iter().flatten().flatten()
                 {
-                    complain(&format!("error: {error}"));
+                    print_error(&format!("error: {error}"));
                 }
                 return Exit::Usage;
             }
@@ -95,18 +95,18 @@ impl Check {
             let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
             let document =
                 serde_json::json!({"settings": shown, "warnings": warnings, "checks": found});
-            return say_json(&document);
+            return print_json(&document);
         }
         for (key, value) in settings.describe() {
-            say(&format!("{key} = {value}"));
+            print_line(&format!("{key} = {value}"));
         }
         for warning in warnings {
-            complain(&format!("warning: {warning}"));
+            print_error(&format!("warning: {warning}"));
         }
         for Finding { what, result } in findings {
             match result {
-                Ok(text) => say(&format!("{what}: ok, {}", plain(text))),
-                Err(text) => say(&format!("{what}: FAILED, {}", plain(text))),
+                Ok(text) => print_line(&format!("{what}: ok, {}", plain(text))),
+                Err(text) => print_line(&format!("{what}: FAILED, {}", plain(text))),
             }
         }
     }

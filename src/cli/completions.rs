@@ -3,7 +3,7 @@
 use clap::CommandFactory as _;
 use clap_complete::{Shell, generate};
 
-use super::{Cli, Exit, print::say_verbatim};
+use super::{Cli, Exit, print::print_verbatim};
 
 #[derive(clap::Args)]
 pub(super) struct Completions {
@@ -16,7 +16,7 @@ impl Completions {
     pub(super) fn run(&self) -> Exit {
         let mut script = Vec::new();
         generate(self.shell, &mut Cli::command(), "capture-worker", &mut script);
-        say_verbatim(&String::from_utf8_lossy(&script));
+        print_verbatim(&String::from_utf8_lossy(&script));
         Exit::Done
     }
 }

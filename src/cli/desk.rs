@@ -9,7 +9,7 @@ use std::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::complain;
+use super::print_error;
 use crate::{dead_letters::Who, lease::Leases, sanitize};
 
 /// How long a command waits for Redis before it starts without it.
@@ -41,7 +41,7 @@ pub(super) fn can_ask() -> bool {
 
 /// Asks a question on the terminal. True only if the answer is yes; Ctrl-C means no.
 pub(super) async fn confirm(question: &str, stop: &CancellationToken) -> bool {
-    complain(&format!("{question} [y/N]"));
+    print_error(&format!("{question} [y/N]"));
     let answer = tokio::task::spawn_blocking(|| {
         let mut answer = String::new();
         std::io::stdin().lock().read_line(&mut answer).map(|_| answer)

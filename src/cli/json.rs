@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{say_json, say_json_part};
+use super::{print_json, print_json_part};
 
 /// An array whose beginning is printed already.
 pub(super) struct Array {
@@ -12,18 +12,18 @@ pub(super) struct Array {
 impl Array {
     /// Prints the opening bracket.
     pub(super) fn begin() -> Self {
-        say_json_part("[");
+        print_json_part("[");
         Self { is_empty: true }
     }
 
     /// Prints one more entry, on a line of its own.
     pub(super) fn add(&mut self, entry: &Value) {
         let before = if std::mem::replace(&mut self.is_empty, false) { "\n" } else { ",\n" };
-        say_json_part(&format!("{before}{entry}"));
+        print_json_part(&format!("{before}{entry}"));
     }
 
     /// Prints the closing bracket. Without it, the document is not valid JSON.
     pub(super) fn end(self) {
-        say_json(if self.is_empty { &"]" } else { &"\n]" });
+        print_json(if self.is_empty { &"]" } else { &"\n]" });
     }
 }

@@ -8,7 +8,7 @@ use clap_mangen::{
     roff::{Roff, roman},
 };
 
-use super::{Cli, Exit, complain, print::say_verbatim};
+use super::{Cli, Exit, print::print_verbatim, print_error};
 
 #[derive(clap::Args)]
 pub(super) struct ManPage {
@@ -26,7 +26,7 @@ impl ManPage {
         let (mut found, mut path) = (&main, main.get_name().to_owned());
         for name in &self.command {
             let Some(command) = found.find_subcommand(name) else {
-                complain(&format!(
+                print_error(&format!(
                     "error: there is no command `{path} {name}`: `{path} --help` lists the commands"
                 ));
                 return Exit::Usage;
@@ -36,11 +36,11 @@ impl ManPage {
         }
         match page(found) {
             Ok(page) => {
-                say_verbatim(&page);
+                print_verbatim(&page);
                 Exit::Done
             }
             Err(error) => {
-                complain(&format!("error: cannot make the manual page of `{path}`: {error}"));
+                print_error(&format!("error: cannot make the manual page of `{path}`: {error}"));
                 Exit::Failed
             }
         }

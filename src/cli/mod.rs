@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod dead;
 mod desk;
+mod exit;
 mod json;
 mod manpage;
 mod name_list;
@@ -26,33 +27,13 @@ use clap::{
     parser::ValueSource,
 };
 
-use self::print::{complain, has_failed, is_lost, say, say_json, say_json_part};
+pub(crate) use self::exit::Exit;
+use self::print::{has_failed, is_lost, print_error, print_json, print_json_part, print_line};
 
 /// The stack of each thread, in bytes. A publisher decides how deep header tables and JSON bodies
 /// are nested, and the code that walks them recurses once per level: a default stack can overflow.
 /// Only the part of a stack that is used takes memory.
 const STACK_BYTES: usize = 64 << 20;
-
-/// The exit codes that the documents promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
-    /// 0: the command did everything that it was asked to do.
-    Done,
-    /// 1: something failed or was refused.
-    Failed,
-    /// 64: the arguments or the settings are wrong. No connection was opened.
-    Usage,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        match exit {
-            Exit::Done => Self::from(0),
-            Exit::Failed => Self::from(1),
-            Exit::Usage => Self::from(64),
-        }
-    }
-}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -242,6 +223,6 @@ fn run(cli: Cli) -> ExitCode {
 }
 
 fn fail(line: &str, exit: Exit) -> ExitCode {
-    complain(&format!("error: {line}"));
+    print_error(&format!("error: {line}"));
     exit.into()
 }

@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::Exit;
+use super::exit::Exit;
 use crate::sanitize;
 
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -22,23 +22,23 @@ fn failed() -> MutexGuard<'static, Option<io::Error>> {
 }
 
 /// Prints one line for people. Hidden and control characters are escaped.
-pub(super) fn say(line: &str) {
+pub(super) fn print_line(line: &str) {
     write(&format!("{}\n", sanitize::text(line)));
 }
 
 /// Prints a JSON document, or the end of one, and a line feed.
-pub(super) fn say_json(document: &impl ToString) {
+pub(super) fn print_json(document: &impl ToString) {
     write(&format!("{}\n", sanitize::json(&document.to_string())));
 }
 
 /// Prints a part of a JSON document, without a line feed.
-pub(super) fn say_json_part(part: &str) {
+pub(super) fn print_json_part(part: &str) {
     write(&sanitize::json(part));
 }
 
 /// Prints a text that has its own line feeds and needs no escapes: a script, a manual page, or a
 /// table whose cells are escaped.
-pub(super) fn say_verbatim(text: &str) {
+pub(super) fn print_verbatim(text: &str) {
     write(text);
 }
 
@@ -76,14 +76,14 @@ pub(super) fn finish(exit: Exit) -> Exit {
         return exit;
     }
     if let Some(error) = failed().take() {
-        complain(&format!("error: cannot write the output: {error}"));
+        print_error(&format!("error: cannot write the output: {error}"));
     }
     if exit == Exit::Done { Exit::Failed } else { exit }
 }
 
 /// Prints an error, a warning or a question to stderr. Whether that works does not matter: the exit
 /// code reports a failure too.
-pub(super) fn complain(line: &str) {
+pub(super) fn print_error(line: &str) {
     let line = format!("{}\n", sanitize::lines(line));
     io::stderr().lock().write_all(line.as_bytes()).unwrap_or_default();
 }

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Exit, complain,
+    Exit, print_error,
     settings::{self, Service},
 };
 use crate::{
@@ -33,7 +33,7 @@ pub(super) async fn run(config: Option<&Path>) -> Exit {
     let traces = match settings::start_telemetry(&settings) {
         Ok(traces) => traces,
         Err(error) => {
-            complain(&format!("error: {error}"));
+            print_error(&format!("error: {error}"));
             return Exit::Usage;
         }
     };
@@ -51,7 +51,7 @@ async fn run_traced(settings: &Settings) -> Exit {
         Ok(worker) => worker,
         Err(errors) => {
             for error in errors {
-                complain(&format!("error: {error}"));
+                print_error(&format!("error: {error}"));
             }
             return Exit::Usage;
         }
@@ -60,7 +60,7 @@ async fn run_traced(settings: &Settings) -> Exit {
         Ok(listener) => listener,
         Err(error) => {
             let address = settings.http.listen;
-            complain(&format!("error: cannot listen on {address} (http.listen): {error}"));
+            print_error(&format!("error: cannot listen on {address} (http.listen): {error}"));
             return Exit::Failed;
         }
     };
@@ -108,7 +108,7 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
     let second = match on_signals(stop.clone()) {
         Ok(second) => second,
         Err(error) => {
-            complain(&format!("error: cannot handle SIGTERM and SIGINT: {error}"));
+            print_error(&format!("error: cannot handle SIGTERM and SIGINT: {error}"));
             return Exit::Failed;
         }
     };
@@ -117,7 +117,7 @@ async fn work(worker: Worker, listener: TcpListener, probes: Probes) -> Exit {
             Ok(Drained::Complete) => Exit::Done,
             Ok(Drained::TimedOut) => Exit::Failed,
             Err(error) => {
-                complain(&format!("error: {error}"));
+                print_error(&format!("error: {error}"));
                 Exit::Failed
             }
         },

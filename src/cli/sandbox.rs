@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, complain, has_failed, say, say_json};
+use super::{Exit, has_failed, print_error, print_json, print_line};
 use crate::{
     domain::duration,
     sandbox::{self, CLIENT_ID, Keys, Sandbox, SandboxOptions},
@@ -53,7 +53,7 @@ impl SandboxArgs {
         match self.serve().await {
             Ok(()) => Exit::Done,
             Err(error) => {
-                complain(&format!("error: {error:#}"));
+                print_error(&format!("error: {error:#}"));
                 Exit::Failed
             }
         }
@@ -92,19 +92,21 @@ impl SandboxArgs {
     /// Prints the address, and the settings that a worker needs to call the sandbox.
     fn tell(&self, address: SocketAddr, keys: &Keys) {
         if self.json {
-            say_json(&json!({
+            print_json(&json!({
                 "listen": address,
                 "client_id": keys.client_id,
                 "private_key": keys.private_key,
                 "public_key": keys.public_key,
             }));
         } else {
-            say(&format!("# The sandbox is listening. Open http://{address}/ in a browser."));
-            say("# Settings for a worker (these keys work only with this sandbox):");
-            say(&format!("export CAPTURE__GATEWAY__BASE_URL=http://{address}"));
-            say(&format!("export CAPTURE__GATEWAY__CLIENT_ID={}", keys.client_id));
-            say(&format!("export CAPTURE__GATEWAY__PRIVATE_KEY={}", keys.private_key));
-            say(&format!("export CAPTURE__GATEWAY__PUBLIC_KEY={}", keys.public_key));
+            print_line(&format!(
+                "# The sandbox is listening. Open http://{address}/ in a browser."
+            ));
+            print_line("# Settings for a worker (these keys work only with this sandbox):");
+            print_line(&format!("export CAPTURE__GATEWAY__BASE_URL=http://{address}"));
+            print_line(&format!("export CAPTURE__GATEWAY__CLIENT_ID={}", keys.client_id));
+            print_line(&format!("export CAPTURE__GATEWAY__PRIVATE_KEY={}", keys.private_key));
+            print_line(&format!("export CAPTURE__GATEWAY__PUBLIC_KEY={}", keys.public_key));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 
-use super::{Exit, complain, tls};
+use super::{Exit, print_error, tls};
 use crate::{
     broker::{self, BrokerOptions, MissingQueues},
     config::{BROKER_URL, BreakerSettings, Settings, SettingsErrors},
@@ -51,7 +51,7 @@ pub(super) fn load(config: Option<&Path>, services: &[Service]) -> Result<Settin
         let mut told = errors.into_texts();
         more.retain(|error| !told.contains(error));
         told.append(&mut more);
-        complain(&format!("error: the settings are not valid:\n  {}", told.join("\n  ")));
+        print_error(&format!("error: the settings are not valid:\n  {}", told.join("\n  ")));
         Exit::Usage
     })
 }

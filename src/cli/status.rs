@@ -5,9 +5,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    Exit, complain,
+    Exit,
     desk::{age, connect_redis, plain},
-    say_json,
+    print_error, print_json,
     settings::{self, Service},
     table::TextTable,
 };
@@ -53,7 +53,7 @@ impl StatusArgs {
                 (Ok(leases), Ok(gateway)) => (leases, gateway),
                 (leases, gateway) => {
                     let errors = [leases.err(), gateway.err()].into_iter().flatten().flatten();
-                    errors.for_each(|error| complain(&format!("error: {error}")));
+                    errors.for_each(|error| print_error(&format!("error: {error}")));
                     return Exit::Usage;
                 }
             };
@@ -61,7 +61,7 @@ impl StatusArgs {
         let status = StatusOf::ask(&gateway, &leases, &self.payment, &self.id).await;
         keeper.abort();
         if self.json {
-            say_json(&self.document(&status));
+            print_json(&self.document(&status));
         } else {
             let mut table = TextTable::untitled();
             self.facts(&status).into_iter().for_each(|fact| table.add(fact));
@@ -92,7 +92,7 @@ impl StatusArgs {
             let known = relative.redis.as_ref().and_then(|redis| redis.recorded.as_ref());
             let word = match (&relative.gateway, known) {
                 (Some(shown), _) => words(shown),
-                (None, Some(fate)) => fate_words(fate),
+                (None, Some(outcome)) => outcome_words(outcome),
                 (None, None) => "may have been sent; unknown at the gateway".to_owned(),
             };
             facts.push(fact(kin, &format!("{}: {word}", relative.capture_request_id)));
@@ -228,14 +228,14 @@ impl State<'_> {
 /// The recorded outcome for JSON. How a failure was proven makes no difference to a reader, so both
 /// kinds of failure look the same.
 fn outcome(redis: &Inspection) -> Option<FinalOutcome> {
-    redis.recorded.clone().map(|fate| match fate {
+    redis.recorded.clone().map(|outcome| match outcome {
         FinalOutcome::FailedWhileLeased(verdict) => FinalOutcome::Failed(verdict),
-        fate => fate,
+        outcome => outcome,
     })
 }
 
 fn redis_facts(redis: &Inspection) -> Vec<[String; 2]> {
-    let known = redis.recorded.as_ref().map_or_else(|| "none".to_owned(), fate_words);
+    let known = redis.recorded.as_ref().map_or_else(|| "none".to_owned(), outcome_words);
     let sent = if redis.sent { "set: a request may have been sent" } else { "not set" };
     let mut facts = vec![("recorded outcome", known), ("sent marker", sent.to_owned())];
     if let Some(ms) = redis.lease_left_ms {
@@ -250,8 +250,8 @@ fn redis_facts(redis: &Inspection) -> Vec<[String; 2]> {
     facts.into_iter().map(|(name, text)| [name.to_owned(), plain(&text)]).collect()
 }
 
-fn fate_words(fate: &FinalOutcome) -> String {
-    match fate {
+fn outcome_words(outcome: &FinalOutcome) -> String {
+    match outcome {
         FinalOutcome::Captured(capture) => {
             format!("captured, captureId {}", capture.capture_id.as_deref().unwrap_or("-"))
         }

@@ -10,9 +10,9 @@ use futures_util::{StreamExt, stream};
 use serde_json::value::RawValue;
 
 use super::{
-    Exit, complain,
+    Exit,
     desk::plain,
-    has_failed, say, say_json,
+    has_failed, print_error, print_json, print_line,
     settings::{self, Service},
 };
 use crate::{
@@ -46,7 +46,7 @@ impl Submit {
         let broker = match settings::broker_options(&settings) {
             Ok(broker) => broker,
             Err(errors) => {
-                errors.iter().for_each(|error| complain(&format!("error: {error}")));
+                errors.iter().for_each(|error| print_error(&format!("error: {error}")));
                 return Exit::Usage;
             }
         };
@@ -54,7 +54,7 @@ impl Submit {
         let jobs = match self.read().and_then(|text| jobs(&text, &forward)) {
             Ok(jobs) => jobs,
             Err(error) => {
-                complain(&format!("error: {error}"));
+                print_error(&format!("error: {error}"));
                 return Exit::Failed;
             }
         };
@@ -90,7 +90,9 @@ impl Submit {
         let session = match Session::open(broker).await {
             Ok(session) => session,
             Err(error) => {
-                complain(&format!("error: nothing was published: cannot use the broker: {error}"));
+                print_error(&format!(
+                    "error: nothing was published: cannot use the broker: {error}"
+                ));
                 return Exit::Failed;
             }
         };
@@ -104,17 +106,17 @@ impl Submit {
         let failed: Vec<_> = published.iter().flat_map(|done| done.as_ref().err()).collect();
         let confirmed = total - failed.len();
         if self.json {
-            say_json(&serde_json::json!({"jobs": total, "confirmed": confirmed}));
+            print_json(&serde_json::json!({"jobs": total, "confirmed": confirmed}));
         } else {
-            say(&format!("{confirmed} of {total} jobs are in the queue"));
+            print_line(&format!("{confirmed} of {total} jobs are in the queue"));
         }
         if has_failed() {
-            complain(&format!("{confirmed} of {total} jobs are in the queue"));
+            print_error(&format!("{confirmed} of {total} jobs are in the queue"));
         }
         match failed.first() {
             None => Exit::Done,
             Some(error) => {
-                complain(&format!(
+                print_error(&format!(
                     "error: {} of {total} jobs were not confirmed: {error}. Submit all of them \
                      again: that is safe, because a captureRequestId is captured once",
                     failed.len()

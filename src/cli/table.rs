@@ -5,7 +5,7 @@ use comfy_table::{
     Attribute, Cell, ColumnConstraint, ContentArrangement, Table as Layout, Width, presets::NOTHING,
 };
 
-use super::{desk::plain, print::say_verbatim};
+use super::{desk::plain, print::print_verbatim};
 use crate::telemetry::takes_colour;
 
 /// How many rows are laid out and printed together, so that a long table needs little memory.
@@ -48,7 +48,7 @@ impl<const N: usize> TextTable<N> {
     pub(super) fn flush(&mut self) {
         let lines = self.lines(Layout::new(), takes_colour());
         if !lines.is_empty() {
-            say_verbatim(&format!("{}\n", lines.join("\n")));
+            print_verbatim(&format!("{}\n", lines.join("\n")));
         }
     }
 

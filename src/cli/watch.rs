@@ -5,7 +5,7 @@ use std::{cell::RefCell, io::IsTerminal as _, rc::Rc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use super::complain;
+use super::print_error;
 use crate::dead_letters::Progress;
 
 /// The smallest queue that gets a progress bar. A smaller one is read before anybody could read
@@ -28,7 +28,7 @@ impl Watch {
         let second = super::run::on_signals(stop.clone())?;
         tokio::spawn(async move {
             second.cancelled().await;
-            complain("aborted: unacked messages are requeued");
+            print_error("aborted: unacked messages are requeued");
             std::process::exit(1);
         });
         let shows = std::io::stderr().is_terminal() && !(prints && std::io::stdout().is_terminal());
@@ -49,14 +49,14 @@ impl Watch {
         let mut bar = self.bar.borrow_mut();
         match progress {
             Progress::Waits(class) => {
-                complain(&format!(
+                print_error(&format!(
                     "another command is reading the dead letters of class {class}: waiting for \
                      it to end (Ctrl-C stops waiting)"
                 ));
             }
-            Progress::Begins(class, letters) if self.shows && letters >= SHOWN_FROM => {
+            Progress::Begins(class, dead_letters) if self.shows && dead_letters >= SHOWN_FROM => {
                 let target = ProgressDrawTarget::stderr();
-                let shown = ProgressBar::with_draw_target(Some(letters.into()), target);
+                let shown = ProgressBar::with_draw_target(Some(dead_letters.into()), target);
                 let style = "{msg} {wide_bar} {pos}/{len} {eta}";
                 if let Ok(style) = ProgressStyle::with_template(style) {
                     shown.set_style(style);

@@ -103,7 +103,7 @@ impl Desk {
             Closing::Remember(claim, captured) if is_written => {
                 if let Err(unavailable) = self.leases.record(&claim, *captured).await {
                     tracing::warn!(
-                        away = %unavailable,
+                        "away" = %unavailable,
                         "Redis unavailable: outcome of a dead letter not recorded"
                     );
                 }

@@ -166,12 +166,12 @@ impl Desk {
     ) -> (Summaries, Result<Flow, DeskError>) {
         let (mut summaries, mut left) = (Summaries::default(), limit);
         for class in filter.classes() {
-            let visit = async |_: &BrowsedMessage, letter: DeadLetter| {
+            let visit = async |_: &BrowsedMessage, dead_letter: DeadLetter| {
                 if left == Some(0) {
                     return Ok(Flow::Stop);
                 }
                 left = left.map(|left| left - 1);
-                summaries.add(&letter);
+                summaries.add(&dead_letter);
                 Ok(Flow::Keep)
             };
             let walked = self.walk(class, filter, visit).await;
@@ -205,16 +205,16 @@ impl Desk {
                 pass.left = 0;
                 break;
             };
-            let letter = found.dead_letter(class, &self.forward);
-            let which = which(&letter);
+            let dead_letter = found.dead_letter(class, &self.forward);
+            let which = which(&dead_letter);
             if let Some(copies) = known.get_mut(&which).filter(|copies| **copies > 0) {
                 *copies -= 1;
                 continue;
             }
             pass.left -= 1;
             (self.watcher)(Progress::Advances);
-            let flow = if filter.takes(&letter, epoch_ms(OffsetDateTime::now_utc())) {
-                visit(&found, letter).await?
+            let flow = if filter.takes(&dead_letter, epoch_ms(OffsetDateTime::now_utc())) {
+                visit(&found, dead_letter).await?
             } else {
                 Flow::Keep
             };
@@ -250,8 +250,8 @@ impl Desk {
     }
 
     /// An audit record of an action on a dead letter, with the operator and the reason.
-    pub(super) fn record(&self, action: super::Action, letter: &DeadLetter) -> Record {
-        Record::of(&self.who, self.reason.as_deref(), action, letter)
+    pub(super) fn record(&self, action: super::Action, dead_letter: &DeadLetter) -> Record {
+        Record::of(&self.who, self.reason.as_deref(), action, dead_letter)
     }
 
     /// Publishes an audit record, and waits for the confirm.
@@ -263,11 +263,12 @@ impl Desk {
     /// Records in the audit that a dead letter stays, and why.
     pub(super) async fn refuse(
         &self,
-        letter: &DeadLetter,
+        dead_letter: &DeadLetter,
         refusal: &DiscardRefusal,
         evidence: Option<String>,
     ) -> Result<(), DeskError> {
-        let record = self.record(super::Action::Refuse, letter).refusing(refusal).seeing(evidence);
+        let record =
+            self.record(super::Action::Refuse, dead_letter).refusing(refusal).seeing(evidence);
         self.audit(&record).await
     }
 }
@@ -282,8 +283,9 @@ struct Pass {
 }
 
 /// A hash that tells dead letters apart while one command runs.
-fn which(letter: &DeadLetter) -> u64 {
+fn which(dead_letter: &DeadLetter) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&letter.body, letter.dead_at_ms, letter.history.replays, &letter.code).hash(&mut hasher);
+    (&dead_letter.body, dead_letter.dead_at_ms, dead_letter.history.replays, &dead_letter.code)
+        .hash(&mut hasher);
     hasher.finish()
 }

@@ -41,12 +41,12 @@ impl Desk {
         let mut left = discard.limit;
         for class in discard.filter.classes() {
             let mut cap = discard.caps.as_ref().map(|caps| caps.get(&class).copied().unwrap_or(0));
-            let visit = async |_: &_, letter: DeadLetter| {
+            let visit = async |_: &_, dead_letter: DeadLetter| {
                 if left == Some(0) || cap == Some(0) {
                     return Ok(Flow::Stop);
                 }
                 (left, cap) = (left.map(|left| left - 1), cap.map(|cap| cap - 1));
-                self.discard_one(&letter, discard.is_plan, &mut told).await
+                self.discard_one(&dead_letter, discard.is_plan, &mut told).await
             };
             self.walk(class, &discard.filter, visit).await?;
             if left == Some(0) {
@@ -58,31 +58,31 @@ impl Desk {
 
     async fn discard_one(
         &self,
-        letter: &DeadLetter,
+        dead_letter: &DeadLetter,
         is_plan: bool,
         told: &mut impl FnMut(&DeadLetter, Result<Option<&str>, &DiscardRefusal>),
     ) -> Result<Flow, DeskError> {
-        let seen = match &letter.job {
-            Ok(job) if may_have_captured(letter) => {
-                Some(self.inquire(job, &letter.history).await.0)
+        let seen = match &dead_letter.job {
+            Ok(job) if may_have_captured(dead_letter) => {
+                Some(self.inquire(job, &dead_letter.history).await.0)
             }
             _ => None,
         };
         let evidence = seen.as_ref().map(CaptureSeen::words);
-        if let Err(refusal) = seen.as_ref().map_or(Ok(()), |seen| may_discard(letter, seen)) {
+        if let Err(refusal) = seen.as_ref().map_or(Ok(()), |seen| may_discard(dead_letter, seen)) {
             if !is_plan {
-                self.refuse(letter, &refusal, evidence).await?;
+                self.refuse(dead_letter, &refusal, evidence).await?;
             }
-            told(letter, Err(&refusal));
+            told(dead_letter, Err(&refusal));
             return Ok(Flow::Keep);
         }
         if is_plan {
-            told(letter, Ok(evidence.as_deref()));
+            told(dead_letter, Ok(evidence.as_deref()));
             return Ok(Flow::Keep);
         }
-        let record = self.record(Action::Discard, letter).seeing(evidence.clone());
+        let record = self.record(Action::Discard, dead_letter).seeing(evidence.clone());
         self.audit(&record).await?;
-        told(letter, Ok(evidence.as_deref()));
+        told(dead_letter, Ok(evidence.as_deref()));
         Ok(Flow::Remove)
     }
 }

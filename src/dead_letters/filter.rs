@@ -39,19 +39,19 @@ impl Filter {
     /// Whether a dead letter is selected. A condition on an id, a code or an age does not hold for
     /// a dead letter that lacks a readable one.
     #[must_use]
-    pub fn takes(&self, letter: &DeadLetter, now_ms: i64) -> bool {
+    pub fn takes(&self, dead_letter: &DeadLetter, now_ms: i64) -> bool {
         let is_one = |list: &[String], text: Option<&str>| {
             list.is_empty() || text.is_some_and(|text| list.iter().any(|entry| entry == text))
         };
-        let age_ms = letter.age_ms(now_ms);
+        let age_ms = dead_letter.age_ms(now_ms);
         let is_aged = |limit: Option<Duration>, older: bool| {
             let limit_ms = limit.map(|limit| i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
             limit_ms.is_none_or(|limit| age_ms.is_some_and(|age| (age > limit) == older))
         };
-        (self.classes.is_empty() || self.classes.contains(&letter.class))
-            && is_one(&self.codes, letter.code.as_deref())
-            && is_one(&self.ids, letter.id())
-            && is_one(&self.payments, letter.payment_id())
+        (self.classes.is_empty() || self.classes.contains(&dead_letter.class))
+            && is_one(&self.codes, dead_letter.code.as_deref())
+            && is_one(&self.ids, dead_letter.id())
+            && is_one(&self.payments, dead_letter.payment_id())
             && is_aged(self.older_than, true)
             && is_aged(self.newer_than, false)
     }

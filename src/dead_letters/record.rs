@@ -69,7 +69,8 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The dead letter that is acted on.
-    pub letter: Audited,
+    #[serde(rename = "letter")]
+    pub dead_letter: Audited,
     /// The job that a replay sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Sent>,
@@ -128,14 +129,14 @@ pub struct Sent {
 impl Record {
     /// A record, made now, of an action on a dead letter.
     #[must_use]
-    pub fn of(who: &Who, reason: Option<&str>, action: Action, letter: &DeadLetter) -> Self {
+    pub fn of(who: &Who, reason: Option<&str>, action: Action, dead_letter: &DeadLetter) -> Self {
         Self {
             at: rfc3339_of_ms(epoch_ms(OffsetDateTime::now_utc())).unwrap_or_default(),
             who: who.user.clone(),
             as_: who.as_.clone(),
             action,
             reason: reason.map(str::to_owned),
-            letter: Audited::of(letter),
+            dead_letter: Audited::of(dead_letter),
             to: None,
             evidence: None,
             refusal: None,
@@ -174,16 +175,16 @@ impl Record {
 impl Audited {
     /// The identifying facts of a dead letter.
     #[must_use]
-    pub fn of(letter: &DeadLetter) -> Self {
+    pub fn of(dead_letter: &DeadLetter) -> Self {
         Self {
-            class: letter.class,
-            capture_request_id: letter.id().map(str::to_owned),
-            payment_id: letter.payment_id().map(str::to_owned),
-            capture_amount: letter.amount(),
-            code: letter.code.clone(),
-            dead_at: letter.dead_at_ms.and_then(rfc3339_of_ms),
-            replays: letter.history.replays,
-            body_sha256: Sha256::digest(&letter.body)
+            class: dead_letter.class,
+            capture_request_id: dead_letter.id().map(str::to_owned),
+            payment_id: dead_letter.payment_id().map(str::to_owned),
+            capture_amount: dead_letter.amount(),
+            code: dead_letter.code.clone(),
+            dead_at: dead_letter.dead_at_ms.and_then(rfc3339_of_ms),
+            replays: dead_letter.history.replays,
+            body_sha256: Sha256::digest(&dead_letter.body)
                 .iter()
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),

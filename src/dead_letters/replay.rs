@@ -77,14 +77,14 @@ impl Desk {
     ) -> Result<(), DeskError> {
         let mut run = Run::new(self, replays);
         for class in replays.filter.classes() {
-            let visit = async |_: &BrowsedMessage, letter: DeadLetter| {
-                if run.is_enough(letter.class) {
+            let visit = async |_: &BrowsedMessage, dead_letter: DeadLetter| {
+                if run.is_enough(dead_letter.class) {
                     return Ok(Flow::Stop);
                 }
                 run.wait().await?;
-                let planned = run.decide(&letter, Mode::Plan).await?.told;
+                let planned = run.decide(&dead_letter, Mode::Plan).await?.told;
                 run.count(&planned.decision);
-                told(&letter, &planned);
+                told(&dead_letter, &planned);
                 Ok(Flow::Keep)
             };
             self.walk(class, &replays.filter, visit).await?;
@@ -115,14 +115,14 @@ impl Desk {
             run.canary = Some((results, BTreeSet::new()));
         }
         for class in replays.filter.classes() {
-            let visit = async |found: &BrowsedMessage, letter: DeadLetter| {
-                if run.is_enough(letter.class) {
+            let visit = async |found: &BrowsedMessage, dead_letter: DeadLetter| {
+                if run.is_enough(dead_letter.class) {
                     return Ok(Flow::Stop);
                 }
                 run.canary_ended().await?;
                 run.wait().await?;
-                let done = run.act(found, &letter).await?;
-                told(&letter, &done);
+                let done = run.act(found, &dead_letter).await?;
+                told(&dead_letter, &done);
                 Ok(match done.decision {
                     Decision::Refuse(_) => Flow::Keep,
                     Decision::Send(_) | Decision::Settle(_) => Flow::Remove,
@@ -177,13 +177,13 @@ impl<'a> Run<'a> {
     }
 
     /// Decides about a dead letter: by its policy, by the operator's limits, then by the evidence.
-    async fn decide(&self, letter: &DeadLetter, mode: Mode) -> Result<Decided, DeskError> {
-        let prepared = prepare(letter, &self.replays.changes, OffsetDateTime::now_utc());
+    async fn decide(&self, dead_letter: &DeadLetter, mode: Mode) -> Result<Decided, DeskError> {
+        let prepared = prepare(dead_letter, &self.replays.changes, OffsetDateTime::now_utc());
         let prepared = prepared.map_err(ReplayRefusal::from).and_then(|replay| {
             self.check_limits(&replay)?;
             Ok(replay)
         });
-        self.desk.decide(letter, prepared, mode).await
+        self.desk.decide(dead_letter, prepared, mode).await
     }
 
     /// Refuses a replay that exceeds the operator's limits.
@@ -218,10 +218,10 @@ impl<'a> Run<'a> {
     async fn act(
         &mut self,
         found: &BrowsedMessage,
-        letter: &DeadLetter,
+        dead_letter: &DeadLetter,
     ) -> Result<Told, DeskError> {
-        let decided = self.decide(letter, Mode::Act).await?;
-        let told = self.desk.carry_out(found, letter, decided).await?;
+        let decided = self.decide(dead_letter, Mode::Act).await?;
+        let told = self.desk.carry_out(found, dead_letter, decided).await?;
         self.count(&told.decision);
         if let (Decision::Send(replay), Some((_, ids))) = (&told.decision, &mut self.canary)
             && self.replays.canary.is_some_and(|canary| self.sent <= canary)

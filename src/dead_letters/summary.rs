@@ -26,12 +26,12 @@ pub struct Summaries {
 impl Summaries {
     /// Adds a dead letter. Those of one class must follow each other, and end with
     /// [`Self::end_class`].
-    pub(super) fn add(&mut self, letter: &DeadLetter) {
-        if self.classes.last().is_none_or(|last| last.class != letter.class) {
-            self.classes.push(Summary::of(letter.class));
+    pub(super) fn add(&mut self, dead_letter: &DeadLetter) {
+        if self.classes.last().is_none_or(|last| last.class != dead_letter.class) {
+            self.classes.push(Summary::of(dead_letter.class));
         }
         if let Some(summary) = self.classes.last_mut() {
-            summary.add(letter);
+            summary.add(dead_letter);
         }
     }
 
@@ -44,8 +44,8 @@ impl Summaries {
 
     /// The number of dead letters of all classes.
     #[must_use]
-    pub fn letters(&self) -> u64 {
-        self.classes.iter().map(|summary| summary.letters).sum()
+    pub fn dead_letters(&self) -> u64 {
+        self.classes.iter().map(|summary| summary.dead_letters).sum()
     }
 
     /// When the oldest and the newest of all were dead-lettered, in epoch milliseconds.
@@ -68,7 +68,7 @@ pub struct Summary {
     /// The class of all these dead letters.
     pub class: Class,
     /// The number of dead letters. Copies of one capture count one by one.
-    pub letters: u64,
+    pub dead_letters: u64,
     /// When the oldest and the newest were dead-lettered, in epoch milliseconds.
     pub dead_at_ms: Option<(i64, i64)>,
     /// The distinct captures among them, and their money.
@@ -91,7 +91,7 @@ impl Summary {
     pub fn of(class: Class) -> Self {
         Self {
             class,
-            letters: 0,
+            dead_letters: 0,
             dead_at_ms: None,
             captures: Captures::default(),
             without_amount: 0,
@@ -103,27 +103,30 @@ impl Summary {
     }
 
     /// Adds a dead letter to the summary.
-    pub fn add(&mut self, letter: &DeadLetter) {
-        self.letters += 1;
-        if let Some(at) = letter.dead_at_ms {
+    pub fn add(&mut self, dead_letter: &DeadLetter) {
+        self.dead_letters += 1;
+        if let Some(at) = dead_letter.dead_at_ms {
             let (first, last) = self.dead_at_ms.unwrap_or((at, at));
             self.dead_at_ms = Some((first.min(at), last.max(at)));
         }
-        self.captures.add(letter.id(), letter.amount());
-        self.without_amount += u64::from(letter.amount().is_none());
-        if let Some(code) = &letter.code {
+        self.captures.add(dead_letter.id(), dead_letter.amount());
+        self.without_amount += u64::from(dead_letter.amount().is_none());
+        if let Some(code) = &dead_letter.code {
             let is_room = self.codes.len() < CODES_MAX || self.codes.contains_key(code);
             let code = if is_room { code.as_str() } else { OTHERS };
             *self.codes.entry(code.to_owned()).or_default() += 1;
         }
-        if let Some(death) = &letter.broker_death {
+        if let Some(death) = &dead_letter.broker_death {
             *self.broker_reasons.entry(death.reason.kind()).or_default() += 1;
         }
-        let advice = letter.advice();
+        let advice = dead_letter.advice();
         if !self.advice.contains(&advice) {
             self.advice.push(advice);
         }
-        *self.policies.entry(ReplayPolicy::of(letter.class, letter.signed)).or_default() += 1;
+        *self
+            .policies
+            .entry(ReplayPolicy::of(dead_letter.class, dead_letter.signed))
+            .or_default() += 1;
     }
 
     /// The codes with their counts, the most frequent first.
@@ -154,7 +157,7 @@ mod tests {
             access.dead_at_ms = [Some(5), None, Some(3)][n];
             summary.add(&access);
         }
-        assert_eq!((summary.letters, summary.dead_at_ms), (3, Some((3, 5))));
+        assert_eq!((summary.dead_letters, summary.dead_at_ms), (3, Some((3, 5))));
         assert_eq!(summary.captures.distinct(), 2);
         assert_eq!(summary.captures.money().values().collect::<Vec<_>>(), [&200]);
         assert_eq!(summary.top_codes(), [("B", 2), ("A", 1)]);
@@ -177,9 +180,9 @@ mod tests {
             }
             summaries.end_class();
         }
-        let distinct = |summary: &Summary| (summary.letters, summary.captures.distinct());
+        let distinct = |summary: &Summary| (summary.dead_letters, summary.captures.distinct());
         assert_eq!(summaries.classes.iter().map(distinct).collect::<Vec<_>>(), [(2, 2), (2, 1)]);
-        assert_eq!((summaries.letters(), summaries.captures.distinct()), (4, 2));
+        assert_eq!((summaries.dead_letters(), summaries.captures.distinct()), (4, 2));
         assert_eq!(summaries.captures.money().values().collect::<Vec<_>>(), [&200]);
         assert_eq!(summaries.dead_at_ms(), Some((5, 9)));
     }

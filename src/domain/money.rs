@@ -30,7 +30,7 @@ pub struct Money {
 /// Which rule an amount breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
-    /// The text is not three upper-case letters of ISO 4217.
+    /// The text is not an ISO 4217 code in upper case.
     #[error("`currency` must be an upper-case ISO 4217 code, found `{0}`")]
     UnknownCurrency(String),
     /// A code such as XAU, for which no smallest unit is defined.
@@ -91,7 +91,7 @@ impl Currency {
         Ok(Self { iso, exponent: u32::from(exponent) })
     }
 
-    /// The three-letter code of ISO 4217.
+    /// The code of ISO 4217, such as HKD.
     #[must_use]
     pub fn code(self) -> &'static str {
         self.iso.code()

@@ -45,7 +45,7 @@ impl Leases {
         if record.is_none() {
             record = redis.read("GET", &replaced).await?;
         }
-        let recorded = record.as_deref().map(record::read).transpose()?.map(|(_, fate)| fate);
+        let recorded = record.as_deref().map(record::read).transpose()?.map(|(_, outcome)| outcome);
         let block: Option<String> = redis.read("GET", &in_doubt_block).await?;
         let block_left_ms: i64 = redis.read("PTTL", &in_doubt_block).await?;
         let lease_left_ms: i64 = redis.read("PTTL", &lease).await?;

@@ -123,8 +123,8 @@ impl Leases {
     ///
     /// # Errors
     /// Redis is unavailable.
-    pub async fn record(&self, claim: &Claim, fate: FinalOutcome) -> Result<(), Unavailable> {
-        self.release(&Lease::none(claim), &Release::Final(fate)).await.map(drop)
+    pub async fn record(&self, claim: &Claim, outcome: FinalOutcome) -> Result<(), Unavailable> {
+        self.release(&Lease::none(claim), &Release::Final(outcome)).await.map(drop)
     }
 
     /// Records that a fresh id replaces an id with a recorded failure, and returns the recorded
@@ -135,9 +135,9 @@ impl Leases {
     pub async fn replace(
         &self,
         claim: &Claim,
-        fate: &FinalOutcome,
+        outcome: &FinalOutcome,
     ) -> Result<Option<Recorded>, Unavailable> {
-        let recording = Recording::replaced(claim, fate)?;
+        let recording = Recording::replaced(claim, outcome)?;
         let call = self.scripts.release(&Lease::none(claim), &recording);
         released(claim, self.redis.run(&call).await?).map(|released| released.recorded)
     }

@@ -19,9 +19,9 @@ impl Recording {
     pub(super) fn of(claim: &Claim, release: &Release) -> Result<Self, Unavailable> {
         let nothing = |mode| Self { mode, outcome: String::new(), refused: String::new() };
         Ok(match release {
-            Release::Final(fate) => Self::outcome("final", claim, fate)?,
-            Release::FailedWhileLeased(fate) => Self::outcome("close", claim, fate)?,
-            Release::Replace(fate) => Self::outcome("replace", claim, fate)?,
+            Release::Final(outcome) => Self::outcome("final", claim, outcome)?,
+            Release::FailedWhileLeased(outcome) => Self::outcome("close", claim, outcome)?,
+            Release::Replace(outcome) => Self::outcome("replace", claim, outcome)?,
             Release::EndBlock => nothing("end"),
             Release::KeepBlock { refused: None } => nothing("keep"),
             Release::KeepBlock { refused: Some(code) } => {
@@ -33,18 +33,18 @@ impl Recording {
     }
 
     /// Records that a fresh id replaces an id with a recorded failure.
-    pub(super) fn replaced(claim: &Claim, fate: &FinalOutcome) -> Result<Self, Unavailable> {
-        Self::outcome("replaced", claim, fate)
+    pub(super) fn replaced(claim: &Claim, outcome: &FinalOutcome) -> Result<Self, Unavailable> {
+        Self::outcome("replaced", claim, outcome)
     }
 
     fn outcome(
         mode: &'static str,
         claim: &Claim,
-        fate: &FinalOutcome,
+        outcome: &FinalOutcome,
     ) -> Result<Self, Unavailable> {
         let json =
-            serde_json::to_string(fate).map_err(|error| Unavailable::new(error.to_string()))?;
-        let outcome = format!("{}\n{}\n{json}", claim.amount(), fate.kind());
+            serde_json::to_string(outcome).map_err(|error| Unavailable::new(error.to_string()))?;
+        let outcome = format!("{}\n{}\n{json}", claim.amount(), outcome.kind());
         Ok(Self { mode, outcome, refused: String::new() })
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn read(record: &str) -> Result<(&str, FinalOutcome), Unavailable> {
 /// What an outcome that was recorded earlier means for a claim.
 pub(super) fn for_claim(claim: &Claim, record: &str) -> Result<Recorded, Unavailable> {
     Ok(match read(record)? {
-        (amount, fate) if amount == claim.amount() => Recorded::Same(fate),
+        (amount, outcome) if amount == claim.amount() => Recorded::Same(outcome),
         (_, FinalOutcome::Captured(_)) => Recorded::CapturedOther,
         _ => Recorded::ReplacedOther,
     })

@@ -43,7 +43,7 @@ fn row<'t>(output: &'t str, first: &str) -> Vec<&'t str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_money_of_two_copies_is_announced_once() {
+async fn the_money_of_two_copies_is_counted_once() {
     let env = env_with_copies().await;
     let (_, listed, _) = env.run(&["dead", "list"]).await;
     let cells = row(&listed, "unreachable");
@@ -71,14 +71,14 @@ async fn the_money_of_two_copies_is_announced_once() {
     env.dead_letter(Class::InDoubt, &job("ship-7", "pay-7", 80_000), written("", false, NOW)).await;
     env.dead_letter(Class::Malformed, b"{", written("", false, NOW)).await;
     let (_, listed, _) = env.run(&["dead", "list"]).await;
-    for (first, letters, distinct, money) in [
+    for (first, dead_letters, distinct, money) in [
         ("unreachable", "2", "1", "HKD 738.88"),
         ("in_doubt", "1", "1", "HKD 800.00"),
         ("malformed", "1", "1", "1 without amount"),
         ("total", "4", "2", "HKD 800.00, 1 without amount"),
     ] {
         let cells = row(&listed, first);
-        assert_eq!(cells[1..3], [letters, distinct], "{listed}");
+        assert_eq!(cells[1..3], [dead_letters, distinct], "{listed}");
         assert!(cells.contains(&money), "{money}: {listed}");
     }
     let (_, listed) = env.run_json(&["dead", "list"]).await;

@@ -22,7 +22,7 @@ fn root() -> &'static Path {
 }
 
 /// Every document of the repository, by its path from the root, with its text.
-fn documents() -> Vec<(String, String)> {
+pub(crate) fn documents() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::new(), "docs".into(), "deploy".into()];
     while let Some(folder) = folders.pop() {

@@ -134,12 +134,16 @@ async fn one_lease_per_payment_and_none_for_a_recorded_outcome() {
     refused(acquire(&leases, &a).await, false, true);
     assert!(release(&leases, &lease, Release::Final(captured())).await);
 
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
+    assert!(
+        matches!(acquire(&leases, &a).await, Acquired::Recorded(outcome) if outcome == captured())
+    );
     // The recorded outcome is about another amount, so the gateway must decide.
     let other = taken(acquire(&leases, &of("a", 101)).await);
     assert!(other.marker().is_some());
     assert!(release(&leases, &other, Release::RollBack).await);
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
+    assert!(
+        matches!(acquire(&leases, &a).await, Acquired::Recorded(outcome) if outcome == captured())
+    );
     assert!(taken(acquire(&leases, &b).await).marker().is_none());
 }
 
@@ -155,7 +159,9 @@ async fn an_in_doubt_block_excludes_other_ids_until_it_is_resolved() {
     assert!(again.marker().is_some());
     refused(acquire(&leases, &a).await, false, true);
     release(&leases, &again, Release::Final(failed())).await;
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == failed()));
+    assert!(
+        matches!(acquire(&leases, &a).await, Acquired::Recorded(outcome) if outcome == failed())
+    );
     taken(acquire(&leases, &b).await);
 }
 
@@ -223,7 +229,9 @@ async fn a_lost_reply_can_be_repeated_and_a_lost_lease_affects_no_other() {
     // overwritten.
     assert!(!release(&leases, &lease, Release::Final(captured())).await);
     assert!(!release(&leases, &lease, Release::Final(failed())).await);
-    assert!(matches!(acquire(&leases, &a).await, Acquired::Recorded(fate) if fate == captured()));
+    assert!(
+        matches!(acquire(&leases, &a).await, Acquired::Recorded(outcome) if outcome == captured())
+    );
     assert!(release(&leases, &others, IN_DOUBT).await);
 }
 
@@ -394,7 +402,7 @@ async fn a_cluster_and_a_server_behind_sentinels_serve_leases_too() {
         taken(wait(&leases, &c).await);
         for known in [of("a", 100), of("b", 100)] {
             let asked = acquire(&leases, &known).await;
-            assert!(matches!(asked, Acquired::Recorded(fate) if fate == captured()), "{url}");
+            assert!(matches!(asked, Acquired::Recorded(outcome) if outcome == captured()), "{url}");
         }
         let elsewhere = Job::parse(&job("z", "another payment: {p}", 1)).unwrap();
         taken(acquire(&leases, &elsewhere).await);

@@ -44,3 +44,4 @@ mod tls;
 mod traces;
 mod tunnel;
 mod waits;
+mod words;

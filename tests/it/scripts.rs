@@ -8,7 +8,7 @@ mod model;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use testkit::servers::{Persistence, PrivateRedis, Reply};
 
-use self::model::{Asked, Claim, Fate, Mode, NOBODY, Record, Redis, Renewed, Tells, Token};
+use self::model::{Asked, Claim, FinalOutcome, Mode, NOBODY, Record, Redis, Renewed, Tells, Token};
 
 /// The number of rounds. Each begins with an empty Redis.
 const ROUNDS: u64 = 100;
@@ -124,13 +124,15 @@ fn spell_amount(amount: u8) -> String {
     format!("HKD:{}", u32::from(amount) * 90 + 1)
 }
 
-fn spell_record((amount, fate): Record) -> String {
-    let (kind, json) = match fate {
-        Fate::Captured => ("captured", r#"{"captured":{"code":"SUCCESS"}}"#.to_owned()),
-        Fate::Failed(word) => {
+fn spell_record((amount, final_outcome): Record) -> String {
+    let (kind, json) = match final_outcome {
+        FinalOutcome::Captured => ("captured", r#"{"captured":{"code":"SUCCESS"}}"#.to_owned()),
+        FinalOutcome::Failed(word) => {
             ("failed", format!(r#"{{"failed":{{"code":"\ncaptured\n{word}"}}}}"#))
         }
-        Fate::Closed(word) => ("closed", format!(r#"{{"closed":{{"code":"\nfailed\n{word}"}}}}"#)),
+        FinalOutcome::Closed(word) => {
+            ("closed", format!(r#"{{"closed":{{"code":"\nfailed\n{word}"}}}}"#))
+        }
     };
     format!("{}\n{kind}\n{json}", spell_amount(amount))
 }
@@ -175,12 +177,12 @@ fn args_of(claim: Claim) -> Vec<String> {
 
 /// The arguments that `src/lease/redis/scripts.rs::Scripts::recording_call` passes.
 fn release_args(claim: Claim, mode: Mode, hold_left: i64) -> Vec<String> {
-    let record = |fate| spell_record((claim.amount, fate));
+    let record = |final_outcome| spell_record((claim.amount, final_outcome));
     let (name, outcome, refused) = match mode {
-        Mode::Final(fate) => ("final", record(fate), None),
-        Mode::Close(fate) => ("close", record(fate), None),
-        Mode::Replace(fate) => ("replace", record(fate), None),
-        Mode::Replaced(fate) => ("replaced", record(fate), None),
+        Mode::Final(final_outcome) => ("final", record(final_outcome), None),
+        Mode::Close(final_outcome) => ("close", record(final_outcome), None),
+        Mode::Replace(final_outcome) => ("replace", record(final_outcome), None),
+        Mode::Replaced(final_outcome) => ("replaced", record(final_outcome), None),
         Mode::End => ("end", String::new(), None),
         Mode::Keep { refused } => ("keep", String::new(), refused),
         Mode::Back => ("roll_back", String::new(), None),
@@ -234,7 +236,9 @@ fn optional(text: Option<String>) -> Reply {
 fn acquired(claim: Claim, asked: Asked) -> Reply {
     let flag = |is: bool| Reply::Int(i64::from(is));
     match asked {
-        Asked::Known(fate) => tagged("recorded", [Reply::Text(spell_record((claim.amount, fate)))]),
+        Asked::Known(final_outcome) => {
+            tagged("recorded", [Reply::Text(spell_record((claim.amount, final_outcome)))])
+        }
         Asked::Replaced => tagged("replaced", []),
         Asked::Held { marked, place } => {
             let position = place.and_then(|place| i64::try_from(place).ok());
@@ -320,15 +324,15 @@ fn any_claim(random: &mut StdRng, claims: &[Claim]) -> Claim {
 fn any_mode(random: &mut StdRng) -> Mode {
     let word = random.random_range(0..3);
     match random.random_range(0..11) {
-        0 => Mode::Final(Fate::Captured),
-        1 => Mode::Final(Fate::Failed(word)),
+        0 => Mode::Final(FinalOutcome::Captured),
+        1 => Mode::Final(FinalOutcome::Failed(word)),
         2 => Mode::End,
         3 | 4 => Mode::Keep { refused: random.random_bool(0.4).then_some(word) },
         5 => Mode::Back,
-        6 => Mode::Close(Fate::Closed(word)),
-        7 => Mode::Replace(Fate::Closed(word)),
-        8 => Mode::Replace(Fate::Failed(word)),
-        9 if random.random_bool(0.3) => Mode::Replaced(Fate::Failed(word)),
+        6 => Mode::Close(FinalOutcome::Closed(word)),
+        7 => Mode::Replace(FinalOutcome::Closed(word)),
+        8 => Mode::Replace(FinalOutcome::Failed(word)),
+        9 if random.random_bool(0.3) => Mode::Replaced(FinalOutcome::Failed(word)),
         _ => Mode::Forget,
     }
 }

@@ -35,7 +35,7 @@ pub(crate) const BIG: &[Setup] = &[
     Setup {
         name: "big: two ids, Redis unavailable twice",
         jobs: TWO_IDS,
-        budget: Budget { aways: 2, ..CALM },
+        budget: Budget { outages: 2, ..CALM },
         reaches: &["all captured"],
         ..BASE
     },

@@ -276,26 +276,26 @@ pub(crate) fn outcome(came: Came) -> Outcome {
 }
 
 /// Converts `src/domain/capture/outcome.rs::FinalOutcome`, without its texts.
-fn fate(fate: FinalOutcome) -> redis::Fate {
+fn final_outcome(final_outcome: FinalOutcome) -> redis::FinalOutcome {
     let of = |verdict: &FailureVerdict| word(verdict.code.as_deref());
-    match fate {
-        FinalOutcome::Captured(_) => redis::Fate::Captured,
-        FinalOutcome::Failed(verdict) => redis::Fate::Failed(of(&verdict)),
-        FinalOutcome::FailedWhileLeased(verdict) => redis::Fate::Closed(of(&verdict)),
+    match final_outcome {
+        FinalOutcome::Captured(_) => redis::FinalOutcome::Captured,
+        FinalOutcome::Failed(verdict) => redis::FinalOutcome::Failed(of(&verdict)),
+        FinalOutcome::FailedWhileLeased(verdict) => redis::FinalOutcome::Closed(of(&verdict)),
     }
 }
 
-fn on_record(fate: redis::Fate) -> FinalOutcome {
+fn on_record(final_outcome: redis::FinalOutcome) -> FinalOutcome {
     let verdict = |word: Word| FailureVerdict {
         class: Codes::default().class_of(WORDS[usize::from(word)].0),
         code: spell(word).map(|word| word.code),
         message: None,
         signed: true,
     };
-    match fate {
-        redis::Fate::Captured => FinalOutcome::Captured(Capture::default()),
-        redis::Fate::Failed(word) => FinalOutcome::Failed(verdict(word)),
-        redis::Fate::Closed(word) => FinalOutcome::FailedWhileLeased(verdict(word)),
+    match final_outcome {
+        redis::FinalOutcome::Captured => FinalOutcome::Captured(Capture::default()),
+        redis::FinalOutcome::Failed(word) => FinalOutcome::Failed(verdict(word)),
+        redis::FinalOutcome::Closed(word) => FinalOutcome::FailedWhileLeased(verdict(word)),
     }
 }
 
@@ -308,9 +308,9 @@ impl Came {
     /// Calls the program's `src/domain/capture/outcome.rs::Outcome::release`.
     pub(crate) fn release(self) -> Mode {
         match outcome(self).release() {
-            Release::Final(of) => Mode::Final(fate(of)),
-            Release::FailedWhileLeased(of) => Mode::Close(fate(of)),
-            Release::Replace(of) => Mode::Replace(fate(of)),
+            Release::Final(of) => Mode::Final(final_outcome(of)),
+            Release::FailedWhileLeased(of) => Mode::Close(final_outcome(of)),
+            Release::Replace(of) => Mode::Replace(final_outcome(of)),
             Release::EndBlock => Mode::End,
             Release::KeepBlock { refused } => {
                 Mode::Keep { refused: refused.map(|code| word(Some(&code))) }
@@ -322,16 +322,16 @@ impl Came {
 
     /// The outcome of an attempt that finds a recorded outcome:
     /// `src/domain/capture/outcome.rs::Outcome::from`.
-    pub(crate) fn of_known(fate: redis::Fate) -> Self {
-        came(&on_record(fate).into())
+    pub(crate) fn of_known(final_outcome: redis::FinalOutcome) -> Self {
+        came(&on_record(final_outcome).into())
     }
 
     /// Calls `src/domain/capture/outcome.rs::Outcome::settled_by`, with the record as
     /// `Leases::released` converts it.
     pub(crate) fn settled_by(self, found: Option<Record>, amount: u8, kept: bool) -> Option<Self> {
-        let recorded = found.map(|(of, fate)| match fate {
-            fate if of == amount => Recorded::Same(on_record(fate)),
-            redis::Fate::Captured => Recorded::CapturedOther,
+        let recorded = found.map(|(of, final_outcome)| match final_outcome {
+            final_outcome if of == amount => Recorded::Same(on_record(final_outcome)),
+            redis::FinalOutcome::Captured => Recorded::CapturedOther,
             _ => Recorded::ReplacedOther,
         });
         outcome(self).settled_by(recorded, kept).as_ref().map(came)

@@ -3,7 +3,7 @@
 
 use crate::{
     domain::{CONFLICT, IN_PROCESS, Inquiry, PROCESS_FAIL, RISK, Said, Shown, UNKNOWN, Word},
-    redis::Fate,
+    redis::FinalOutcome,
     state::{Message, Setup, State, child_of},
 };
 
@@ -27,10 +27,10 @@ const fn is_kept(word: Word) -> bool {
     matches!(word, RISK | PROCESS_FAIL)
 }
 
-fn fate(said: Said) -> Option<Fate> {
+fn final_outcome(said: Said) -> Option<FinalOutcome> {
     match said {
-        Said::Captured => Some(Fate::Captured),
-        Said::Failed(word) if is_kept(word) => Some(Fate::Failed(word)),
+        Said::Captured => Some(FinalOutcome::Captured),
+        Said::Failed(word) if is_kept(word) => Some(FinalOutcome::Failed(word)),
         _ => None,
     }
 }
@@ -45,10 +45,12 @@ impl Setup {
         match said {
             Said::Failed(CONFLICT) => is_other,
             Said::Unsure(IN_PROCESS) => account.verdict.is_none() && !is_other,
-            said => match fate(said) {
+            said => match final_outcome(said) {
                 None => true,
                 Some(_) if is_other || account.processing.is_some() => false,
-                Some(fate) => account.verdict.is_none_or(|(kept, _)| kept == fate),
+                Some(final_outcome) => {
+                    account.verdict.is_none_or(|(kept, _)| kept == final_outcome)
+                }
             },
         }
     }
@@ -71,8 +73,8 @@ impl Setup {
                 }
             }
             said => {
-                if let Some(fate) = fate(said) {
-                    account.verdict = Some((fate, message.amount));
+                if let Some(final_outcome) = final_outcome(said) {
+                    account.verdict = Some((final_outcome, message.amount));
                     account.in_flight = 0;
                 }
             }
@@ -105,9 +107,13 @@ impl Setup {
             return None;
         }
         Some(match (account.verdict, account.processing) {
-            (Some((Fate::Captured, amount)), _) if amount == message.amount => Shown::Success,
-            (Some((Fate::Captured, _)), _) => Shown::OtherAmount,
-            (Some((Fate::Failed(word) | Fate::Closed(word), _)), _) => Shown::Fail(word),
+            (Some((FinalOutcome::Captured, amount)), _) if amount == message.amount => {
+                Shown::Success
+            }
+            (Some((FinalOutcome::Captured, _)), _) => Shown::OtherAmount,
+            (Some((FinalOutcome::Failed(word) | FinalOutcome::Closed(word), _)), _) => {
+                Shown::Fail(word)
+            }
             (None, Some(_)) => Shown::Processing,
             (None, None) => Shown::NoSuchCapture,
         })
@@ -117,7 +123,7 @@ impl Setup {
     pub(crate) fn lates(&self, state: &State) -> Vec<Late> {
         let mut lates = Vec::new();
         for (id, account) in (0_u8..).zip(&state.gateway) {
-            let decisions = self.says.iter().filter(|said| fate(**said).is_some());
+            let decisions = self.says.iter().filter(|said| final_outcome(**said).is_some());
             if account.processing.is_some() {
                 lates.extend(decisions.map(|said| Late::Decides { id, said: *said }));
             } else if account.in_flight != 0 {
@@ -143,14 +149,14 @@ impl Setup {
             }
             Late::Executes { id, amount, said } => {
                 let account = &mut state.gateway[usize::from(id)];
-                account.verdict = fate(said).map(|fate| (fate, amount));
+                account.verdict = final_outcome(said).map(|final_outcome| (final_outcome, amount));
                 account.said_failed |= matches!(said, Said::Failed(_));
                 account.in_flight = 0;
             }
             Late::Decides { id, said } => {
                 let account = &mut state.gateway[usize::from(id)];
                 let amount = account.processing.take();
-                account.verdict = fate(said).zip(amount);
+                account.verdict = final_outcome(said).zip(amount);
                 account.said_failed |= matches!(said, Said::Failed(_));
             }
         }

@@ -5,7 +5,7 @@ use capture_worker::domain::capture::class::Class;
 
 use crate::{
     domain::{Carried, Inquiry},
-    redis::{Asked, Claim, Fate, Mode},
+    redis::{Asked, Claim, FinalOutcome, Mode},
     replaying::{Decided, decide_replay, replays_fresh},
     settle::publish_captured,
     state::{
@@ -112,7 +112,7 @@ impl Setup {
                 Some(Act::Asks { closing: Closing::None })
             }
             Act::Looks => Some(match state.redis.acquire(claim, false) {
-                Asked::Known(Fate::Captured) => decided(Verdict::Settle),
+                Asked::Known(FinalOutcome::Captured) => decided(Verdict::Settle),
                 Asked::Known(_) => Act::Asks { closing: Closing::Replace },
                 Asked::Held { .. } | Asked::Hold { .. } | Asked::Replaced => {
                     decided(Verdict::Refuse)
@@ -129,8 +129,8 @@ impl Setup {
             }
             Act::Decided { verdict, closing: Closing::Lease } => {
                 let mode = match verdict {
-                    Verdict::Settle => Mode::Final(Fate::Captured),
-                    Verdict::Fresh => Mode::Replace(Fate::Closed(dead_letter.carried.word)),
+                    Verdict::Settle => Mode::Final(FinalOutcome::Captured),
+                    Verdict::Fresh => Mode::Replace(FinalOutcome::Closed(dead_letter.carried.word)),
                     Verdict::Same | Verdict::Refuse => Mode::Forget,
                 };
                 resolve(state, claim, mode, false);
@@ -139,7 +139,7 @@ impl Setup {
                 Some(decided(closed(verdict, released.0, released.1)))
             }
             Act::Decided { verdict: Verdict::Fresh, closing: Closing::Replace } => {
-                let mode = Mode::Replaced(Fate::Failed(dead_letter.carried.word));
+                let mode = Mode::Replaced(FinalOutcome::Failed(dead_letter.carried.word));
                 let (_, found) = state.redis.release(claim, mode);
                 state.is_over(token);
                 Some(decided(closed(Verdict::Fresh, found.is_some(), found)))
@@ -161,9 +161,9 @@ impl Setup {
 
 /// Mirrors `src/dead_letters/act.rs::instead_of_fresh`: the outcome that was already recorded when
 /// the id was to be recorded as failed.
-fn closed(verdict: Verdict, mine: bool, found: Option<(u8, Fate)>) -> Verdict {
+fn closed(verdict: Verdict, mine: bool, found: Option<(u8, FinalOutcome)>) -> Verdict {
     match (verdict, found) {
-        (Verdict::Fresh, Some((_, Fate::Captured))) => Verdict::Settle,
+        (Verdict::Fresh, Some((_, FinalOutcome::Captured))) => Verdict::Settle,
         (Verdict::Fresh, _) if !mine => Verdict::Refuse,
         (verdict, _) => verdict,
     }

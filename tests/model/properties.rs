@@ -4,7 +4,7 @@ use capture_worker::domain::capture::class::Class;
 use stateright::{Model as _, Property};
 
 use crate::{
-    redis::Fate,
+    redis::FinalOutcome,
     state::{Account, Job, Setup, State, Step},
 };
 
@@ -110,7 +110,7 @@ pub(crate) fn signed_is_true(_: &Setup, state: &State) -> bool {
 pub(crate) fn hold_ends_with_its_outcome(_: &Setup, state: &State) -> bool {
     let has_outcome = |id: u8| {
         let known = state.redis.keys[usize::from(id)].known;
-        matches!(known, Some((_, Fate::Captured | Fate::Failed(_))))
+        matches!(known, Some((_, FinalOutcome::Captured | FinalOutcome::Failed(_))))
     };
     !state.is_ended()
         || state.redis.payments.iter().all(|at| at.hold.is_none_or(|(_, id)| !has_outcome(id)))
@@ -163,10 +163,11 @@ pub(crate) fn examples() -> Vec<Property<Setup>> {
         Property::sometimes("expired", |_, state: &State| is_dead(state, Class::Expired)),
         Property::sometimes("conflict", |_, state: &State| is_dead(state, Class::Conflict)),
         Property::sometimes("unproven failure proven", |_, state: &State| {
-            let verdict = state
-                .gateway
-                .iter()
-                .any(|account| account.verdict.is_some_and(|(fate, _)| fate != Fate::Captured));
+            let verdict = state.gateway.iter().any(|account| {
+                account
+                    .verdict
+                    .is_some_and(|(final_outcome, _)| final_outcome != FinalOutcome::Captured)
+            });
             !verdict
                 && state.dead.iter().any(|dead_letter| {
                     dead_letter.carried.attempts > 1

@@ -19,14 +19,14 @@ pub(crate) const NOBODY: Token = Token(0);
 /// A recorded outcome: captured, failed with a code of the gateway (an index), or recorded as
 /// failed because there is no capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Fate {
+pub(crate) enum FinalOutcome {
     Captured,
     Failed(u8),
     Closed(u8),
 }
 
 /// A record: the amount and the outcome.
-pub(crate) type Record = (u8, Fate);
+pub(crate) type Record = (u8, FinalOutcome);
 
 /// The keys of one payment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -79,7 +79,7 @@ pub(crate) struct Claim {
 /// The reply of `acquire` in `payment.lua`: `src/lease/results.rs::Acquired`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Asked {
-    Known(Fate),
+    Known(FinalOutcome),
     Replaced,
     Held { marked: bool, place: Option<usize> },
     Hold { marked: bool },
@@ -98,21 +98,21 @@ pub(crate) enum Renewed {
 /// `src/domain/capture/outcome.rs::Release`, and `src/lease/leases.rs::Leases::replace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
-    Final(Fate),
-    Close(Fate),
-    Replace(Fate),
-    Replaced(Fate),
+    Final(FinalOutcome),
+    Close(FinalOutcome),
+    Replace(FinalOutcome),
+    Replaced(FinalOutcome),
     End,
     Keep { refused: Option<u8> },
     Back,
     Forget,
 }
 
-const fn rank(fate: Fate) -> u8 {
-    match fate {
-        Fate::Closed(_) => 1,
-        Fate::Failed(_) => 2,
-        Fate::Captured => 3,
+const fn rank(final_outcome: FinalOutcome) -> u8 {
+    match final_outcome {
+        FinalOutcome::Closed(_) => 1,
+        FinalOutcome::Failed(_) => 2,
+        FinalOutcome::Captured => 3,
     }
 }
 
@@ -130,10 +130,10 @@ impl Redis {
     }
 
     /// Mirrors the function `payment.lua::deciding_record`.
-    fn on_record(&mut self, claim: Claim) -> Option<Fate> {
+    fn on_record(&mut self, claim: Claim) -> Option<FinalOutcome> {
         let Keys { known, replaced, .. } = *self.of(claim);
         let same = |record: &Record| record.0 == claim.amount;
-        known.filter(same).or_else(|| replaced.filter(same)).map(|(_, fate)| fate)
+        known.filter(same).or_else(|| replaced.filter(same)).map(|(_, final_outcome)| final_outcome)
     }
 
     /// Mirrors the function `payment.lua::pass_on`.
@@ -164,7 +164,7 @@ impl Redis {
     }
 
     /// Mirrors the function `payment.lua::record_intent`.
-    fn announce(&mut self, claim: Claim, denied_at: Option<u8>) {
+    fn record_intent(&mut self, claim: Claim, denied_at: Option<u8>) {
         let mine = (claim.token, claim.id);
         let hold = &mut self.at(claim).hold;
         let holds = if hold.is_some_and(|hold| hold != mine) { NOBODY } else { claim.token };
@@ -206,7 +206,7 @@ impl Redis {
         self.no_longer_waits(claim);
         self.at(claim).lease = Some(claim.token);
         if claim.posts {
-            self.announce(claim, None);
+            self.record_intent(claim, None);
         }
         let hold_was_there = hold.is_some_and(|(token, _)| token != claim.token);
         Asked::Taken { marker, hold_was_there }
@@ -225,14 +225,16 @@ impl Redis {
     fn record(&mut self, claim: Claim, mode: Mode) -> (bool, Option<Record>) {
         let mine = self.has_lease(claim);
         let Keys { known, replaced, mark } = *self.of(claim);
-        let is_captured = matches!(known, Some((_, Fate::Captured)));
+        let is_captured = matches!(known, Some((_, FinalOutcome::Captured)));
         match mode {
-            Mode::Final(fate) | Mode::Close(fate) | Mode::Replace(fate)
+            Mode::Final(final_outcome)
+            | Mode::Close(final_outcome)
+            | Mode::Replace(final_outcome)
                 if mine || matches!(mode, Mode::Final(_)) =>
             {
                 let before = known.map_or(0, |(_, before)| rank(before));
-                if !is_captured && rank(fate) >= before {
-                    self.of(claim).known = Some((claim.amount, fate));
+                if !is_captured && rank(final_outcome) >= before {
+                    self.of(claim).known = Some((claim.amount, final_outcome));
                 }
                 self.end_hold(claim);
             }
@@ -244,7 +246,7 @@ impl Redis {
                     let by = mark.map_or(claim.token, |mark| mark.by);
                     self.of(claim).mark = Some(Mark { by, tells });
                 }
-                if !mine && matches!(known, Some((_, Fate::Closed(_)))) {
+                if !mine && matches!(known, Some((_, FinalOutcome::Closed(_)))) {
                     self.of(claim).known = None;
                 }
             }
@@ -255,17 +257,18 @@ impl Redis {
         }
         let is_recorded = self.on_record(claim).is_some();
         let replaces = match mode {
-            Mode::Replaced(fate) if is_recorded => Some(fate),
-            Mode::Replace(fate) if mine => Some(fate),
+            Mode::Replaced(final_outcome) if is_recorded => Some(final_outcome),
+            Mode::Replace(final_outcome) if mine => Some(final_outcome),
             _ => None,
         };
-        if let (Some(fate), false) = (replaces, is_captured) {
-            self.of(claim).replaced = Some((claim.amount, fate));
+        if let (Some(final_outcome), false) = (replaces, is_captured) {
+            self.of(claim).replaced = Some((claim.amount, final_outcome));
         }
         let is_ours = |record: &Record| record.0 == claim.amount;
         let found = known.filter(|record| is_ours(record) || is_captured).or(replaced);
-        let is_final = matches!(known, Some((_, Fate::Captured | Fate::Failed(_))));
-        let is_over = |(_, fate)| mine || !matches!(fate, Fate::Closed(_));
+        let is_final = matches!(known, Some((_, FinalOutcome::Captured | FinalOutcome::Failed(_))));
+        let is_over =
+            |(_, final_outcome)| mine || !matches!(final_outcome, FinalOutcome::Closed(_));
         if is_final || found.filter(is_ours).is_some_and(is_over) {
             self.end_hold(claim);
         }
@@ -286,7 +289,7 @@ impl Redis {
             return Renewed::Recorded;
         }
         if posts {
-            self.announce(claim, denied_at);
+            self.record_intent(claim, denied_at);
         }
         Renewed::Kept
     }

@@ -34,7 +34,7 @@ pub(crate) fn decide_replay(
     carried: Carried,
     seen: Inquiry,
 ) -> Decided {
-    let letter = DeadLetter {
+    let dead_letter = DeadLetter {
         class,
         body: JOB.as_bytes().into(),
         job: Ok(job()),
@@ -47,11 +47,18 @@ pub(crate) fn decide_replay(
         broker_death: None,
     };
     let now = OffsetDateTime::from_unix_timestamp(NOW_MS / 1000).expect("a time");
-    let Ok(replay) = prepare(&letter, &Changes::default(), now) else { return Decided::Refuse };
+    let Ok(replay) = prepare(&dead_letter, &Changes::default(), now) else {
+        return Decided::Refuse;
+    };
     let reply = inquiry_reply(seen);
     let evidence = CaptureSeen::of(&reply, &job(), &Codes::default());
-    match decide(&letter, replay, &evidence, &PaymentSeen::of(&reply, &job(), &letter.history), now)
-    {
+    match decide(
+        &dead_letter,
+        replay,
+        &evidence,
+        &PaymentSeen::of(&reply, &job(), &dead_letter.history),
+        now,
+    ) {
         Decision::Send(_) => Decided::Send,
         Decision::Settle(_) => Decided::Settle,
         Decision::Refuse(_) => Decided::Refuse,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(crate) const CALM: Budget =
-    Budget { crashes: 0, cuts: 0, pauses: 0, aways: 0, losses: 0, acts: 0 };
+    Budget { crashes: 0, cuts: 0, pauses: 0, outages: 0, losses: 0, acts: 0 };
 pub(crate) const CRASH: Budget = Budget { crashes: 1, ..CALM };
 pub(crate) const COPIES: &[(u8, u8)] = &[(0, 0), (0, 0)];
 pub(crate) const TWO_IDS: &[(u8, u8)] = &[(0, 0), (1, 0)];
@@ -124,7 +124,7 @@ pub(crate) const SMALL: &[Setup] = &[
         ends: true,
         jobs: TWO_IDS,
         delays: 0,
-        budget: Budget { aways: 1, ..CALM },
+        budget: Budget { outages: 1, ..CALM },
         reaches: &["all captured"],
         ..BASE
     },
@@ -163,7 +163,7 @@ pub(crate) const SMALL: &[Setup] = &[
         prefetch: [2, 1],
         delays: 0,
         in_flight: false,
-        budget: Budget { aways: 1, ..CALM },
+        budget: Budget { outages: 1, ..CALM },
         reaches: &["all captured", "hand-over"],
         ..BASE
     },
@@ -368,14 +368,14 @@ pub(crate) const LIMITS: &[Setup] = &[
     },
     Setup {
         name: "limit: Redis is unavailable when a refusal is to be recorded",
-        budget: Budget { crashes: 1, aways: 1, ..CALM },
+        budget: Budget { crashes: 1, outages: 1, ..CALM },
         says: &[Said::Captured, Said::Failed(DENIED)],
         breaks: &[FAILED_STANDS],
         ..BASE
     },
     Setup {
         name: "limit: an unrecorded refusal, and a fresh id after an inquiry only",
-        budget: Budget { crashes: 1, aways: 1, acts: 1, ..CALM },
+        budget: Budget { crashes: 1, outages: 1, acts: 1, ..CALM },
         operators: 1,
         says: &[Said::Captured, Said::Failed(DENIED)],
         replay: Replay::Inquires,

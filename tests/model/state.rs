@@ -4,7 +4,7 @@ use capture_worker::domain::capture::class::Class;
 
 use crate::{
     domain::{Came, Carried, DENIED, Known, Left, Said, Todo},
-    redis::{Claim, Fate, IDS, Mode, NOBODY, Redis, Tells, Token},
+    redis::{Claim, FinalOutcome, IDS, Mode, NOBODY, Redis, Tells, Token},
 };
 
 /// The number of deliveries in hand: two workers with at most two each.
@@ -29,7 +29,7 @@ pub(crate) struct Message {
 pub(crate) struct Lease {
     pub(crate) marker: Option<Tells>,
     /// In-doubt block and sent marker are written.
-    pub(crate) announced: bool,
+    pub(crate) intent_recorded: bool,
     /// An inquiry has shown that there is no such capture, so the job posts.
     pub(crate) denied: bool,
     /// It expired while its worker was paused.
@@ -122,7 +122,7 @@ pub(crate) struct Later {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Account {
     /// The final verdict and its amount.
-    pub(crate) verdict: Option<(Fate, u8)>,
+    pub(crate) verdict: Option<(FinalOutcome, u8)>,
     /// In process, for this amount.
     pub(crate) processing: Option<u8>,
     /// Requests (one bit per amount) that no worker waits for and that may still be executed.
@@ -149,7 +149,7 @@ pub(crate) struct Budget {
     /// Pauses of a worker until its lease has expired.
     pub(crate) pauses: u8,
     /// Calls to Redis without a reply.
-    pub(crate) aways: u8,
+    pub(crate) outages: u8,
     /// Losses of all data in Redis.
     pub(crate) losses: u8,
     /// Replays that an operator begins.
@@ -365,7 +365,7 @@ impl State {
     pub(crate) fn may_have_captured(&self, id: u8) -> bool {
         let account = &self.gateway[usize::from(id)];
         match account.verdict {
-            Some((fate, _)) => fate == Fate::Captured,
+            Some((final_outcome, _)) => final_outcome == FinalOutcome::Captured,
             None => {
                 account.processing.is_some()
                     || account.in_flight != 0
@@ -375,7 +375,7 @@ impl State {
     }
 
     pub(crate) fn has_captured(&self, id: u8) -> bool {
-        matches!(self.gateway[usize::from(id)].verdict, Some((Fate::Captured, _)))
+        matches!(self.gateway[usize::from(id)].verdict, Some((FinalOutcome::Captured, _)))
     }
 
     /// Whether no work remains in progress.

@@ -51,12 +51,12 @@ impl Setup {
     /// Adds the steps that the job in a slot may take next.
     pub(crate) fn moves(&self, state: &State, slot: usize, moves: &mut Vec<Move>) {
         let Some(job) = &state.slots[slot] else { return };
-        let has_away = state.budget.aways > 0 && state.later.iter().any(Option::is_none);
+        let has_outage = state.budget.outages > 0 && state.later.iter().any(Option::is_none);
         match job.step {
             Step::Fresh => {
                 if self.neighbour(state, slot, |step| !matches!(step, Step::Fresh)).is_none() {
                     moves.push(Move::Acquire);
-                    if has_away && !job.cut {
+                    if has_outage && !job.cut {
                         moves.push(Move::AcquireUnheard);
                     }
                 }
@@ -78,13 +78,13 @@ impl Setup {
             }
             Step::Judged { .. } => {
                 moves.push(Move::Release);
-                if has_away {
+                if has_outage {
                     moves.push(Move::ReleaseUnheard { done: false });
                     moves.push(Move::ReleaseUnheard { done: true });
                 }
                 if let Some(to) = self.neighbour(state, slot, |step| matches!(step, Step::Fresh)) {
                     moves.push(Move::HandOver { to, stays: false });
-                    if has_away {
+                    if has_outage {
                         moves.push(Move::HandOverUnheard { to });
                     }
                     if !state.redis.payments[usize::from(self.payment(job.message.id))]
@@ -131,7 +131,7 @@ impl Setup {
                 self.acquire(state, slot, job, claim);
             }
             (Move::AcquireUnheard, _) => {
-                state.budget.aways -= 1;
+                state.budget.outages -= 1;
                 self.ask(state, claim, false);
                 give_up(state, slot, claim, Mode::Forget, false);
                 self.settle(state, slot, (Came::Deferred, Left::Unknown, false));
@@ -157,7 +157,7 @@ impl Setup {
                 self.settle_called(state, slot, released);
             }
             (Move::ReleaseUnheard { done }, Step::Judged { lease, came, .. }) => {
-                state.budget.aways -= 1;
+                state.budget.outages -= 1;
                 let mode = self.mode(came);
                 if done {
                     self.release(state, claim, mode, lease);
@@ -167,7 +167,7 @@ impl Setup {
             }
             (Move::HandOverUnheard { to }, Step::Judged { lease, came, .. }) => {
                 let Some(next) = state.slots[to] else { return };
-                state.budget.aways -= 1;
+                state.budget.outages -= 1;
                 let mode = self.mode(came);
                 let next = self.claim(state, &next.message, token_of_slot(to));
                 resolve(state, claim, mode, lease.opened);
@@ -215,10 +215,17 @@ impl Setup {
     }
 
     /// Mirrors `src/worker/pipeline.rs::execute`, with the acquired or handed-over lease.
-    fn taken(&self, state: &mut State, slot: usize, taken: Asked, announced: bool, handed: bool) {
+    fn taken(
+        &self,
+        state: &mut State,
+        slot: usize,
+        taken: Asked,
+        intent_recorded: bool,
+        handed: bool,
+    ) {
         match taken {
-            Asked::Known(fate) => {
-                self.settle(state, slot, (Came::of_known(fate), Left::Yes, true));
+            Asked::Known(final_outcome) => {
+                self.settle(state, slot, (Came::of_known(final_outcome), Left::Yes, true));
             }
             // As `src/worker/attempt_end.rs::AttemptEnd::replaced` does.
             Asked::Replaced => {
@@ -232,7 +239,7 @@ impl Setup {
             Asked::Taken { marker, .. } => {
                 let lease = Lease {
                     marker,
-                    announced,
+                    intent_recorded,
                     denied: false,
                     overdue: false,
                     opened: false,
@@ -252,7 +259,7 @@ impl Setup {
             return set(state, slot, judged(Came::Expired { inquired: false }));
         }
         let posts = call == NextCall::Post;
-        let renews = lease.overdue || posts && !lease.announced;
+        let renews = lease.overdue || posts && !lease.intent_recorded;
         let denied_at = lease.denied.then_some(job.message.carried.replays);
         if renews && state.redis.renew(claim, posts, denied_at) != Renewed::Kept {
             return set(state, slot, judged(Came::Deferred));
@@ -261,7 +268,7 @@ impl Setup {
         if posts {
             let payment = usize::from(claim.payment);
             let is_held = state.redis.payments[payment].hold.is_some_and(|(_, id)| id == claim.id);
-            lease.announced = true;
+            lease.intent_recorded = true;
             if state.doubt[payment].is_none() && is_held {
                 state.doubt[payment] = Some(claim.id);
                 lease.opened = true;

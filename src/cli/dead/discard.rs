@@ -3,14 +3,14 @@
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{FilterArgs, Opened, Purpose, ended, letters, replay::Counted};
+use super::{FilterArgs, Opened, Purpose, ended, replay::Counted, rows};
 use crate::{
     cli::{
-        Exit, complain,
+        Exit,
         desk::{can_ask, confirm, plain, who},
         has_failed, is_lost,
         json::Array,
-        say, say_json, say_json_part,
+        print_error, print_json, print_json_part, print_line,
         watch::Watch,
     },
     config::Settings,
@@ -44,16 +44,16 @@ pub(in crate::cli) struct DiscardArgs {
 
 impl DiscardArgs {
     pub(super) async fn run(self, settings: &Settings) -> Exit {
-        let filter = match self.filter.names_letters() {
+        let filter = match self.filter.names_dead_letters() {
             Ok(filter) => filter,
             Err(exit) => return exit,
         };
         if self.reason.trim().is_empty() {
-            complain("error: --reason is empty: write why the dead letters are discarded");
+            print_error("error: --reason is empty: write why the dead letters are discarded");
             return Exit::Usage;
         }
         if !(self.yes || self.dry_run || can_ask()) {
-            complain(
+            print_error(
                 "error: cannot ask for confirmation without a terminal: use --yes to discard \
                  without asking",
             );
@@ -81,11 +81,11 @@ impl DiscardArgs {
             };
             let question = format!("Discard {}?", counted.words);
             if !confirm(&question, &opened.desk.stop).await {
-                complain("nothing was discarded");
+                print_error("nothing was discarded");
                 return Exit::Failed;
             }
             // Discard at most what was confirmed: dead letters that arrived since then stay.
-            discard.caps = Some(counted.letters);
+            discard.caps = Some(counted.dead_letters);
         }
         self.discard(opened, &discard).await
     }
@@ -93,21 +93,21 @@ impl DiscardArgs {
     async fn discard(&self, opened: &Opened, discard: &Discard) -> Exit {
         let (mut discarded, mut refused, mut captures) = (0_u64, 0_u64, Captures::default());
         if self.json {
-            say_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
+            print_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
         let mut array = self.json.then(Array::begin);
         let done = opened
             .desk
-            .discard(discard, |letter, done| {
+            .discard(discard, |dead_letter, done| {
                 if done.is_ok() {
                     discarded += 1;
-                    captures.add(letter.id(), letter.amount());
+                    captures.add(dead_letter.id(), dead_letter.amount());
                 } else {
                     refused += 1;
                 }
                 match &mut array {
-                    Some(array) => array.add(&document(letter, done)),
-                    None => say(&line(letter, done, self.dry_run)),
+                    Some(array) => array.add(&document(dead_letter, done)),
+                    None => print_line(&line(dead_letter, done, self.dry_run)),
                 }
                 if self.dry_run && is_lost() {
                     opened.desk.stop.cancel();
@@ -116,25 +116,25 @@ impl DiscardArgs {
             .await;
         let sums = match discarded {
             0 => String::new(),
-            _ => format!(" ({})", letters::captures_in_words(&captures)),
+            _ => format!(" ({})", rows::captures_in_words(&captures)),
         };
         match array {
             Some(array) => {
                 array.end();
                 let error = json!(done.as_ref().err().map(ToString::to_string));
                 let distinct = captures.distinct();
-                say_json(&format!(
+                print_json(&format!(
                     ",\"discarded\":{discarded},\"refused\":{refused},\
                      \"distinctCaptures\":{distinct},\"error\":{error}}}"
                 ));
             }
-            None if self.dry_run => say(&format!(
+            None if self.dry_run => print_line(&format!(
                 "would discard {discarded}{sums}, refuse {refused}; nothing was changed"
             )),
-            None => say(&format!("discarded {discarded}{sums}, refused {refused}")),
+            None => print_line(&format!("discarded {discarded}{sums}, refused {refused}")),
         }
         if !self.dry_run && has_failed() {
-            complain(
+            print_error(
                 "the output is incomplete, but the command went on: `capture-worker audit` lists \
                  what was done",
             );
@@ -148,10 +148,14 @@ impl DiscardArgs {
     }
 }
 
-fn line(letter: &DeadLetter, done: Result<Option<&str>, &DiscardRefusal>, dry_run: bool) -> String {
+fn line(
+    dead_letter: &DeadLetter,
+    done: Result<Option<&str>, &DiscardRefusal>,
+    dry_run: bool,
+) -> String {
     let would = if dry_run { "would be " } else { "" };
-    let id = letter.id().map_or_else(|| "-".to_owned(), plain);
-    let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let id = dead_letter.id().map_or_else(|| "-".to_owned(), plain);
+    let amount = dead_letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
     let what = match done {
         Ok(None) => format!("{would}discarded"),
         Ok(Some(evidence)) => format!("{would}discarded [{}]", plain(evidence)),
@@ -160,13 +164,16 @@ fn line(letter: &DeadLetter, done: Result<Option<&str>, &DiscardRefusal>, dry_ru
             format!("refused: {}; instead: {instead}", plain(&reason))
         }
     };
-    format!("{} {id} {amount}: {what}", letter.class)
+    format!("{} {id} {amount}: {what}", dead_letter.class)
 }
 
-fn document(letter: &DeadLetter, done: Result<Option<&str>, &DiscardRefusal>) -> serde_json::Value {
+fn document(
+    dead_letter: &DeadLetter,
+    done: Result<Option<&str>, &DiscardRefusal>,
+) -> serde_json::Value {
     let refusal = done.err().map(RefusalText::from);
     json!({
-        "letter": letters::document(letter, epoch_ms(OffsetDateTime::now_utc())),
+        "letter": rows::document(dead_letter, epoch_ms(OffsetDateTime::now_utc())),
         "discarded": done.is_ok(),
         "evidence": done.ok().flatten(),
         "refusal": refusal.as_ref().map(|refusal| &refusal.reason),

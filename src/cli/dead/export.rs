@@ -4,10 +4,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{FilterArgs, Opened, Purpose, ended, letters};
+use super::{FilterArgs, Opened, Purpose, ended, rows};
 use crate::{
     broker::BrowsedMessage,
-    cli::{Exit, is_lost, say_json, watch::Watch},
+    cli::{Exit, is_lost, print_json, watch::Watch},
     config::Settings,
     dead_letters::{DeskError, Flow, Who},
     domain::{replay::dead_letter::DeadLetter, time::epoch_ms},
@@ -42,12 +42,12 @@ impl Export {
         let filter = self.filter.filter();
         let mut left = self.filter.limit;
         for class in filter.classes() {
-            let visit = async |found: &BrowsedMessage, letter: DeadLetter| {
+            let visit = async |found: &BrowsedMessage, dead_letter: DeadLetter| {
                 if left == Some(0) {
                     return Ok(Flow::Stop);
                 }
                 left = left.map(|left| left - 1);
-                say_json(&whole(found, &letter));
+                print_json(&whole(found, &dead_letter));
                 Ok(if is_lost() { Flow::Stop } else { Flow::Keep })
             };
             if opened.desk.walk(class, &filter, visit).await? == Flow::Stop {
@@ -60,8 +60,8 @@ impl Export {
 
 /// A dead letter with the headers, the properties and the body of its message. `body` is the text
 /// if the body is UTF-8; otherwise `bodyBase64` holds its bytes.
-pub(super) fn whole(found: &BrowsedMessage, letter: &DeadLetter) -> Value {
-    let mut document = letters::document(letter, epoch_ms(OffsetDateTime::now_utc()));
+pub(super) fn whole(found: &BrowsedMessage, dead_letter: &DeadLetter) -> Value {
+    let mut document = rows::document(dead_letter, epoch_ms(OffsetDateTime::now_utc()));
     let (headers, properties) = found.to_json();
     document["headers"] = headers;
     document["properties"] = properties;

@@ -3,14 +3,14 @@
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use super::{FilterArgs, Opened, Purpose, ended, letters};
+use super::{FilterArgs, Opened, Purpose, ended, rows};
 use crate::{
     cli::{
         Exit,
         desk::{age, plain},
         is_lost,
         json::Array,
-        say, say_json,
+        print_json, print_line,
         table::TextTable,
         watch::Watch,
     },
@@ -39,15 +39,18 @@ pub(in crate::cli) struct List {
 
 impl List {
     pub(super) async fn run(self, settings: &Settings) -> Exit {
-        let lists_letters = !self.filter.class.is_empty();
-        let Ok(watch) = Watch::start(lists_letters) else { return Exit::Failed };
+        let lists_dead_letters = !self.filter.class.is_empty();
+        let Ok(watch) = Watch::start(lists_dead_letters) else { return Exit::Failed };
         let nobody = (Who::default(), None);
         let opened = match Opened::open(settings, Purpose::Look, nobody, &watch).await {
             Ok(opened) => opened,
             Err(exit) => return exit,
         };
-        let listed =
-            if lists_letters { self.letters(&opened).await } else { self.classes(&opened).await };
+        let listed = if lists_dead_letters {
+            self.dead_letters(&opened).await
+        } else {
+            self.classes(&opened).await
+        };
         opened.close().await;
         match listed {
             Ok(()) => Exit::Done,
@@ -65,9 +68,9 @@ impl List {
         }
         if self.json {
             let documents = summaries.classes.iter().map(|summary| document(summary, now_ms));
-            say_json(&Value::Array(documents.collect()));
+            print_json(&Value::Array(documents.collect()));
         } else if summaries.classes.is_empty() {
-            say("no dead letters");
+            print_line("no dead letters");
         } else {
             let mut table = TextTable::new([
                 "CLASS",
@@ -86,20 +89,20 @@ impl List {
             table.flush();
         }
         if matches!(walked, Ok(Flow::Stop)) && !self.json {
-            say("stopped at --limit: more dead letters match");
+            print_line("stopped at --limit: more dead letters match");
         }
         walked.map(drop)
     }
 
-    async fn letters(&self, opened: &Opened) -> Result<(), DeskError> {
+    async fn dead_letters(&self, opened: &Opened) -> Result<(), DeskError> {
         let filter = self.filter.filter();
         let limit = if self.filter.all { None } else { Some(self.filter.limit.unwrap_or(LIMIT)) };
         let (mut listed, mut more) = (0, false);
         let mut array = self.json.then(Array::begin);
-        let mut table = letters::table();
+        let mut table = rows::table();
         let mut walked = Ok(Flow::Keep);
         for class in filter.classes() {
-            let visit = async |_: &_, letter| {
+            let visit = async |_: &_, dead_letter| {
                 if limit == Some(listed) {
                     more = true;
                     return Ok(Flow::Stop);
@@ -107,8 +110,8 @@ impl List {
                 listed += 1;
                 let now_ms = epoch_ms(OffsetDateTime::now_utc());
                 match &mut array {
-                    Some(array) => array.add(&letters::document(&letter, now_ms)),
-                    None => table.add(letters::row(&letter, now_ms)),
+                    Some(array) => array.add(&rows::document(&dead_letter, now_ms)),
+                    None => table.add(rows::row(&dead_letter, now_ms)),
                 }
                 Ok(if is_lost() { Flow::Stop } else { Flow::Keep })
             };
@@ -126,7 +129,7 @@ impl List {
                     (false, 1) => "dead letter",
                     (false, _) => "dead letters",
                 };
-                say(&format!("{listed} {what}"));
+                print_line(&format!("{listed} {what}"));
             }
         }
         walked.map(drop)
@@ -156,7 +159,7 @@ fn ages(dead_at_ms: Option<(i64, i64)>, now_ms: i64) -> (String, String) {
 }
 
 fn money(captures: &Captures, without_amount: u64) -> String {
-    let mut amounts = letters::sums(captures);
+    let mut amounts = rows::sums(captures);
     if without_amount > 0 {
         amounts.push(format!("{without_amount} without amount"));
     }
@@ -169,7 +172,7 @@ fn total(summaries: &Summaries, now_ms: i64) -> [String; 8] {
     let (oldest, newest) = ages(summaries.dead_at_ms(), now_ms);
     [
         "total".to_owned(),
-        summaries.letters().to_string(),
+        summaries.dead_letters().to_string(),
         summaries.captures.distinct().to_string(),
         oldest,
         newest,
@@ -194,7 +197,7 @@ fn row(summary: &Summary, now_ms: i64) -> [String; 8] {
     let todo = format!("{}; {}", policies(summary), summary.advice.join("; "));
     [
         summary.class.name().to_owned(),
-        summary.letters.to_string(),
+        summary.dead_letters.to_string(),
         summary.captures.distinct().to_string(),
         oldest,
         newest,
@@ -227,7 +230,7 @@ fn document(summary: &Summary, now_ms: i64) -> Value {
     let at = |pick: fn((i64, i64)) -> i64| summary.dead_at_ms.map(pick);
     json!({
         "class": summary.class,
-        "letters": summary.letters,
+        "letters": summary.dead_letters,
         "distinctCaptures": summary.captures.distinct(),
         "oldestDeadAt": at(|ages| ages.0).and_then(rfc3339_of_ms),
         "newestDeadAt": at(|ages| ages.1).and_then(rfc3339_of_ms),

@@ -2,9 +2,9 @@
 
 mod discard;
 mod export;
-mod letters;
 mod list;
 mod replay;
+mod rows;
 mod show;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -12,8 +12,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
 use super::{
-    Exit, complain, desk,
+    Exit, desk,
     name_list::{NameList, all},
+    print_error,
     settings::{self, Service},
     watch::Watch,
 };
@@ -170,10 +171,10 @@ impl FilterArgs {
 
     /// The filter of a command that changes dead letters. Without a filter it would act on all of
     /// them, so that needs an explicit `--all`.
-    fn names_letters(&self) -> Result<Filter, Exit> {
+    fn names_dead_letters(&self) -> Result<Filter, Exit> {
         let filter = self.filter();
         if filter.is_empty() && !self.all {
-            complain(
+            print_error(
                 "error: no dead letters are selected: use --class, --code, --id, --payment, \
                  --older-than or --newer-than, or --all for every dead letter",
             );
@@ -233,20 +234,20 @@ impl Opened {
                 (Ok(broker), Ok(leases)) => (broker, leases),
                 (broker, leases) => {
                     let errors = [broker.err(), leases.err()].into_iter().flatten().flatten();
-                    errors.for_each(|error| complain(&format!("error: {error}")));
+                    errors.for_each(|error| print_error(&format!("error: {error}")));
                     return Err(Exit::Usage);
                 }
             };
         let gateway = settings::gateway(settings);
         if let (Err(errors), true) = (&gateway, purpose.needs_gateway()) {
-            errors.iter().for_each(|error| complain(&format!("error: {error}")));
+            errors.iter().for_each(|error| print_error(&format!("error: {error}")));
             return Err(Exit::Usage);
         }
         let topology = if purpose.acts() { broker.topology } else { TopologyMode::None };
         // Wait queues are declared by workers. An operator's user need not have that permission.
         let broker = BrokerOptions { topology, delays: Vec::new(), ..broker };
         let session = Session::open(&broker).await.map_err(|error| {
-            complain(&format!("error: cannot use the broker: {error}"));
+            print_error(&format!("error: cannot use the broker: {error}"));
             Exit::Failed
         })?;
         let keeper =
@@ -279,9 +280,9 @@ impl Opened {
 fn ended(error: &DeskError) -> Exit {
     match error {
         DeskError::Interrupted => {
-            complain("interrupted: dead letters that were not reported are unchanged")
+            print_error("interrupted: dead letters that were not reported are unchanged")
         }
-        error => complain(&format!("error: {error}")),
+        error => print_error(&format!("error: {error}")),
     }
     Exit::Failed
 }

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, str::FromStr, time::Duration};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{FilterArgs, Opened, Purpose, ended, letters};
+use super::{FilterArgs, Opened, Purpose, ended, rows};
 use crate::{
     cli::{
-        Exit, complain,
+        Exit,
         desk::{can_ask, confirm, plain, who},
         has_failed, is_lost,
         json::Array,
-        say, say_json, say_json_part,
+        print_error, print_json, print_json_part, print_line,
         watch::Watch,
     },
     config::{RateLimit, Settings},
@@ -110,7 +110,7 @@ impl ReplayArgs {
         let exit = match self.ask(&opened, &mut replays).await {
             Ok(true) => self.act(&opened, &replays).await,
             Ok(false) => {
-                complain("nothing was replayed");
+                print_error("nothing was replayed");
                 Exit::Failed
             }
             Err(error) => ended(&error),
@@ -120,9 +120,9 @@ impl ReplayArgs {
     }
 
     fn replays(&self, settings: &Settings) -> Result<Replays, Exit> {
-        let filter = self.filter.names_letters()?;
+        let filter = self.filter.names_dead_letters()?;
         let usage = |error: &str| {
-            complain(&format!("error: {error}"));
+            print_error(&format!("error: {error}"));
             Exit::Usage
         };
         if self.capture_value.is_some() && self.filter.id.len() != 1 {
@@ -186,21 +186,21 @@ impl ReplayArgs {
         }
         let counted = Counted::of(opened, &replays.filter, replays.limit).await?;
         let question = format!("Replay {}?", counted.words);
-        replays.caps = Some(counted.letters);
+        replays.caps = Some(counted.dead_letters);
         Ok(confirm(&question, &opened.desk.stop).await)
     }
 
     async fn act(&self, opened: &Opened, replays: &Replays) -> Exit {
         let mut tally = Tally::default();
         if self.json {
-            say_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
+            print_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
         let mut array = self.json.then(Array::begin);
-        let told = |letter: &DeadLetter, told: &Told| {
+        let told = |dead_letter: &DeadLetter, told: &Told| {
             tally.count(&told.decision);
             match &mut array {
-                Some(array) => array.add(&document(letter, told)),
-                None => say(&line(letter, told, self.dry_run)),
+                Some(array) => array.add(&document(dead_letter, told)),
+                None => print_line(&line(dead_letter, told, self.dry_run)),
             }
             if self.dry_run && is_lost() {
                 opened.desk.stop.cancel();
@@ -216,18 +216,18 @@ impl ReplayArgs {
             Some(array) => {
                 array.end();
                 let Tally { sent, settled, refused, captures } = &tally;
-                say_json(&format!(
+                print_json(&format!(
                     ",\"sent\":{sent},\"settled\":{settled},\"refused\":{refused},\
                      \"distinctCaptures\":{},\"error\":{}}}",
                     captures.distinct(),
                     json!(error)
                 ));
             }
-            None if tally.is_empty() && error.is_none() => say("no dead letters match"),
-            None => say(&tally.words(self.dry_run)),
+            None if tally.is_empty() && error.is_none() => print_line("no dead letters match"),
+            None => print_line(&tally.words(self.dry_run)),
         }
         if !self.dry_run && has_failed() {
-            complain(
+            print_error(
                 "the output is incomplete, but the command went on: `capture-worker audit` lists \
                  what was done",
             );
@@ -243,7 +243,7 @@ impl ReplayArgs {
 
 /// How many dead letters of each class a command would act on, and their money in words.
 pub(super) struct Counted {
-    pub(super) letters: BTreeMap<Class, u64>,
+    pub(super) dead_letters: BTreeMap<Class, u64>,
     pub(super) words: String,
 }
 
@@ -257,19 +257,20 @@ impl Counted {
         walked?;
         let words = |count: u64, of: &str, captures: &Captures| {
             let noun = if count == 1 { "dead letter" } else { "dead letters" };
-            format!("{count} {noun}{of} ({})", letters::captures_in_words(captures))
+            format!("{count} {noun}{of} ({})", rows::captures_in_words(captures))
         };
         let classes = summaries.classes.iter().map(|summary| {
-            words(summary.letters, &format!(" of class {}", summary.class), &summary.captures)
+            words(summary.dead_letters, &format!(" of class {}", summary.class), &summary.captures)
         });
         let classes = classes.collect::<Vec<_>>().join(", ");
         let words = match summaries.classes.len() {
             0 => "no dead letters".to_owned(),
             1 => classes,
-            _ => format!("{}: {classes}", words(summaries.letters(), "", &summaries.captures)),
+            _ => format!("{}: {classes}", words(summaries.dead_letters(), "", &summaries.captures)),
         };
-        let letters = summaries.classes.iter().map(|summary| (summary.class, summary.letters));
-        Ok(Self { letters: letters.collect(), words })
+        let dead_letters =
+            summaries.classes.iter().map(|summary| (summary.class, summary.dead_letters));
+        Ok(Self { dead_letters: dead_letters.collect(), words })
     }
 }
 
@@ -293,7 +294,7 @@ impl Tally {
         let Self { sent, settled, refused, captures } = self;
         let sums = match sent {
             0 => String::new(),
-            _ => format!(" ({})", letters::captures_in_words(captures)),
+            _ => format!(" ({})", rows::captures_in_words(captures)),
         };
         if dry_run {
             format!(
@@ -306,9 +307,9 @@ impl Tally {
     }
 }
 
-fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
-    let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
-    let id = letter.id().map_or_else(|| "-".to_owned(), plain);
+fn line(dead_letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
+    let amount = dead_letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let id = dead_letter.id().map_or_else(|| "-".to_owned(), plain);
     let would = if dry_run { "would be " } else { "" };
     let what = match &told.decision {
         Decision::Send(replay) => {
@@ -317,7 +318,7 @@ fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
                 (ReplayPolicy::SameBytes, _) => "byte for byte".to_owned(),
                 _ => "under the same id".to_owned(),
             };
-            let lowered = replay.amount.filter(|amount| letter.amount() != Some(*amount));
+            let lowered = replay.amount.filter(|amount| dead_letter.amount() != Some(*amount));
             let lowered = lowered.map_or_else(String::new, |amount: Money| format!(", {amount}"));
             let rest = if replay.gives_up_rest {
                 ", and the rest of the authorization is given up (captureType is FINAL or absent)"
@@ -337,10 +338,10 @@ fn line(letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
         matches!(&told.decision, Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId);
     let about = if is_fresh { "the old id" } else { "gateway" };
     let evidence = evidence.map_or_else(String::new, |evidence| format!(" [{about}: {evidence}]"));
-    format!("{} {id} {amount}: {what}{evidence}", letter.class)
+    format!("{} {id} {amount}: {what}{evidence}", dead_letter.class)
 }
 
-fn document(letter: &DeadLetter, told: &Told) -> Value {
+fn document(dead_letter: &DeadLetter, told: &Told) -> Value {
     let now_ms = epoch_ms(OffsetDateTime::now_utc());
     let (decision, sent, refusal) = match &told.decision {
         Decision::Send(replay) => ("send", Some(replay), None),
@@ -356,7 +357,7 @@ fn document(letter: &DeadLetter, told: &Told) -> Value {
         })
     });
     json!({
-        "letter": letters::document(letter, now_ms),
+        "letter": rows::document(dead_letter, now_ms),
         "decision": decision,
         "sends": sends,
         "refusal": refusal.as_ref().map(|refusal| &refusal.reason),

@@ -7,11 +7,11 @@ use super::{Opened, Purpose, ended, export::whole};
 use crate::{
     broker::BrowsedMessage,
     cli::{
-        Exit, complain,
+        Exit,
         desk::{age, plain},
         is_lost,
         json::Array,
-        say,
+        print_error, print_line,
         table::TextTable,
         watch::Watch,
     },
@@ -62,7 +62,7 @@ impl Show {
         };
         let exit = match self.find(&opened).await {
             Ok(found) if found.is_empty() => {
-                complain(&format!(
+                print_error(&format!(
                     "error: no dead letter has the captureRequestId {}",
                     plain(&self.id)
                 ));
@@ -86,8 +86,8 @@ impl Show {
         };
         let mut copies = Vec::new();
         for class in filter.classes() {
-            let visit = async |found: &BrowsedMessage, letter: DeadLetter| {
-                copies.push((found.clone(), letter));
+            let visit = async |found: &BrowsedMessage, dead_letter: DeadLetter| {
+                copies.push((found.clone(), dead_letter));
                 Ok(if copies.len() < COPIES_MAX { Flow::Keep } else { Flow::Stop })
             };
             opened.desk.walk(class, &filter, visit).await?;
@@ -97,21 +97,23 @@ impl Show {
 
     async fn show(&self, opened: &Opened, copies: &[(BrowsedMessage, DeadLetter)]) {
         let mut array = self.json.then(Array::begin);
-        for (n, (found, letter)) in copies.iter().enumerate() {
+        for (n, (found, dead_letter)) in copies.iter().enumerate() {
             if is_lost() {
                 return;
             }
-            let inquired = match &letter.job {
-                Ok(job) if self.inquire => Some(opened.desk.inquire(job, &letter.history).await),
+            let inquired = match &dead_letter.job {
+                Ok(job) if self.inquire => {
+                    Some(opened.desk.inquire(job, &dead_letter.history).await)
+                }
                 _ => None,
             };
             match &mut array {
-                Some(array) => array.add(&document(found, letter, inquired.as_ref())),
+                Some(array) => array.add(&document(found, dead_letter, inquired.as_ref())),
                 None => {
                     if n > 0 {
-                        say("");
+                        print_line("");
                     }
-                    print(found, letter, inquired.as_ref());
+                    print(found, dead_letter, inquired.as_ref());
                 }
             }
         }
@@ -124,11 +126,11 @@ impl Show {
 /// Prints a dead letter: a table of facts, the message as it is, and the open actions.
 fn print(
     found: &BrowsedMessage,
-    letter: &DeadLetter,
+    dead_letter: &DeadLetter,
     inquired: Option<&(CaptureSeen, PaymentSeen)>,
 ) {
     let mut table = TextTable::untitled();
-    for (name, text) in facts(letter, inquired) {
+    for (name, text) in facts(dead_letter, inquired) {
         table.add([name.to_owned(), plain(&text)]);
     }
     table.flush();
@@ -141,45 +143,47 @@ fn print(
         ("properties", &properties.to_string()),
         ("body", &body),
     ] {
-        say(&format!("{name:<18}{text}"));
+        print_line(&format!("{name:<18}{text}"));
     }
-    say("open actions");
-    actions(letter, inquired).iter().for_each(|action| say(&format!("  {action}")));
+    print_line("open actions");
+    actions(dead_letter, inquired).iter().for_each(|action| print_line(&format!("  {action}")));
 }
 
 /// The facts about a dead letter, each with its name.
 fn facts(
-    letter: &DeadLetter,
+    dead_letter: &DeadLetter,
     inquired: Option<&(CaptureSeen, PaymentSeen)>,
 ) -> Vec<(&'static str, String)> {
     let now_ms = epoch_ms(OffsetDateTime::now_utc());
-    let history = &letter.history;
+    let history = &dead_letter.history;
     let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
-    let dead_at = letter.dead_at_ms.and_then(rfc3339_of_ms).unwrap_or_else(|| "-".into());
-    let ago = letter.age_ms(now_ms).map(|ms| format!(" ({} ago)", age(ms))).unwrap_or_default();
-    let amount = letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let dead_at = dead_letter.dead_at_ms.and_then(rfc3339_of_ms).unwrap_or_else(|| "-".into());
+    let ago =
+        dead_letter.age_ms(now_ms).map(|ms| format!(" ({} ago)", age(ms))).unwrap_or_default();
+    let amount = dead_letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
     let word = history.last_reply.as_ref().map(|reply| format!("{} {}", reply.status, reply.code));
-    let signed = if letter.signed { "signed by the gateway" } else { "not signed" };
-    let (status, code) = (or_none(letter.status.as_deref()), or_none(letter.code.as_deref()));
+    let signed = if dead_letter.signed { "signed by the gateway" } else { "not signed" };
+    let (status, code) =
+        (or_none(dead_letter.status.as_deref()), or_none(dead_letter.code.as_deref()));
     let attempts = format!(
         "{}; last reply of the gateway: {}; a request may have been sent: {}",
         history.attempts,
         or_none(word.as_deref()),
-        if letter.sent() { "yes" } else { "no" }
+        if dead_letter.sent() { "yes" } else { "no" }
     );
     let replays = format!("{}; redeliveries: {}", history.replays, history.returns);
     let mut facts = vec![
-        ("captureRequestId", or_none(letter.id())),
-        ("paymentId", or_none(letter.payment_id())),
+        ("captureRequestId", or_none(dead_letter.id())),
+        ("paymentId", or_none(dead_letter.payment_id())),
         ("amount", amount),
-        ("class", format!("{}: {}", letter.class, letter.advice())),
+        ("class", format!("{}: {}", dead_letter.class, dead_letter.advice())),
         ("verdict", format!("{status} {code}, {signed}")),
-        ("message", or_none(letter.message.as_deref())),
+        ("message", or_none(dead_letter.message.as_deref())),
         ("given up", format!("{dead_at}{ago}")),
         ("attempts", attempts),
         ("replays", replays),
     ];
-    if let Some(death) = &letter.broker_death {
+    if let Some(death) = &dead_letter.broker_death {
         let (reason, queue) = (death.reason.word(), &death.queue);
         let broker = format!(
             "the broker dead-lettered it ({reason}) from queue {queue}; that does not show whether \
@@ -190,7 +194,7 @@ fn facts(
     for (name, id) in [("parent", &history.parent), ("origin", &history.origin)] {
         facts.extend(id.clone().map(|id| (name, id)));
     }
-    let broken = match &letter.job {
+    let broken = match &dead_letter.job {
         Ok(job) => job.forward_error.as_deref(),
         Err(malformed) => Some(&malformed.reason),
     };
@@ -205,28 +209,28 @@ fn facts(
 }
 
 /// The commands that an operator can run on a dead letter, each with a comment on what it does.
-fn actions(letter: &DeadLetter, inquired: Option<&(CaptureSeen, PaymentSeen)>) -> Vec<String> {
-    let id = letter.id().map(quoted);
+fn actions(dead_letter: &DeadLetter, inquired: Option<&(CaptureSeen, PaymentSeen)>) -> Vec<String> {
+    let id = dead_letter.id().map(quoted);
     let select = match &id {
-        Some(id) => format!("--class {} --id={id}", letter.class),
-        None => format!("--class {}", letter.class),
+        Some(id) => format!("--class {} --id={id}", dead_letter.class),
+        None => format!("--class {}", dead_letter.class),
     };
     let (command, mut actions) = ("capture-worker dead", Vec::new());
     if inquired.is_none()
-        && let (Some(id), true) = (&id, letter.job.is_ok())
+        && let (Some(id), true) = (&id, dead_letter.job.is_ok())
     {
         actions.push(format!("{command} show --inquire -- {id}    # ask the gateway about it now"));
     }
     let now = OffsetDateTime::now_utc();
     let mut may_discard = true;
-    let decision = match (prepare(letter, &Changes::default(), now), inquired) {
+    let decision = match (prepare(dead_letter, &Changes::default(), now), inquired) {
         (Err(refusal), _) => Decision::Refuse(refusal.into()),
-        (Ok(replay), Some((seen, payment))) => decide(letter, replay, seen, payment, now),
+        (Ok(replay), Some((seen, payment))) => decide(dead_letter, replay, seen, payment, now),
         (Ok(replay), None) => Decision::Send(replay),
     };
     match decision {
         Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId => {
-            let child = letter.id().map(fresh_id).unwrap_or_default();
+            let child = dead_letter.id().map(fresh_id).unwrap_or_default();
             actions.push(format!(
                 "{command} replay {select}    # as {child}, if this id captured nothing"
             ));
@@ -248,7 +252,7 @@ fn actions(letter: &DeadLetter, inquired: Option<&(CaptureSeen, PaymentSeen)>) -
             }
         }
     }
-    if letter.class == Class::Limit && !letter.has_goods() {
+    if dead_letter.class == Class::Limit && !dead_letter.has_goods() {
         let value = inquired.and_then(|(_, payment)| payment.left).filter(|left| *left > 0);
         let value = value.map_or_else(|| "N".to_owned(), |left| left.to_string());
         actions.push(format!(
@@ -287,15 +291,15 @@ fn quoted(id: &str) -> String {
 
 fn document(
     found: &BrowsedMessage,
-    letter: &DeadLetter,
+    dead_letter: &DeadLetter,
     inquired: Option<&(CaptureSeen, PaymentSeen)>,
 ) -> Value {
-    let mut document = whole(found, letter);
-    let word = letter.history.last_reply.as_ref();
+    let mut document = whole(found, dead_letter);
+    let word = dead_letter.history.last_reply.as_ref();
     document["lastWord"] =
         json!(word.map(|word| json!({"code": word.code, "status": word.status})));
-    document["returns"] = json!(letter.history.returns);
-    document["advice"] = json!(letter.advice());
+    document["returns"] = json!(dead_letter.history.returns);
+    document["advice"] = json!(dead_letter.advice());
     if let Some((seen, payment)) = inquired {
         document["gateway"] = json!({
             "says": seen.words(),
@@ -303,6 +307,6 @@ fn document(
             "authorizedUntil": payment.authorized_until,
         });
     }
-    document["actions"] = json!(actions(letter, inquired));
+    document["actions"] = json!(actions(dead_letter, inquired));
     document
 }

@@ -83,7 +83,7 @@ pub enum JobError {
          found both"
     )]
     TwoAmounts,
-    /// An amount breaks a rule of [`Money`].
+    /// An amount breaks a rule of `Money`.
     #[error("`{field}`: {error}")]
     Money {
         /// The name of the field.

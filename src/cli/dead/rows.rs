@@ -43,22 +43,22 @@ pub(super) fn captures_in_words(captures: &Captures) -> String {
 }
 
 /// A dead letter as a row of [`table`].
-pub(super) fn row(letter: &DeadLetter, now_ms: i64) -> [String; 8] {
+pub(super) fn row(dead_letter: &DeadLetter, now_ms: i64) -> [String; 8] {
     let or_none = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), plain);
     [
-        letter.class.name().to_owned(),
-        or_none(letter.id()),
-        or_none(letter.payment_id()),
-        letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string()),
-        code_or_reason(letter),
-        letter.age_ms(now_ms).map_or_else(|| "-".to_owned(), age),
-        letter.history.attempts.to_string(),
-        ReplayPolicy::of(letter.class, letter.signed).words().to_owned(),
+        dead_letter.class.name().to_owned(),
+        or_none(dead_letter.id()),
+        or_none(dead_letter.payment_id()),
+        dead_letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string()),
+        code_or_reason(dead_letter),
+        dead_letter.age_ms(now_ms).map_or_else(|| "-".to_owned(), age),
+        dead_letter.history.attempts.to_string(),
+        ReplayPolicy::of(dead_letter.class, dead_letter.signed).words().to_owned(),
     ]
 }
 
-fn code_or_reason(letter: &DeadLetter) -> String {
-    match (&letter.broker_death, &letter.code, &letter.message) {
+fn code_or_reason(dead_letter: &DeadLetter) -> String {
+    match (&dead_letter.broker_death, &dead_letter.code, &dead_letter.message) {
         (Some(death), ..) => format!("by the broker: {}", plain(death.reason.word())),
         (None, Some(text), _) | (None, None, Some(text)) => plain(text),
         (None, None, None) => "-".to_owned(),
@@ -66,28 +66,28 @@ fn code_or_reason(letter: &DeadLetter) -> String {
 }
 
 /// A dead letter as a JSON object.
-pub(super) fn document(letter: &DeadLetter, now_ms: i64) -> Value {
+pub(super) fn document(dead_letter: &DeadLetter, now_ms: i64) -> Value {
     let Audited { capture_request_id, payment_id, capture_amount, code, dead_at, .. } =
-        Audited::of(letter);
-    let broker = letter.broker_death.as_ref();
+        Audited::of(dead_letter);
+    let broker = dead_letter.broker_death.as_ref();
     json!({
-        "class": letter.class,
+        "class": dead_letter.class,
         "captureRequestId": capture_request_id,
         "paymentId": payment_id,
         "captureAmount": capture_amount,
         "code": code,
-        "status": letter.status,
-        "message": letter.message,
-        "signed": letter.signed,
+        "status": dead_letter.status,
+        "message": dead_letter.message,
+        "signed": dead_letter.signed,
         "brokerReason": broker.map(|death| death.reason.word()),
         "brokerQueue": broker.map(|death| &death.queue),
         "deadAt": dead_at,
-        "ageSeconds": letter.age_ms(now_ms).map(|ms| ms / 1000),
-        "attempts": letter.history.attempts,
-        "replays": letter.history.replays,
-        "sent": letter.sent(),
-        "parentCaptureRequestId": letter.history.parent,
-        "originCaptureRequestId": letter.history.origin,
-        "replay": ReplayPolicy::of(letter.class, letter.signed),
+        "ageSeconds": dead_letter.age_ms(now_ms).map(|ms| ms / 1000),
+        "attempts": dead_letter.history.attempts,
+        "replays": dead_letter.history.replays,
+        "sent": dead_letter.sent(),
+        "parentCaptureRequestId": dead_letter.history.parent,
+        "originCaptureRequestId": dead_letter.history.origin,
+        "replay": ReplayPolicy::of(dead_letter.class, dead_letter.signed),
     })
 }
