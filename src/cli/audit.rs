@@ -99,7 +99,10 @@ impl Audit {
             }
             Err(exit) => return exit,
         };
-        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let watch = match Watch::start(true) {
+            Ok(watch) => watch,
+            Err(exit) => return exit,
+        };
         let session = match Session::open(&broker).await {
             Ok(session) => session,
             Err(error) => {

@@ -5,7 +5,7 @@ use std::{cell::RefCell, io::IsTerminal as _, rc::Rc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use super::print_error;
+use super::{Exit, print_error};
 use crate::dead_letters::Progress;
 
 /// The smallest queue that gets a progress bar. A smaller one is read before anybody could read
@@ -23,9 +23,15 @@ pub(super) struct Watch {
 impl Watch {
     /// Starts to listen for Ctrl-C and SIGTERM. `prints`: the command prints lines while it works,
     /// so a bar on the same terminal would break them up and is not shown.
-    pub(super) fn start(prints: bool) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// The signals cannot be handled. The reason is printed.
+    pub(super) fn start(prints: bool) -> Result<Self, Exit> {
         let stop = CancellationToken::new();
-        let second = super::run::on_signals(stop.clone())?;
+        let second = super::run::on_signals(stop.clone()).map_err(|error| {
+            print_error(&format!("error: cannot handle SIGINT and SIGTERM: {error}"));
+            Exit::Failed
+        })?;
         tokio::spawn(async move {
             second.cancelled().await;
             print_error("aborted: unacked messages are requeued");
@@ -42,10 +48,10 @@ impl Watch {
     /// A callback for [`crate::dead_letters::Desk::watcher`] that draws the bar.
     pub(super) fn watcher(&self) -> Box<dyn Fn(Progress)> {
         let watch = self.clone();
-        Box::new(move |progress| watch.tell(progress))
+        Box::new(move |progress| watch.show(progress))
     }
 
-    fn tell(&self, progress: Progress) {
+    fn show(&self, progress: Progress) {
         let mut bar = self.bar.borrow_mut();
         match progress {
             Progress::Waits(class) => {

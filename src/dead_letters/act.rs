@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 
 use super::{
     Action, Desk, DeskError, Record,
-    decide::{Closing, Decided, Told},
+    decide::{Closing, Decided, ReplayReport},
 };
 use crate::{
     broker::BrowsedMessage,
@@ -29,8 +29,9 @@ impl Desk {
         found: &BrowsedMessage,
         dead_letter: &DeadLetter,
         decided: Decided,
-    ) -> Result<Told, DeskError> {
-        let Decided { told: Told { mut decision, mut evidence }, mut proof, closing } = decided;
+    ) -> Result<ReplayReport, DeskError> {
+        let Decided { report: ReplayReport { mut decision, mut evidence }, mut proof, closing } =
+            decided;
         let written = self.audit(&self.record_of(dead_letter, &decision, evidence.clone())).await;
         let must_close = closing.must_succeed();
         let closed = self.close(closing, written.is_ok()).await;
@@ -46,7 +47,7 @@ impl Desk {
                 }
             };
             if let Some(instead) = instead_of_fresh(closed).filter(|_| is_fresh) {
-                let Told { decision: other, evidence: shown } = instead.told;
+                let ReplayReport { decision: other, evidence: shown } = instead.report;
                 (decision, evidence, proof) = (other, shown, instead.proof);
                 self.audit(&self.record_of(dead_letter, &decision, evidence.clone())).await?;
             }
@@ -65,7 +66,7 @@ impl Desk {
             let what = if is_fresh { "the job with the fresh id" } else { "the job or result" };
             return Err(DeskError::Publish { what, error });
         }
-        Ok(Told { decision, evidence })
+        Ok(ReplayReport { decision, evidence })
     }
 
     fn record_of(

@@ -25,7 +25,7 @@ use crate::{
 
 /// What was done with one dead letter or, in a dry run, what would be done.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct ReplayReport {
     /// The decision that was made.
     pub decision: Decision,
     /// What the gateway replied or Redis had recorded, in words; `None` if neither was asked.
@@ -43,7 +43,7 @@ pub(super) enum Mode {
 
 /// The decision about one dead letter, what it rests on, and what Redis must record.
 pub(super) struct Decided {
-    pub(super) told: Told,
+    pub(super) report: ReplayReport,
     /// The `evidence` of the result, if the decision is to settle a capture.
     pub(super) proof: Evidence,
     pub(super) closing: Closing,
@@ -95,7 +95,7 @@ impl Decided {
         proof: Evidence,
         closing: Closing,
     ) -> Self {
-        Self { told: Told { decision, evidence }, proof, closing }
+        Self { report: ReplayReport { decision, evidence }, proof, closing }
     }
 
     /// A decision that was made without asking the gateway.

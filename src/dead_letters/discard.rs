@@ -28,15 +28,15 @@ pub struct Discard {
 }
 
 impl Desk {
-    /// Discards dead letters. Each one is recorded in the audit first. `told` is called for each
+    /// Discards dead letters. Each one is recorded in the audit first. `report` is called for each
     /// one, with the evidence or with the reason why it stays.
     ///
     /// # Errors
-    /// The command ended early. Dead letters that were not reported to `told` are unchanged.
+    /// The command ended early. Dead letters that were not reported to `report` are unchanged.
     pub async fn discard(
         &self,
         discard: &Discard,
-        mut told: impl FnMut(&DeadLetter, Result<Option<&str>, &DiscardRefusal>),
+        mut report: impl FnMut(&DeadLetter, Result<Option<&str>, &DiscardRefusal>),
     ) -> Result<(), DeskError> {
         let mut left = discard.limit;
         for class in discard.filter.classes() {
@@ -46,7 +46,7 @@ impl Desk {
                     return Ok(Flow::Stop);
                 }
                 (left, cap) = (left.map(|left| left - 1), cap.map(|cap| cap - 1));
-                self.discard_one(&dead_letter, discard.is_plan, &mut told).await
+                self.discard_one(&dead_letter, discard.is_plan, &mut report).await
             };
             self.walk(class, &discard.filter, visit).await?;
             if left == Some(0) {
@@ -60,7 +60,7 @@ impl Desk {
         &self,
         dead_letter: &DeadLetter,
         is_plan: bool,
-        told: &mut impl FnMut(&DeadLetter, Result<Option<&str>, &DiscardRefusal>),
+        report: &mut impl FnMut(&DeadLetter, Result<Option<&str>, &DiscardRefusal>),
     ) -> Result<Flow, DeskError> {
         let seen = match &dead_letter.job {
             Ok(job) if may_have_captured(dead_letter) => {
@@ -73,16 +73,16 @@ impl Desk {
             if !is_plan {
                 self.refuse(dead_letter, &refusal, evidence).await?;
             }
-            told(dead_letter, Err(&refusal));
+            report(dead_letter, Err(&refusal));
             return Ok(Flow::Keep);
         }
         if is_plan {
-            told(dead_letter, Ok(evidence.as_deref()));
+            report(dead_letter, Ok(evidence.as_deref()));
             return Ok(Flow::Keep);
         }
         let record = self.record(Action::Discard, dead_letter).seeing(evidence.clone());
         self.audit(&record).await?;
-        told(dead_letter, Ok(evidence.as_deref()));
+        report(dead_letter, Ok(evidence.as_deref()));
         Ok(Flow::Remove)
     }
 }

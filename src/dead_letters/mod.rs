@@ -19,7 +19,7 @@ mod wording;
 
 pub use self::{
     captures::Captures,
-    decide::Told,
+    decide::ReplayReport,
     desk::{Desk, DeskError, Flow, Progress},
     discard::Discard,
     filter::Filter,

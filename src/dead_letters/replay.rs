@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Captures, Desk, DeskError, Filter, Flow,
-    decide::{Decided, Mode, Told},
+    decide::{Decided, Mode, ReplayReport},
 };
 use crate::{
     broker::{BrowsedMessage, Results},
@@ -73,7 +73,7 @@ impl Desk {
     pub async fn plan(
         &self,
         replays: &Replays,
-        mut told: impl FnMut(&DeadLetter, &Told),
+        mut report: impl FnMut(&DeadLetter, &ReplayReport),
     ) -> Result<(), DeskError> {
         let mut run = Run::new(self, replays);
         for class in replays.filter.classes() {
@@ -82,9 +82,9 @@ impl Desk {
                     return Ok(Flow::Stop);
                 }
                 run.wait().await?;
-                let planned = run.decide(&dead_letter, Mode::Plan).await?.told;
+                let planned = run.decide(&dead_letter, Mode::Plan).await?.report;
                 run.count(&planned.decision);
-                told(&dead_letter, &planned);
+                report(&dead_letter, &planned);
                 Ok(Flow::Keep)
             };
             self.walk(class, &replays.filter, visit).await?;
@@ -95,16 +95,16 @@ impl Desk {
         Ok(())
     }
 
-    /// Replays dead letters. Each one is recorded in the audit first. `told` is called for each one
+    /// Replays dead letters. Each one is recorded in the audit first. `report` is called for each one
     /// after it is done.
     ///
     /// # Errors
-    /// The command ended early. Dead letters that were not reported to `told` are unchanged, except
+    /// The command ended early. Dead letters that were not reported to `report` are unchanged, except
     /// perhaps the one that was being replayed. Running the command again is safe.
     pub async fn replay(
         &self,
         replays: &Replays,
-        mut told: impl FnMut(&DeadLetter, &Told),
+        mut report: impl FnMut(&DeadLetter, &ReplayReport),
     ) -> Result<(), DeskError> {
         let mut run = Run::new(self, replays);
         if replays.canary.is_some() {
@@ -122,7 +122,7 @@ impl Desk {
                 run.canary_ended().await?;
                 run.wait().await?;
                 let done = run.act(found, &dead_letter).await?;
-                told(&dead_letter, &done);
+                report(&dead_letter, &done);
                 Ok(match done.decision {
                     Decision::Refuse(_) => Flow::Keep,
                     Decision::Send(_) | Decision::Settle(_) => Flow::Remove,
@@ -219,16 +219,16 @@ impl<'a> Run<'a> {
         &mut self,
         found: &BrowsedMessage,
         dead_letter: &DeadLetter,
-    ) -> Result<Told, DeskError> {
+    ) -> Result<ReplayReport, DeskError> {
         let decided = self.decide(dead_letter, Mode::Act).await?;
-        let told = self.desk.carry_out(found, dead_letter, decided).await?;
-        self.count(&told.decision);
-        if let (Decision::Send(replay), Some((_, ids))) = (&told.decision, &mut self.canary)
+        let report = self.desk.carry_out(found, dead_letter, decided).await?;
+        self.count(&report.decision);
+        if let (Decision::Send(replay), Some((_, ids))) = (&report.decision, &mut self.canary)
             && self.replays.canary.is_some_and(|canary| self.sent <= canary)
         {
             ids.extend(replay.id.clone());
         }
-        Ok(told)
+        Ok(report)
     }
 
     /// After the canaries are sent, waits until all of them are captured.

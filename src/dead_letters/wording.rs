@@ -145,12 +145,14 @@ fn by_record(refusal: &RecordRefusal) -> RefusalText {
             format!("{reason}, and a fresh id is sent only under the lease of its payment"),
             "try again when Redis is available",
         ),
-        RecordRefusal::LeasesWithheld(reason) => RefusalText::new(reason, "then try again"),
+        RecordRefusal::LeasesWithheld(reason) => {
+            RefusalText::new(reason, "try again when a worker is ready")
+        }
         RecordRefusal::CapturedOtherSince => {
-            RefusalText::new("its id has captured another amount since", RECORDS_AGREE)
+            RefusalText::new("its id has captured another amount meanwhile", RECORDS_AGREE)
         }
         RecordRefusal::ReplacedByOtherSince => RefusalText::new(
-            "a fresh id with another amount has replaced its id since",
+            "a fresh id with another amount has replaced its id meanwhile",
             RECORDS_AGREE,
         ),
         RecordRefusal::LeaseLost => {

@@ -59,7 +59,10 @@ impl DiscardArgs {
             );
             return Exit::Usage;
         }
-        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let watch = match Watch::start(true) {
+            Ok(watch) => watch,
+            Err(exit) => return exit,
+        };
         let purpose = if self.dry_run { Purpose::Look } else { Purpose::Discard };
         let by = (who(self.as_.clone()), Some(self.reason.clone()));
         let opened = match Opened::open(settings, purpose, by, &watch).await {

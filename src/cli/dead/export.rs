@@ -24,7 +24,10 @@ pub(in crate::cli) struct Export {
 
 impl Export {
     pub(super) async fn run(self, settings: &Settings) -> Exit {
-        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let watch = match Watch::start(true) {
+            Ok(watch) => watch,
+            Err(exit) => return exit,
+        };
         let nobody = (Who::default(), None);
         let opened = match Opened::open(settings, Purpose::Look, nobody, &watch).await {
             Ok(opened) => opened,

@@ -40,7 +40,10 @@ pub(in crate::cli) struct List {
 impl List {
     pub(super) async fn run(self, settings: &Settings) -> Exit {
         let lists_dead_letters = !self.filter.class.is_empty();
-        let Ok(watch) = Watch::start(lists_dead_letters) else { return Exit::Failed };
+        let watch = match Watch::start(lists_dead_letters) {
+            Ok(watch) => watch,
+            Err(exit) => return exit,
+        };
         let nobody = (Who::default(), None);
         let opened = match Opened::open(settings, Purpose::Look, nobody, &watch).await {
             Ok(opened) => opened,

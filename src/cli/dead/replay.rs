@@ -16,7 +16,7 @@ use crate::{
         watch::Watch,
     },
     config::{RateLimit, Settings},
-    dead_letters::{Captures, DeskError, Filter, RefusalText, Replays, Told},
+    dead_letters::{Captures, DeskError, Filter, RefusalText, ReplayReport, Replays},
     domain::{
         capture::class::Class,
         money::{Currency, Money},
@@ -100,7 +100,10 @@ impl ReplayArgs {
             Ok(replays) => replays,
             Err(exit) => return exit,
         };
-        let Ok(watch) = Watch::start(true) else { return Exit::Failed };
+        let watch = match Watch::start(true) {
+            Ok(watch) => watch,
+            Err(exit) => return exit,
+        };
         let purpose = if self.dry_run { Purpose::Plan } else { Purpose::Replay };
         let by = (who(self.as_.clone()), self.reason.clone());
         let opened = match Opened::open(settings, purpose, by, &watch).await {
@@ -196,20 +199,20 @@ impl ReplayArgs {
             print_json_part(&format!("{{\"dryRun\":{},\"letters\":", self.dry_run));
         }
         let mut array = self.json.then(Array::begin);
-        let told = |dead_letter: &DeadLetter, told: &Told| {
-            tally.count(&told.decision);
+        let report = |dead_letter: &DeadLetter, report: &ReplayReport| {
+            tally.count(&report.decision);
             match &mut array {
-                Some(array) => array.add(&document(dead_letter, told)),
-                None => print_line(&line(dead_letter, told, self.dry_run)),
+                Some(array) => array.add(&document(dead_letter, report)),
+                None => print_line(&line(dead_letter, report, self.dry_run)),
             }
             if self.dry_run && is_lost() {
                 opened.desk.stop.cancel();
             }
         };
         let done = if self.dry_run {
-            opened.desk.plan(replays, told).await
+            opened.desk.plan(replays, report).await
         } else {
-            opened.desk.replay(replays, told).await
+            opened.desk.replay(replays, report).await
         };
         let error = done.as_ref().err().map(ToString::to_string);
         match array {
@@ -307,11 +310,11 @@ impl Tally {
     }
 }
 
-fn line(dead_letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
+fn line(dead_letter: &DeadLetter, report: &ReplayReport, dry_run: bool) -> String {
     let amount = dead_letter.amount().map_or_else(|| "-".to_owned(), |amount| amount.to_string());
     let id = dead_letter.id().map_or_else(|| "-".to_owned(), plain);
     let would = if dry_run { "would be " } else { "" };
-    let what = match &told.decision {
+    let what = match &report.decision {
         Decision::Send(replay) => {
             let as_ = match (replay.policy, &replay.id) {
                 (ReplayPolicy::FreshId, Some(id)) => format!("as {id}"),
@@ -333,17 +336,16 @@ fn line(dead_letter: &DeadLetter, told: &Told, dry_run: bool) -> String {
             format!("refused: {}; instead: {}", plain(&reason), plain(&instead))
         }
     };
-    let evidence = told.evidence.as_deref().map(plain);
-    let is_fresh =
-        matches!(&told.decision, Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId);
+    let evidence = report.evidence.as_deref().map(plain);
+    let is_fresh = matches!(&report.decision, Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId);
     let about = if is_fresh { "the old id" } else { "gateway" };
     let evidence = evidence.map_or_else(String::new, |evidence| format!(" [{about}: {evidence}]"));
     format!("{} {id} {amount}: {what}{evidence}", dead_letter.class)
 }
 
-fn document(dead_letter: &DeadLetter, told: &Told) -> Value {
+fn document(dead_letter: &DeadLetter, report: &ReplayReport) -> Value {
     let now_ms = epoch_ms(OffsetDateTime::now_utc());
-    let (decision, sent, refusal) = match &told.decision {
+    let (decision, sent, refusal) = match &report.decision {
         Decision::Send(replay) => ("send", Some(replay), None),
         Decision::Settle(_) => ("settle", None, None),
         Decision::Refuse(refusal) => ("refuse", None, Some(RefusalText::from(refusal))),
@@ -362,6 +364,6 @@ fn document(dead_letter: &DeadLetter, told: &Told) -> Value {
         "sends": sends,
         "refusal": refusal.as_ref().map(|refusal| &refusal.reason),
         "instead": refusal.as_ref().map(|refusal| &refusal.instead),
-        "evidence": told.evidence,
+        "evidence": report.evidence,
     })
 }

@@ -53,7 +53,10 @@ pub(in crate::cli) struct Show {
 
 impl Show {
     pub(super) async fn run(self, settings: &Settings) -> Exit {
-        let Ok(watch) = Watch::start(false) else { return Exit::Failed };
+        let watch = match Watch::start(false) {
+            Ok(watch) => watch,
+            Err(exit) => return exit,
+        };
         let nobody = (Who::default(), None);
         let purpose = if self.inquire { Purpose::Inquire } else { Purpose::Look };
         let opened = match Opened::open(settings, purpose, nobody, &watch).await {

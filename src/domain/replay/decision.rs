@@ -1,5 +1,6 @@
-//! The decision about a replay: send the job, settle the dead letter as captured, or refuse. A dry
-//! run and the act decide by these functions alone, and differ only in what they do afterwards.
+//! The decision about a replay by what Redis and the gateway show: send the job, settle the dead
+//! letter as captured, or refuse. [`super::prepare`] has decided by the class before. A dry run and
+//! the act call the same functions, and differ only in what they do afterwards.
 
 use time::OffsetDateTime;
 
