@@ -95,11 +95,11 @@ impl Desk {
         Ok(())
     }
 
-    /// Replays dead letters. Each one is recorded in the audit first. `report` is called for each one
-    /// after it is done.
+    /// Replays dead letters. Each one is recorded in the audit first. `report` is called for each
+    /// one after it is done.
     ///
     /// # Errors
-    /// The command ended early. Dead letters that were not reported to `report` are unchanged, except
+    /// The command ended early. Dead letters that were not reported are unchanged, except
     /// perhaps the one that was being replayed. Running the command again is safe.
     pub async fn replay(
         &self,

@@ -337,7 +337,11 @@ fn line(dead_letter: &DeadLetter, report: &ReplayReport, dry_run: bool) -> Strin
         }
     };
     let evidence = report.evidence.as_deref().map(plain);
-    let is_fresh = matches!(&report.decision, Decision::Send(replay) if replay.policy == ReplayPolicy::FreshId);
+    let policy = match &report.decision {
+        Decision::Send(replay) => Some(replay.policy),
+        Decision::Settle(_) | Decision::Refuse(_) => None,
+    };
+    let is_fresh = policy == Some(ReplayPolicy::FreshId);
     let about = if is_fresh { "the old id" } else { "gateway" };
     let evidence = evidence.map_or_else(String::new, |evidence| format!(" [{about}: {evidence}]"));
     format!("{} {id} {amount}: {what}{evidence}", dead_letter.class)
